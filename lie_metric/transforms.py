@@ -1,0 +1,314 @@
+"""Finite and infinitesimal actions of generators on images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import GENERATORS, Generator, exponential, generators
+from lie_metric.resampling import Resampling, coordinate_dtype, displace, slopes
+
+__all__ = [
+    "apply",
+    "hyperbolic_rotate",
+    "rotate",
+    "saturate",
+    "scale",
+    "shear",
+    "stretch",
+    "tangents",
+    "translate",
+]
+
+Parameter = float | Tensor
+Axis = Literal["x", "y"]
+
+
+def check_image(image: object, name: str = "image") -> None:
+    """Refuses what is no finite-size floating-point image (..., H, W).
+
+    Args:
+        image: What was given.
+        name: The argument's name, for the message.
+
+    Raises:
+        TypeError: If it is no floating-point tensor.
+        ValueError: If it has fewer than three or more than four axes, or is empty.
+    """
+    if not isinstance(image, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(image).__name__}. Convert it to a float tensor first.")
+    if not image.is_floating_point():
+        raise TypeError(
+            f"`{name}` must have a floating-point dtype, got {image.dtype}. Convert and scale it, e.g. `{name} / 255`."
+        )
+    if image.ndim not in {3, 4} or image.numel() == 0:
+        raise ValueError(
+            f"`{name}` must be a non-empty image (C, H, W) or batch (N, C, H, W), got shape {tuple(image.shape)}."
+        )
+
+
+def _coordinates(height: int, width: int, resampling: Resampling, device: torch.device) -> tuple[Tensor, float]:
+    """Isotropic homogeneous coordinates of the pixels, shape (H, W, 3), and the unit of length in pixels."""
+    shorter = min(height, width)
+    unit = (shorter - 1) / 2 if resampling.align_corners else shorter / 2
+    if unit == 0 and max(height, width) > 1:
+        raise ValueError(
+            f"`image` must be at least two pixels wide and high when corners are aligned, got {height}×{width}: the "
+            "unit of length is half of the distance between the outermost pixel centres. Use `align_corners=False`."
+        )
+    dtype = coordinate_dtype(device)
+    x = torch.arange(width, dtype=dtype, device=device) - (width - 1) / 2
+    y = torch.arange(height, dtype=dtype, device=device) - (height - 1) / 2
+    # A single pixel with aligned corners has no extent; its one point is the origin.
+    x, y = (coordinate / (unit or 1.0) for coordinate in (x, y))
+    plane = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
+    return torch.nn.functional.pad(plane, (0, 1), value=1.0), unit
+
+
+def tangents(image: Tensor, asked: Sequence[Generator], resampling: Resampling) -> Tensor:
+    r"""The infinitesimal actions :math:`X_k \cdot x = d/dt\,T_t x` at t = 0, one for each generator.
+
+    They equal the derivative of :func:`apply` at t = 0, at the cost of two matrix products for all generators.
+
+    Args:
+        image: Shape (..., H, W), floating point; half types are computed in float32.
+        asked: K generators.
+        resampling: The stencil.
+
+    Returns:
+        Shape (K, ..., H, W), in the dtype of ``image``.
+
+    Example:
+        >>> ramp = torch.arange(4.0).expand(1, 4, 4)
+        >>> X = generators("translation_x", "saturation")
+        >>> tangents(ramp, X, Resampling("cubic"))[:, 0, 0, 1].tolist()  # one unit of length is two pixels
+        [2.0, 1.0]
+    """
+    dtype = image.dtype
+    if dtype in {torch.float16, torch.bfloat16}:
+        image = image.float()
+    slope_x, slope_y = slopes(image, resampling)
+    coordinates, unit = _coordinates(*image.shape[-2:], resampling, image.device)
+    results = []
+    for generator in asked:
+        matrix = torch.tensor(generator.matrix, dtype=coordinates.dtype, device=image.device)
+        velocity = (unit * (coordinates @ matrix.mT)).to(image.dtype)
+        total = generator.intensity * image if generator.intensity else torch.zeros_like(image)
+        if any(generator.matrix[0]):
+            total = total + velocity[..., 0] * slope_x
+        if any(generator.matrix[1]):
+            total = total + velocity[..., 1] * slope_y
+        results.append(total)
+    return torch.stack(results).to(dtype) if results else image.new_zeros((0, *image.shape), dtype=dtype)
+
+
+def apply(image: Tensor, generator: Generator | str, t: Parameter, resampling: Resampling | None = None) -> Tensor:
+    r"""The finite action :math:`(T_t x)(p) = e^{ts} x(\exp(tA)\,p)` of a one-parameter group.
+
+    At t = 0 it returns the image bit for bit, and T_s T_t = T_(s+t) up to interpolation. Usable as an augmentation:
+    ``t`` may differ from image to image, and gradients flow to image and ``t``.
+
+    Convention:
+        Isotropic coordinates centred at the image centre, x to the right, y down, 1 = half of the shorter side.
+
+    Args:
+        image: Shape (C, H, W) or (N, C, H, W), any floating-point dtype; half types are computed in float32.
+        generator: A generator, or the name of one.
+        t: Group parameter: a number, a tensor of no axes, or of shape (N,). Units: half of the shorter side
+            (translation), radian (rotation), rapidity (hyperbolic rotation), log factor (scale, stretch, saturation),
+            slope (shear).
+        resampling: The stencil and padding; the default is ``Resampling()``.
+
+    Returns:
+        The transformed image, of the shape and dtype of ``image``.
+
+    Raises:
+        TypeError: If the image is no floating-point tensor or ``t`` is no number.
+        ValueError: If the name is not that of one generator, or a shape does not fit.
+
+    Example:
+        >>> image = torch.rand(2, 3, 8, 8)
+        >>> bool((apply(image, "rotation", 0.0) == image).all())
+        True
+        >>> turned = apply(image, "rotation", torch.tensor([0.1, -0.1]))
+        >>> turned.shape
+        torch.Size([2, 3, 8, 8])
+    """
+    check_image(image)
+    resampling = resampling or Resampling()
+    found = generators(generator)
+    if len(found) != 1:
+        raise ValueError(
+            f"`generator` must be a single generator, got the group {generator!r}. "
+            f"Choose one of {[entry.name for entry in found]}."
+        )
+    chosen = found[0]
+    batch = image if image.ndim == 4 else image[None]
+    t = _parameter(t, batch)
+    result = batch
+    if any(map(any, chosen.matrix)):
+        coordinates, unit = _coordinates(*image.shape[-2:], resampling, image.device)
+        step = exponential(chosen, t)[:, None, :2] - torch.eye(2, 3, dtype=t.dtype, device=t.device)
+        displacement = unit * (step @ coordinates[..., None])[..., 0]
+        result = displace(batch, displacement, resampling)
+    if chosen.intensity:
+        result = result * (chosen.intensity * t).exp()[:, None, None, None].to(result.dtype)
+    return result if image.ndim == 4 else result[0]
+
+
+def _parameter(t: Parameter, batch: Tensor) -> Tensor:
+    """The group parameters as a tensor of shape (N,) or (1,), in the dtype of coordinates."""
+    if not isinstance(t, (int, float, Tensor)) or isinstance(t, bool):
+        raise TypeError(f"`t` must be a number or a tensor, got {type(t).__name__}. Pass e.g. 0.1.")
+    parameter = torch.as_tensor(t, device=batch.device).to(coordinate_dtype(batch.device))
+    if parameter.ndim == 0:
+        return parameter[None]
+    if parameter.shape != (batch.shape[0],):
+        raise ValueError(
+            f"`t` must be a number or of shape ({batch.shape[0]},), one for each image, got {tuple(parameter.shape)}."
+        )
+    return parameter
+
+
+def _axis(axis: Axis) -> Axis:
+    if axis not in {"x", "y"}:
+        raise ValueError(f"`axis` must be 'x' (to the right) or 'y' (down), got {axis!r}.")
+    return axis
+
+
+def translate(image: Tensor, t: Parameter, axis: Axis = "x", resampling: Resampling | None = None) -> Tensor:
+    """The image read ``t`` half sides further along an axis: (T_t x)(p) = x(p + t e).
+
+    Args:
+        image: Shape (C, H, W) or (N, C, H, W).
+        t: Shift in halves of the shorter side; positive moves the content to the left ("x") or up ("y").
+        axis: ``"x"`` or ``"y"``.
+        resampling: The stencil and padding.
+
+    Returns:
+        The translated image.
+
+    Example:
+        >>> row = torch.arange(4.0).expand(1, 4, 4)
+        >>> translate(row, 0.5, resampling=Resampling("bilinear", "border"))[0, 0].tolist()
+        [1.0, 2.0, 3.0, 3.0]
+    """
+    return apply(image, GENERATORS[f"translation_{_axis(axis)}"], t, resampling)
+
+
+def rotate(image: Tensor, angle: Parameter, resampling: Resampling | None = None) -> Tensor:
+    """The image rotated about its centre: (T_t x)(p) = x(R_t p).
+
+    Args:
+        image: Shape (C, H, W) or (N, C, H, W).
+        angle: Radians; positive turns the content clockwise as displayed (y down).
+        resampling: The stencil and padding.
+
+    Returns:
+        The rotated image.
+
+    Example:
+        >>> image = torch.zeros(1, 3, 3); image[0, 0, 1] = 1.0  # top centre
+        >>> rotate(image, torch.pi / 2)[0].round().tolist()  # right centre
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    return apply(image, GENERATORS["rotation"], angle, resampling)
+
+
+def scale(image: Tensor, t: Parameter, resampling: Resampling | None = None) -> Tensor:
+    """The image enlarged by the factor exp(t) about its centre: (T_t x)(p) = x(exp(-t) p).
+
+    Args:
+        image: Shape (C, H, W) or (N, C, H, W).
+        t: Logarithm of the factor.
+        resampling: The stencil and padding.
+
+    Returns:
+        The scaled image.
+
+    Example:
+        >>> image = torch.zeros(1, 5, 5); image[0, 2, 3] = 1.0
+        >>> round(scale(image, torch.tensor(2.0).log(), Resampling("bilinear"))[0, 2, 4].item(), 6)
+        1.0
+    """
+    return apply(image, GENERATORS["scale"], t, resampling)
+
+
+def stretch(image: Tensor, t: Parameter, axis: Axis = "x", resampling: Resampling | None = None) -> Tensor:
+    """The image compressed by the factor exp(t) along an axis: (T_t x)(p) = x(p with its coordinate times exp(t)).
+
+    Args:
+        image: Shape (C, H, W) or (N, C, H, W).
+        t: Logarithm of the factor.
+        axis: ``"x"`` or ``"y"``.
+        resampling: The stencil and padding.
+
+    Returns:
+        The stretched image.
+
+    Example:
+        >>> image = torch.rand(1, 8, 8)
+        >>> both = stretch(stretch(image, 0.0, "x"), 0.0, "y")
+        >>> bool((both == image).all())
+        True
+    """
+    return apply(image, GENERATORS[f"stretch_{_axis(axis)}"], t, resampling)
+
+
+def shear(image: Tensor, t: Parameter, axis: Axis = "x", resampling: Resampling | None = None) -> Tensor:
+    """The image sheared along an axis: (T_t x)(p) = x(p_x + t p_y, p_y) for ``axis="x"``.
+
+    Args:
+        image: Shape (C, H, W) or (N, C, H, W).
+        t: Slope of the shear.
+        axis: The axis along which points move.
+        resampling: The stencil and padding.
+
+    Returns:
+        The sheared image.
+
+    Example:
+        >>> image = torch.rand(1, 8, 8)
+        >>> bool((shear(image, 0.0, axis="y") == image).all())
+        True
+    """
+    return apply(image, GENERATORS[f"shear_{_axis(axis)}"], t, resampling)
+
+
+def hyperbolic_rotate(image: Tensor, t: Parameter, resampling: Resampling | None = None) -> Tensor:
+    """The image squeezed along one diagonal and stretched along the other by exp(t): a hyperbolic rotation.
+
+    Args:
+        image: Shape (C, H, W) or (N, C, H, W).
+        t: Rapidity: the map is ((cosh t, sinh t), (sinh t, cosh t)).
+        resampling: The stencil and padding.
+
+    Returns:
+        The transformed image.
+
+    Example:
+        >>> image = torch.rand(1, 8, 8)
+        >>> bool((hyperbolic_rotate(image, 0.0) == image).all())
+        True
+    """
+    return apply(image, GENERATORS["hyperbolic_rotation"], t, resampling)
+
+
+def saturate(image: Tensor, t: Parameter) -> Tensor:
+    """The image with intensities multiplied by exp(t).
+
+    Args:
+        image: Shape (C, H, W) or (N, C, H, W).
+        t: Logarithm of the factor.
+
+    Returns:
+        The image times exp(t).
+
+    Example:
+        >>> saturate(torch.ones(1, 1, 1), torch.tensor(3.0).log()).round().item()
+        3.0
+    """
+    return apply(image, GENERATORS["saturation"], t)
