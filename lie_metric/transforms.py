@@ -151,7 +151,7 @@ def apply(image: Tensor, generator: Generator | str, t: Parameter, resampling: R
     result = batch
     if any(map(any, chosen.matrix)):
         coordinates, unit = _coordinates(*image.shape[-2:], resampling, image.device)
-        step = exponential(chosen, t)[:, None, :2] - torch.eye(2, 3, dtype=t.dtype, device=t.device)
+        step = exponential(chosen, t)[:, None, None, :2] - torch.eye(2, 3, dtype=t.dtype, device=t.device)
         displacement = unit * (step @ coordinates[..., None])[..., 0]
         result = displace(batch, displacement, resampling)
     if chosen.intensity:
