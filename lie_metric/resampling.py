@@ -150,7 +150,7 @@ def _slope_matrix_float64(size: int, resampling: Resampling, margin: int) -> Ten
         matrix = torch.zeros(len(rows), size, dtype=torch.float64)
         for offset, weight in _taps(size, resampling):
             source, _, inside = _fold(rows + offset, size, resampling)
-            matrix[torch.arange(len(rows)), source] += weight * inside
+            matrix[torch.arange(len(rows)), source] += weight * inside.to(torch.float64)
         return matrix
 
 
