@@ -1,0 +1,16 @@
+"""Equivariance curves while you train: Lie derivatives of vision models."""
+
+from lie_metric import representations, transforms
+from lie_metric.algebra import Generator, generators
+from lie_metric.derivative import lie_derivative
+from lie_metric.resampling import PAPER, Resampling
+
+__all__ = [
+    "PAPER",
+    "Generator",
+    "Resampling",
+    "generators",
+    "lie_derivative",
+    "representations",
+    "transforms",
+]

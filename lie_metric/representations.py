@@ -1,0 +1,270 @@
+"""How a tensor carries the action of a generator: as an image, as tokens, not at all, or in a way of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lie_metric import transforms
+from lie_metric.algebra import Generator
+from lie_metric.resampling import Resampling
+
+__all__ = ["ChannelsLast", "Image", "Invariant", "Representation", "Tokens", "infer_output_representation"]
+
+
+@runtime_checkable
+class Representation(Protocol):
+    """The protocol by which a tensor carries an action; any object with these methods is one.
+
+    The actions must fit together: :meth:`tangents` is the derivative of :meth:`act` at t = 0 and linear in the
+    generator.
+    """
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Raises ValueError, naming the argument, if the tensor cannot carry the action."""
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions X_k · tensor: shape (K, *tensor.shape)."""
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The finite action T_t tensor: the shape of ``tensor``."""
+
+    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The tensor as blocks (B, positions, elements); means over images pool the positions of a block."""
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """The trivial representation: nothing acts, as on class scores. X · y = 0.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> Invariant().tangents(torch.ones(2, 5), lm.generators("affine"), lm.Resampling()).abs().max().item()
+        0.0
+    """
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Accepts every tensor with a batch axis.
+
+        Raises:
+            ValueError: If the tensor has no axes.
+        """
+        if tensor.ndim == 0:
+            raise ValueError(f"`{name}` must have a batch axis, got a tensor without axes. Return one value per image.")
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """Zeros of shape (K, *tensor.shape)."""
+        return tensor.new_zeros((len(generators), *tensor.shape))
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """One block (B, 1, elements): each element has a mean of its own."""
+        return (tensor.reshape(tensor.shape[0], 1, -1),)
+
+
+@dataclass(frozen=True)
+class Image:
+    """Images or feature maps (B, C, H, W); every channel is a scalar field, moved by the transform.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> Image().tangents(torch.rand(2, 3, 8, 8), lm.generators("rotation"), lm.Resampling()).shape
+        torch.Size([1, 2, 3, 8, 8])
+    """
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Accepts (B, C, H, W).
+
+        Raises:
+            ValueError: If the tensor has another number of axes, or is empty.
+        """
+        _check_axes(tensor, name, "(B, C, H, W)", 4)
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions, shape (K, B, C, H, W)."""
+        return transforms.tangents(tensor, generators, resampling)
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed image."""
+        return transforms.apply(tensor, generator, t, resampling)
+
+    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """One block (B, H·W, C)."""
+        return (tensor.flatten(2).mT,)
+
+
+@dataclass(frozen=True)
+class ChannelsLast:
+    """Feature maps (B, H, W, C); every channel is a scalar field, moved by the transform.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> ChannelsLast().act(torch.rand(2, 8, 8, 3), lm.generators("scale")[0], 0.1, lm.Resampling()).shape
+        torch.Size([2, 8, 8, 3])
+    """
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Accepts (B, H, W, C).
+
+        Raises:
+            ValueError: If the tensor has another number of axes, or is empty.
+        """
+        _check_axes(tensor, name, "(B, H, W, C)", 4)
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions, shape (K, B, H, W, C)."""
+        return transforms.tangents(tensor.movedim(-1, 1), generators, resampling).movedim(2, -1)
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed feature map."""
+        return transforms.apply(tensor.movedim(-1, 1), generator, t, resampling).movedim(1, -1)
+
+    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """One block (B, H·W, C)."""
+        return (tensor.flatten(1, 2),)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sequences (B, N, C) whose tokens stand on a grid, row by row, behind prefix tokens on which nothing acts.
+
+    Args:
+        grid_size: Rows and columns of the grid; N = prefix + rows · columns.
+        prefix: Number of leading tokens that stand for no place (class, distillation, register tokens).
+
+    Raises:
+        ValueError: If a size is not positive, or the prefix negative.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> tokens = torch.rand(2, 17, 8)
+        >>> moved = Tokens((4, 4), prefix=1).tangents(tokens, lm.generators("rotation"), lm.Resampling())
+        >>> moved.shape, moved[:, :, 0].abs().max().item()
+        (torch.Size([1, 2, 17, 8]), 0.0)
+    """
+
+    grid_size: tuple[int, int]
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = tuple(int(size) for size in self.grid_size)
+        if len(sizes) != 2 or min(sizes) < 1 or self.prefix < 0:
+            raise ValueError(
+                f"`grid_size` must be two positive integers and `prefix` not negative, got {self.grid_size!r} and "
+                f"{self.prefix!r}. A 224-pixel image in patches of 16 has grid_size=(14, 14)."
+            )
+        object.__setattr__(self, "grid_size", sizes)
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Accepts (B, prefix + rows · columns, C).
+
+        Raises:
+            ValueError: If the tensor has another number of axes or tokens.
+        """
+        _check_axes(tensor, name, "(B, N, C)", 3)
+        needed = self.prefix + self.grid_size[0] * self.grid_size[1]
+        if tensor.shape[1] != needed:
+            raise ValueError(
+                f"`{name}` must have {needed} tokens ({self.prefix} prefix tokens and a grid of {self.grid_size}), got "
+                f"shape {tuple(tensor.shape)}. Give the grid and prefix that fit, `Tokens(grid_size, prefix)`."
+            )
+
+    def _grid(self, tensor: Tensor) -> Tensor:
+        """The grid tokens as an image (B, C, rows, columns)."""
+        return tensor[:, self.prefix :].mT.unflatten(-1, self.grid_size)
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions, shape (K, B, N, C); zero on prefix tokens."""
+        moved = transforms.tangents(self._grid(tensor), generators, resampling).flatten(-2).mT
+        return nn.functional.pad(moved, (0, 0, self.prefix, 0))
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed sequence; prefix tokens stay."""
+        moved = transforms.apply(self._grid(tensor), generator, t, resampling).flatten(-2).mT
+        return torch.cat([tensor[:, : self.prefix], moved], dim=1)
+
+    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The grid (B, rows · columns, C), and before it, where there are any, the prefix tokens (B, 1, prefix · C)."""
+        grid = tensor[:, self.prefix :]
+        return (tensor[:, : self.prefix].flatten(1)[:, None], grid) if self.prefix else (grid,)
+
+
+def _check_axes(tensor: Tensor, name: str, layout: str, axes: int) -> None:
+    if tensor.ndim != axes or tensor.numel() == 0:
+        raise ValueError(
+            f"`{name}` must be non-empty with axes {layout}, got shape {tuple(tensor.shape)}. "
+            "Reshape it, or give the representation that fits (see `lie_metric.representations`)."
+        )
+
+
+def declared_grid(model: object) -> Tokens | None:
+    """The token grid that a vision transformer declares by ``patch_embed.grid_size`` and ``num_prefix_tokens``.
+
+    Args:
+        model: Any object.
+
+    Returns:
+        The representation, or None if the model declares no grid.
+    """
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if not isinstance(grid, Sequence) or len(grid) != 2:
+        return None
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    return Tokens((int(grid[0]), int(grid[1])), prefix if isinstance(prefix, int) else 0)
+
+
+def _same_layout(size: Sequence[int], reference: Sequence[int]) -> bool:
+    """Whether an output of this height and width has the input's proportions, to within a pixel of rounding."""
+    (h, w), (height, width) = size, reference
+    return abs(h * width - w * height) <= max(height, width)
+
+
+def infer_output_representation(output: Tensor, inputs: Tensor, model: object) -> Representation:
+    """The representation of a model's output, where its shape leaves one possibility only.
+
+    One or two axes (B,), (B, C) are invariant. Four axes are an image (B, C, H, W) if H × W has the proportions of the
+    input and the layout (B, H, W, C) does not fit as well. Three axes are tokens if the model, or one of its direct
+    children, declares the grid (``patch_embed.grid_size``, ``num_prefix_tokens``) and the number of tokens fits.
+
+    Args:
+        output: The model's output.
+        inputs: The images it came from.
+        model: The model.
+
+    Returns:
+        The representation.
+
+    Raises:
+        ValueError: If the shape leaves more than one possibility, or none.
+
+    Example:
+        >>> infer_output_representation(torch.rand(2, 10), torch.rand(2, 3, 8, 8), None)
+        Invariant()
+        >>> infer_output_representation(torch.rand(2, 10, 4, 4), torch.rand(2, 3, 8, 8), None)
+        Image()
+    """
+    shape = tuple(output.shape)
+    if output.ndim in {1, 2}:
+        return Invariant()
+    if output.ndim == 4 and inputs.ndim == 4:
+        reference = tuple(inputs.shape[-2:])
+        if _same_layout(shape[2:], reference) and not _same_layout(shape[1:3], reference):
+            return Image()
+    if output.ndim == 3:
+        owners: list[Any] = [model, *(model.children() if isinstance(model, nn.Module) else ())]
+        grids = {grid for grid in map(declared_grid, owners) if grid is not None}
+        fitting = [grid for grid in grids if grid.prefix + grid.grid_size[0] * grid.grid_size[1] == shape[1]]
+        if len(fitting) == 1:
+            return fitting[0]
+    raise ValueError(
+        f"`output_representation` must be given for an output of shape {shape}: how it transforms cannot be told from "
+        "its shape. Pass one of `lie_metric.representations`: Invariant() (nothing acts), Image() for (B, C, H, W), "
+        "ChannelsLast() for (B, H, W, C), Tokens(grid_size, prefix) for (B, N, C), or an object of your own."
+    )
