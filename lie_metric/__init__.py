@@ -1,14 +1,17 @@
 """Equivariance curves while you train: Lie derivatives of vision models."""
 
-from lie_metric import representations, transforms
+from lie_metric import functional, representations, transforms
 from lie_metric.algebra import Generator, generators
 from lie_metric.derivative import lie_derivative
+from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.resampling import PAPER, Resampling
 
 __all__ = [
     "PAPER",
     "Generator",
+    "LocalEquivarianceError",
     "Resampling",
+    "functional",
     "generators",
     "lie_derivative",
     "representations",

@@ -13,7 +13,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from lie_metric.algebra import Generator, generators, spanning_set
+from lie_metric.algebra import Generator, spanning_set
+from lie_metric.algebra import generators as resolve
 from lie_metric.isolation import isolated
 from lie_metric.representations import Image, Representation, infer_output_representation
 from lie_metric.resampling import Resampling
@@ -112,7 +113,7 @@ def lie_derivative(
         >>> bool(L["translation_x"].abs().max() < 1e-5)
         True
     """
-    asked = _asked(generators)
+    asked = resolve(generators)
     result = linearise(
         model,
         inputs,
@@ -125,10 +126,6 @@ def lie_derivative(
         chunk_size=chunk_size,
     )
     return {generator.name: value for generator, value in zip(asked, result.lie_derivatives, strict=True)}
-
-
-def _asked(names: Generators) -> tuple[Generator, ...]:
-    return generators(names)
 
 
 def validate_arguments(
@@ -304,8 +301,9 @@ def linearise(
     carrier = input_representation or Image()
     basis, matrix = spanning_set(asked)
     with isolated(model):
-        # A tensor made in inference mode cannot be differentiated; half types lose the derivative.
-        inputs = inputs.clone() if inputs.is_inference() else inputs
+        # A tensor made in inference mode, or expanded over one memory place, cannot be differentiated; half types
+        # lose the derivative.
+        inputs = inputs.clone() if inputs.is_inference() or 0 in inputs.stride() else inputs
         inputs = inputs.float() if inputs.dtype in {torch.float16, torch.bfloat16} else inputs
         moved = carrier.tangents(inputs, basis, resampling)
         pushed = moved if directions is None else torch.cat([moved, directions.to(moved)])
@@ -431,13 +429,14 @@ def _forward(
     """Forward mode; the tangents of a chunk share one primal pass."""
 
     def push(tangent: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.func.jvp(function, (inputs,), (tangent,))
+        return cast(tuple[Tensor, Tensor], torch.func.jvp(function, (inputs,), (tangent,)))
 
     chunk = chunk_size or max(len(tangents), 1)
     if len(tangents) == 0:
         return function(inputs), inputs.new_zeros(())
     # Random operations that are active in evaluation mode draw once for all tangents.
-    parts = [torch.vmap(push, out_dims=(None, 0), randomness="same")(part) for part in tangents.split(chunk)]
+    out_dims: Any = (None, 0)
+    parts = [torch.vmap(push, out_dims=out_dims, randomness="same")(part) for part in tangents.split(chunk)]
     return parts[0][0], torch.cat([product for _, product in parts])
 
 
@@ -445,7 +444,7 @@ def _forward_loop(
     function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk_size: int | None
 ) -> tuple[Tensor, Tensor]:
     """Forward mode, one tangent at a time, for operations without a batching rule."""
-    parts = [torch.func.jvp(function, (inputs,), (tangent,)) for tangent in tangents]
+    parts = [cast(tuple[Tensor, Tensor], torch.func.jvp(function, (inputs,), (tangent,))) for tangent in tangents]
     if not parts:
         return function(inputs), inputs.new_zeros(())
     return parts[0][0], torch.stack([product for _, product in parts])

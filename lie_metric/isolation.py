@@ -72,7 +72,7 @@ def random_state() -> Iterator[None]:
 
 @contextmanager
 def evaluation(model: object) -> Iterator[None]:
-    """Puts a module into evaluation mode; afterwards every submodule has its own mode, and every buffer its value, back.
+    """Puts a module into evaluation mode; afterwards modes and buffers are what they were.
 
     Args:
         model: A module, or any other callable, which is left alone.

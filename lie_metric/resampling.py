@@ -155,9 +155,7 @@ def _slope_matrix_float64(size: int, resampling: Resampling, margin: int) -> Ten
 
 
 @lru_cache(maxsize=256)
-def _slope_matrix(
-    size: int, resampling: Resampling, margin: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _slope_matrix(size: int, resampling: Resampling, margin: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return _slope_matrix_float64(size, resampling, margin).to(dtype).to(device)
 
@@ -316,7 +314,7 @@ def _locate(index: Tensor, size: int, margin: int, resampling: Resampling) -> tu
 
 
 def _hermite(u: Tensor, side: int, smooth: bool) -> tuple[Tensor, Tensor]:
-    """Weights of value and slope at the near (side 0) or far end of a unit interval; exactly (1, 0) or (0, 0) at u = 0."""
+    """Weights of value and slope at the near (side 0) or far end of a unit interval; exact at u = 0."""
     w = 1 - u
     if not smooth:
         return (u if side else w), u

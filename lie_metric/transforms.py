@@ -50,8 +50,9 @@ def check_image(image: object, name: str = "image") -> None:
         )
 
 
-def _coordinates(height: int, width: int, resampling: Resampling, device: torch.device) -> tuple[Tensor, float]:
+def _coordinates(image: Tensor, resampling: Resampling) -> tuple[Tensor, float]:
     """Isotropic homogeneous coordinates of the pixels, shape (H, W, 3), and the unit of length in pixels."""
+    (height, width), device = image.shape[-2:], image.device
     shorter = min(height, width)
     unit = (shorter - 1) / 2 if resampling.align_corners else shorter / 2
     if unit == 0 and max(height, width) > 1:
@@ -91,7 +92,7 @@ def tangents(image: Tensor, asked: Sequence[Generator], resampling: Resampling) 
     if dtype in {torch.float16, torch.bfloat16}:
         image = image.float()
     slope_x, slope_y = slopes(image, resampling)
-    coordinates, unit = _coordinates(*image.shape[-2:], resampling, image.device)
+    coordinates, unit = _coordinates(image, resampling)
     results = []
     for generator in asked:
         matrix = torch.tensor(generator.matrix, dtype=coordinates.dtype, device=image.device)
@@ -150,7 +151,7 @@ def apply(image: Tensor, generator: Generator | str, t: Parameter, resampling: R
     t = _parameter(t, batch)
     result = batch
     if any(map(any, chosen.matrix)):
-        coordinates, unit = _coordinates(*image.shape[-2:], resampling, image.device)
+        coordinates, unit = _coordinates(image, resampling)
         step = exponential(chosen, t)[:, None, None, :2] - torch.eye(2, 3, dtype=t.dtype, device=t.device)
         displacement = unit * (step @ coordinates[..., None])[..., 0]
         result = displace(batch, displacement, resampling)
@@ -212,7 +213,7 @@ def rotate(image: Tensor, angle: Parameter, resampling: Resampling | None = None
 
     Example:
         >>> image = torch.zeros(1, 3, 3); image[0, 0, 1] = 1.0  # top centre
-        >>> rotate(image, torch.pi / 2)[0].round().tolist()  # right centre
+        >>> rotate(image, torch.pi / 2)[0].round().abs().tolist()  # right centre
         [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     """
     return apply(image, GENERATORS["rotation"], angle, resampling)

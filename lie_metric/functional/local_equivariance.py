@@ -1,0 +1,379 @@
+"""Measures on Lie derivatives: mean square, relative to the output's spread, relative to noise, and the Gram matrix.
+
+All of them, and their standard errors, are functions of the same sums over images. The sums are kept for groups of
+images; leaving out one group at a time gives the standard error of any such function (the jackknife).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import Generator
+from lie_metric.algebra import generators as resolve
+from lie_metric.derivative import Generators, Linearisation, Method, Output, linearise, validate_options
+from lie_metric.representations import Invariant, Representation
+from lie_metric.resampling import Resampling, coordinate_dtype
+
+__all__ = ["LeeOutput", "Measure", "gram", "lee", "relative", "sensitivity"]
+
+Measure = Literal["relative", "lee", "sensitivity"]
+LeeOutput = Literal["output", "probabilities", "auto"]
+Sums = Mapping[str, Tensor]
+
+GROUPS = 64
+"""Groups of images that the jackknife leaves out in turn; fewer images make groups of one."""
+
+# A spread below this many roundings of the output cannot be told from rounding. The second number is where the
+# subtraction of two float64 sums ends.
+_ROUNDINGS, _CANCELLATION = 8.0, 1e-13
+
+
+def _local_equivariance_validate(
+    generators: Generators,
+    measure: Measure,
+    output: Output,
+    lee_output: LeeOutput,
+    input_representation: Representation | None,
+    output_representation: Representation | None,
+    resampling: Resampling | None,
+    method: Method,
+    chunk_size: int | None,
+    seed: int,
+) -> tuple[Generator, ...]:
+    """The generators asked for, if every option has a meaning."""
+    found = resolve(generators)
+    if measure not in get_args(Measure):
+        raise ValueError(f"`measure` must be one of {get_args(Measure)}, got {measure!r}.")
+    if lee_output not in get_args(LeeOutput):
+        raise ValueError(f"`lee_output` must be one of {get_args(LeeOutput)}, got {lee_output!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"`seed` must be a non-negative integer, got {seed!r}.")
+    validate_options(output, input_representation, output_representation, resampling, method, chunk_size)
+    return found
+
+
+def _local_equivariance_update(
+    model: Callable[..., Any],
+    images: Tensor,
+    asked: Sequence[Generator],
+    *,
+    indices: Sequence[int],
+    lee_output: LeeOutput = "output",
+    with_noise: bool = True,
+    seed: int = 0,
+    output: Output = "logits",
+    **options: Any,
+) -> tuple[dict[str, Tensor], Linearisation]:
+    """The sums of a batch; ``indices`` are the images' running numbers, which fix their groups and their noise."""
+    with torch.no_grad():
+        noise = _noise(images, indices, seed) if with_noise and isinstance(images, Tensor) else None
+        directions = None if noise is None else noise[None]
+        result = linearise(model, images, asked, output=output, directions=directions, **options)
+        if result.output.shape[:1] != images.shape[:1]:
+            raise ValueError(
+                f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
+                f"{tuple(result.output.shape)}. Select or reshape it with `output=`."
+            )
+        sums = _sum(result, asked, noise, torch.as_tensor(indices) % GROUPS, lee_output, output)
+    return sums, result
+
+
+def _noise(images: Tensor, indices: Sequence[int], seed: int) -> Tensor:
+    """One Gaussian image for each image, fixed by its number alone, and never drawn from the global random state."""
+    source = torch.Generator(images.device)
+    noise = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
+    for row, index in zip(noise, indices, strict=True):
+        source.manual_seed((seed * 1_000_003 + index) % 2**63)
+        row.normal_(generator=source)
+    return noise
+
+
+def _sum(
+    result: Linearisation,
+    asked: Sequence[Generator],
+    noise: Tensor | None,
+    group: Tensor,
+    lee_output: LeeOutput,
+    output: Output,
+) -> dict[str, Tensor]:
+    f, wide = result.output, coordinate_dtype(result.output.device)
+    invariant = isinstance(result.representation, Invariant)
+    classifier = invariant and f.ndim == 2 and f.shape[1] > 1 and output == "logits"
+    if lee_output == "probabilities" and not (invariant and f.ndim == 2 and f.shape[1] > 1):
+        raise ValueError(
+            f"`lee_output` must be 'output' unless the output is a batch of class scores (B, C), got an output of "
+            f"shape {tuple(f.shape)} that acts as {result.representation!r}."
+        )
+    on_probabilities = lee_output == "probabilities" or (lee_output == "auto" and classifier)
+    probabilities = f.to(wide).softmax(-1) if on_probabilities else None
+    dimension = f[0].numel()
+    blocks = result.representation.components(f)
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("gram", "violation", "square", "total", "weight", "noise")}
+    for image in range(len(f)):
+        # Squares are taken in float64, one image at a time: large outputs would fill the memory twice.
+        L = result.lie_derivatives[:, image].reshape(len(asked), -1).to(wide)
+        rows["violation"].append(L.square().sum(1))
+        if probabilities is not None:
+            p = probabilities[image]
+            L = p * (L - (L @ p)[:, None])
+        rows["gram"].append(L @ L.mT / dimension)
+        rows["square"].append(f[image].to(wide).square().sum())
+        rows["total"].append(torch.cat([block[image].to(wide).sum(0) for block in blocks]))
+        rows["weight"].append(
+            torch.cat([torch.full(block.shape[2:], block.shape[1], dtype=wide, device=f.device) for block in blocks])
+        )
+        if noise is not None:
+            moved = result.tangents[:, image].reshape(len(asked), -1).to(wide).square().sum(1)
+            gain = result.products[-1, image].to(wide).square().sum() / noise[image].to(wide).square().sum()
+            rows["noise"].append(gain * moved)
+    group = group.to(f.device)
+    sums = {}
+    for name, values in rows.items():
+        if values:
+            stacked = torch.stack(values)
+            sums[name] = stacked.new_zeros((GROUPS, *stacked.shape[1:])).index_add(0, group, stacked)
+        else:
+            sums[name] = torch.full((GROUPS, len(asked)), torch.nan, dtype=wide, device=f.device)
+    sums["images"] = torch.zeros(GROUPS, dtype=wide, device=f.device).index_add(
+        0, group, torch.ones(len(f), dtype=wide, device=f.device)
+    )
+    sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=wide, device=f.device)
+    return sums
+
+
+def _spread(sums: Sums) -> Tensor:
+    """Σ‖f - E f‖², each element about its own mean, positions of an image pooled; NaN at rounding level."""
+    square = sums["square"]
+    mean_part = torch.where(sums["weight"] > 0, sums["total"].square() / sums["weight"].clamp(min=1), 0.0).sum(-1)
+    spread = square - mean_part
+    floor = square * ((_ROUNDINGS * sums["rounding"]) ** 2).clamp(min=_CANCELLATION)
+    return torch.where(spread > floor, spread, torch.nan)
+
+
+def _lee(sums: Sums) -> Tensor:
+    return sums["gram"].diagonal(dim1=-2, dim2=-1) / sums["images"][..., None]
+
+
+def _gram(sums: Sums) -> Tensor:
+    return sums["gram"] / sums["images"][..., None, None]
+
+
+def _relative(sums: Sums) -> Tensor:
+    return (sums["violation"] / _spread(sums)[..., None]).sqrt()
+
+
+def _sensitivity(sums: Sums) -> Tensor:
+    floor = (sums["square"] * (_ROUNDINGS * sums["rounding"]) ** 2)[..., None]
+    noise = torch.where(sums["noise"] > floor, sums["noise"], torch.nan)
+    return (sums["violation"] / noise).sqrt()
+
+
+_STATISTICS: dict[str, Callable[[Sums], Tensor]] = {"relative": _relative, "lee": _lee, "sensitivity": _sensitivity}
+
+_UNDEFINED = {
+    "relative": "the output does not vary over the images, or not by more than rounding",
+    "sensitivity": "the output does not respond to noise, or not by more than rounding",
+    "lee": "no image was measured",
+}
+
+
+def _total(sums: Sums) -> dict[str, Tensor]:
+    return {name: value if value.ndim == 0 else value.sum(0) for name, value in sums.items()}
+
+
+def _local_equivariance_compute(sums: Sums, measure: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """The measure of each generator from the sums."""
+    return dict(zip(names, _value(sums, _STATISTICS[measure], measure, names).unbind(), strict=True))
+
+
+def _value(sums: Sums, statistic: Callable[[Sums], Tensor], measure: str, names: Sequence[str]) -> Tensor:
+    total = _total(sums)
+    value = statistic(total)
+    if not bool(torch.isfinite(total["square"])) or not bool(torch.isfinite(total["violation"]).all()):
+        _warn(f"`{measure}` is NaN: the model's outputs or derivatives are not finite.")
+        return torch.full_like(value, torch.nan)
+    undefined = ~torch.isfinite(value)
+    if bool(undefined.any()):
+        which = [name for name, bad in zip(names, undefined.flatten().tolist(), strict=False) if bad]
+        _warn(f"`{measure}` is NaN for {which}: {_UNDEFINED.get(measure, 'it is not defined')}.")
+        value = torch.where(undefined, torch.nan, value)
+    return value
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=6)
+
+
+def _standard_error(sums: Sums, statistic: Callable[[Sums], Tensor]) -> Tensor:
+    r"""The grouped jackknife with groups of unequal size (Busing, Meijer & van der Leeden 1999, Eq. 2.3).
+
+    With one image in each group and a mean as the statistic it is the usual :math:`s / \sqrt n`.
+    """
+    total = _total(sums)
+    used = sums["images"] > 0
+    groups = int(used.sum())
+    whole = statistic(total)
+    if groups < 2:
+        return torch.full_like(whole, torch.nan)
+    left = {name: value if value.ndim == 0 else total[name] - value[used] for name, value in sums.items()}
+    share = total["images"] / sums["images"][used]
+    share = share.reshape(-1, *[1] * whole.ndim)
+    pseudo = share * whole - (share - 1) * statistic(left)
+    return ((pseudo - pseudo.mean(0)).square() / (share - 1)).mean(0).sqrt()
+
+
+_DEFAULTS: dict[str, Any] = {
+    "output": "logits",
+    "lee_output": "output",
+    "input_representation": None,
+    "output_representation": None,
+    "resampling": None,
+    "method": "auto",
+    "chunk_size": None,
+    "seed": 0,
+}
+
+
+def _measure(
+    statistic: Callable[[Sums], Tensor],
+    measure: Measure,
+    model: Callable[..., Any],
+    images: Tensor,
+    generators: Generators,
+    options: Mapping[str, Any],
+) -> tuple[tuple[str, ...], Tensor]:
+    """The generators' names and a statistic of one batch: validate, update, compute."""
+    unknown = sorted(set(options) - set(_DEFAULTS))
+    if unknown:
+        raise TypeError(f"`options` must be among {sorted(_DEFAULTS)}, got {unknown}.")
+    chosen = _DEFAULTS | dict(options)
+    asked = _local_equivariance_validate(generators, measure, **chosen)
+    names = tuple(generator.name for generator in asked)
+    sums, _ = _local_equivariance_update(
+        model,
+        images,
+        asked,
+        indices=range(len(images)) if isinstance(images, Tensor) else (),
+        with_noise=measure == "sensitivity",
+        **chosen,
+    )
+    return names, _value(sums, statistic, measure, names)
+
+
+def _by_name(measure: Measure, *arguments: Any) -> dict[str, Tensor]:
+    names, values = _measure(_STATISTICS[measure], measure, *arguments)
+    return dict(zip(names, values.unbind(), strict=True))
+
+
+def lee(
+    model: Callable[..., Any], images: Tensor, generators: Generators = "affine", **options: Any
+) -> dict[str, Tensor]:
+    r"""The local equivariance error, the mean square of the Lie derivative (Gruver et al. 2023, Eq. 4).
+
+    .. math:: \mathrm{LEE}_X = E_x \| L_X f(x) \|^2 / \dim f
+
+    In squared units of the output per squared unit of t. It grows with the scale of the output and with confidence: a
+    lower value across networks or against an untrained one does not mean "more equivariant". See :func:`relative`.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W).
+        generators: As in :func:`lie_metric.lie_derivative`.
+        options: ``output`` ("probabilities" for the paper's choice), ``lee_output``, ``input_representation``,
+            ``output_representation``, ``resampling``, ``method``, ``chunk_size``, ``seed`` as in
+            :class:`lie_metric.LocalEquivarianceError`.
+
+    Returns:
+        For each generator's name a number of no axes.
+
+    Example:
+        >>> import torch
+        >>> brightness = lambda x: x.mean((1, 2, 3))
+        >>> round(lee(brightness, torch.ones(4, 1, 8, 8), "saturation")["saturation"].item(), 6)
+        1.0
+    """
+    return _by_name("lee", model, images, generators, options)
+
+
+def relative(
+    model: Callable[..., Any], images: Tensor, generators: Generators = "affine", **options: Any
+) -> dict[str, Tensor]:
+    r"""The Lie derivative in standard deviations of the output per unit of t.
+
+    .. math:: r_X = \sqrt{ \sum_i \|L_X f(x_i)\|^2 / \sum_i \|f(x_i) - E f\|^2 }
+
+    E f is the mean over images, of every element of an invariant output, and of every channel of an image-valued
+    one, its positions pooled. It does not change when the output is multiplied by a number or shifted by a constant.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W), at least two.
+        generators: As in :func:`lie_metric.lie_derivative`.
+        options: As in :func:`lee`.
+
+    Returns:
+        For each generator's name a number of no axes; NaN, with a warning, where the output does not vary.
+
+    Example:
+        >>> import torch
+        >>> brightness = lambda x: x.mean((1, 2, 3))
+        >>> images = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
+        >>> round(relative(brightness, images, "saturation")["saturation"].item() ** 2, 6)  # (1 + 9) / (1 + 1)
+        5.0
+    """
+    return _by_name("relative", model, images, generators, options)
+
+
+def sensitivity(
+    model: Callable[..., Any], images: Tensor, generators: Generators = "affine", **options: Any
+) -> dict[str, Tensor]:
+    r"""The response to a transform over the response to noise of the same norm.
+
+    .. math:: s_X = \sqrt{ E\|L_X f(x)\|^2 / E\|Df(x)\,u\|^2 }, \qquad u \text{ Gaussian}, \|u\| = \|X \cdot x\|
+
+    1: the model treats the transform as any other change of the image; below 1, it has learned (or was built) to
+    respond less to it. One noise image, drawn by the image's number and ``seed``, serves every generator.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W).
+        generators: As in :func:`lie_metric.lie_derivative`.
+        options: As in :func:`lee`.
+
+    Returns:
+        For each generator's name a number of no axes; NaN, with a warning, where the output does not respond to noise.
+
+    Example:
+        >>> import torch
+        >>> pixels = lambda x: x.flatten(1)
+        >>> round(sensitivity(pixels, torch.rand(2, 1, 8, 8), "saturation")["saturation"].item(), 5)
+        1.0
+    """
+    return _by_name("sensitivity", model, images, generators, options)
+
+
+def gram(model: Callable[..., Any], images: Tensor, generators: Generators = "affine", **options: Any) -> Tensor:
+    r"""The Gram matrix of the Lie derivatives, whose quadratic form is the LEE of every linear combination.
+
+    .. math:: G_{ij} = E_x \langle L_i f(x), L_j f(x) \rangle / \dim f, \qquad \mathrm{LEE}_{c} = c^T G c
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W).
+        generators: As in :func:`lie_metric.lie_derivative`; K of them.
+        options: As in :func:`lee`.
+
+    Returns:
+        Shape (K, K), float64.
+
+    Example:
+        >>> import torch
+        >>> gram(lambda x: x.flatten(1), torch.ones(2, 1, 8, 8), ("rotation", "saturation")).round().tolist()
+        [[0.0, 0.0], [0.0, 1.0]]
+    """
+    return _measure(_gram, "lee", model, images, generators, options)[1]

@@ -1,0 +1,355 @@
+"""The local equivariance error as a torchmetrics Metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from lie_metric.derivative import Generators, Method, Output
+from lie_metric.functional.local_equivariance import (
+    _STATISTICS,
+    GROUPS,
+    LeeOutput,
+    Measure,
+    _gram,
+    _local_equivariance_compute,
+    _local_equivariance_update,
+    _local_equivariance_validate,
+    _standard_error,
+    _value,
+)
+from lie_metric.representations import Representation
+from lie_metric.resampling import Resampling
+
+__all__ = ["LocalEquivarianceError"]
+
+_STATES = ("images", "gram", "violation", "square", "total", "weight", "noise")
+
+
+def _gather(result: Tensor, group: Any = None) -> list[Tensor]:
+    """Gathers a state; a process without images, whose width is still 1, takes the width of the others."""
+    parts = gather_all_tensors(result, group)
+    width = torch.broadcast_shapes(*(part.shape for part in parts))
+    return [part.expand(width) for part in parts]
+
+
+class LocalEquivarianceError(Metric):
+    r"""Lie derivatives of a model, summarised over images: relative, mean square, against noise, and their Gram matrix.
+
+    One pass over the images gives every measure, each with its standard error (grouped jackknife over images):
+
+    - :meth:`relative`: :math:`\sqrt{\sum\|L_X f\|^2 / \sum\|f - E f\|^2}`, output standard deviations per unit of t;
+    - :meth:`lee`: :math:`E\|L_X f\|^2 / \dim f` (Gruver et al. 2023, Eq. 4);
+    - :meth:`sensitivity`: :math:`\sqrt{E\|L_X f\|^2 / E\|Df\,u\|^2}`, u noise with the norm of X·x;
+    - :attr:`gram`: :math:`G_{ij} = E\langle L_i f, L_j f\rangle / \dim f`, from which :meth:`directional` and
+      :meth:`principal_directions` follow.
+
+    The model is passed to :meth:`update`, measured in evaluation mode and left as it was found; it is never stored. All
+    states are float64 sums, so values over several processes are those of one process over the same images.
+
+    Convention:
+        Isotropic coordinates centred at the image centre, x right, y down; units of t: half of the shorter side
+        (translation), radian, rapidity, log factor, slope. 0 means equivariance to first order at these images. A value
+        is bound to its stencil; a lower raw ``lee`` does not rank networks.
+
+    Args:
+        generators: Names, groups, :class:`~lie_metric.Generator` objects, or a sequence of them; K in all.
+        measure: Which measure :meth:`compute` returns: ``"relative"``, ``"lee"`` or ``"sensitivity"``.
+        output: ``"logits"``, ``"probabilities"`` or a callable, see :func:`~lie_metric.lie_derivative`.
+        lee_output: What :meth:`lee` and :attr:`gram` are of: ``"output"``, the same output; ``"probabilities"``, the
+            softmax of it, within the same pass; ``"auto"``, the softmax if the output is a batch of class scores
+            (B, C > 1) as the model returns them, the output otherwise.
+        input_representation: See :func:`~lie_metric.lie_derivative`.
+        output_representation: See :func:`~lie_metric.lie_derivative`.
+        resampling: The stencil; the default is ``Resampling()``.
+        method: See :func:`~lie_metric.lie_derivative`.
+        chunk_size: See :func:`~lie_metric.lie_derivative`.
+        with_noise: Whether the noise direction that :meth:`sensitivity` needs is pushed along; it costs one tangent.
+        seed: Fixes the noise images.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> metric = lm.LocalEquivarianceError(("rotation", "saturation"))
+        >>> brightness = lambda x: x.mean((1, 2, 3))
+        >>> metric.update(brightness, torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8))
+        >>> {name: round(value.item(), 4) for name, value in metric.compute().items()}
+        {'rotation': 0.0, 'saturation': 2.2361}
+        >>> metric.lee()["saturation"].item()
+        5.0
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    is_differentiable = False
+    plot_lower_bound = 0.0
+
+    rounding: Tensor
+
+    def __init__(
+        self,
+        generators: Generators = "affine",
+        measure: Measure = "relative",
+        *,
+        output: Output = "logits",
+        lee_output: LeeOutput = "output",
+        input_representation: Representation | None = None,
+        output_representation: Representation | None = None,
+        resampling: Resampling | None = None,
+        method: Method = "auto",
+        chunk_size: int | None = None,
+        with_noise: bool = True,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("dist_sync_fn") is None:
+            kwargs["dist_sync_fn"] = _gather
+        super().__init__(**kwargs)
+        self.generators = _local_equivariance_validate(
+            generators,
+            measure,
+            output,
+            lee_output,
+            input_representation,
+            output_representation,
+            resampling,
+            method,
+            chunk_size,
+            seed,
+        )
+        if measure == "sensitivity" and not with_noise:
+            raise ValueError("`with_noise` must be True when `measure` is 'sensitivity', got False.")
+        self.measure = measure
+        self.output = output
+        self.lee_output = lee_output
+        self.input_representation = input_representation
+        self.output_representation = output_representation
+        self.resampling = resampling or Resampling()
+        self.method = method
+        self.chunk_size = chunk_size
+        self.with_noise = with_noise
+        self.seed = seed
+        self.method_used: str | None = None
+        self._seen = 0
+        self._continuing = False
+        count = len(self.generators)
+        shapes = {"images": (), "square": (), "gram": (count, count), "violation": (count,), "noise": (count,)}
+        for name in _STATES:
+            # The width of the output is not known yet: one column, which broadcasts in every sum.
+            shape = (GROUPS, *shapes.get(name, (1,)))
+            self.add_state(f"sum_{name}", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rounding", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The generators' names, in the order of all results."""
+        return tuple(generator.name for generator in self.generators)
+
+    def update(self, model: Callable[..., Any], images: Tensor) -> None:
+        """Adds a batch of images.
+
+        Args:
+            model: A module or callable, see :func:`~lie_metric.lie_derivative`.
+            images: Shape (B, C, H, W), floating point and finite.
+
+        Raises:
+            ValueError: If the outputs have another width than before.
+        """
+        # Under several processes image i of rank r is taken for number i · world + r, which is how samplers deal them
+        # out, so that groups and noise are those of one process.
+        rank, world = _process()
+        count = len(images) if isinstance(images, Tensor) and images.ndim else 0
+        indices = [(self._seen + row) * world + rank for row in range(count)]
+        sums, result = _local_equivariance_update(
+            model,
+            images,
+            self.generators,
+            indices=indices,
+            lee_output=self.lee_output,
+            with_noise=self.with_noise,
+            seed=self.seed,
+            output=self.output,
+            input_representation=self.input_representation,
+            output_representation=self.output_representation,
+            resampling=self.resampling,
+            method=self.method_used or self.method,
+            chunk_size=self.chunk_size,
+        )
+        before, now = self._state("total").shape[1], sums["total"].shape[1]
+        if before not in {1, now} and now != 1:
+            raise ValueError(
+                f"`images` must lead to outputs of one width, got {now} means after {before}. Use one Metric for each "
+                "kind of output."
+            )
+        # A method that was probed once is kept, so that later batches do not probe again.
+        self.method_used = result.method
+        self._seen += count
+        for name in _STATES:
+            # Not in place: a state made in inference mode could not be changed outside of it.
+            state = self._state(name)
+            setattr(self, f"sum_{name}", state + sums[name].to(state))
+        self.rounding = torch.maximum(self.rounding, sums["rounding"].to(self.rounding))
+
+    def _state(self, name: str) -> Tensor:
+        state = getattr(self, f"sum_{name}")
+        if not isinstance(state, Tensor):
+            raise TypeError(f"state `{name}` must be a tensor")
+        return state
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds a batch and returns the measure of that batch alone, from a single pass over the model."""
+        self._continuing = True
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self._continuing = False
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        super().reset()
+        if not getattr(self, "_continuing", False):
+            self._seen = 0
+            self.method_used = None
+
+    def compute(self) -> dict[str, Tensor]:
+        """The chosen measure of each generator.
+
+        Returns:
+            For each generator's name a float64 number of no axes.
+        """
+        return _local_equivariance_compute(self._sums(), self.measure, self.names)
+
+    def _sums(self) -> dict[str, Tensor]:
+        return {name: self._state(name) for name in _STATES} | {"rounding": self.rounding}
+
+    def _synced(self, read: Callable[[Mapping[str, Tensor]], Any]) -> Any:
+        """A function of the sums over all processes, as in ``compute``."""
+        if self._is_synced:
+            return read(self._sums())
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
+        ):
+            return read(self._sums())
+
+    def _named(self, values: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.names, values.unbind(), strict=True))
+
+    def _needs_noise(self, measure: str) -> None:
+        if measure == "sensitivity" and not self.with_noise:
+            raise ValueError("`with_noise` must be True to read the sensitivity, got False. Set it when constructing.")
+
+    def relative(self) -> dict[str, Tensor]:
+        """Output standard deviations per unit of t, see :func:`lie_metric.functional.relative`."""
+        return self._synced(lambda sums: _local_equivariance_compute(sums, "relative", self.names))
+
+    def lee(self) -> dict[str, Tensor]:
+        """The mean square of the Lie derivative, see :func:`lie_metric.functional.lee`."""
+        return self._synced(lambda sums: _local_equivariance_compute(sums, "lee", self.names))
+
+    def sensitivity(self) -> dict[str, Tensor]:
+        """The response over that to noise, see :func:`lie_metric.functional.sensitivity`.
+
+        Raises:
+            ValueError: If the metric was made without noise.
+        """
+        self._needs_noise("sensitivity")
+        return self._synced(lambda sums: _local_equivariance_compute(sums, "sensitivity", self.names))
+
+    def standard_error(self, measure: Measure | None = None) -> dict[str, Tensor]:
+        """The standard error over images of a measure, in the measure's units.
+
+        Args:
+            measure: The measure; the default is the one of :meth:`compute`.
+
+        Returns:
+            For each generator's name a number; NaN for fewer than two images.
+
+        Raises:
+            ValueError: If the measure is unknown, or needs noise and the metric was made without.
+        """
+        chosen = self.measure if measure is None else measure
+        if chosen not in _STATISTICS:
+            raise ValueError(f"`measure` must be one of {sorted(_STATISTICS)}, got {chosen!r}.")
+        self._needs_noise(chosen)
+        return self._named(self._synced(lambda sums: _standard_error(sums, _STATISTICS[chosen])))
+
+    def measures(self) -> dict[str, dict[str, Tensor]]:
+        """Every measure and its standard error, synchronised over processes once.
+
+        Returns:
+            ``{"relative": {name: value}, "relative_standard_error": {name: value}, "lee": ..., ...}``.
+        """
+        available = [name for name in _STATISTICS if name != "sensitivity" or self.with_noise]
+
+        def read(sums: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+            found = {}
+            for name in available:
+                found[name] = _local_equivariance_compute(sums, name, self.names)
+                found[f"{name}_standard_error"] = self._named(_standard_error(sums, _STATISTICS[name]))
+            return found
+
+        return self._synced(read)
+
+    @property
+    def gram(self) -> Tensor:
+        """The Gram matrix of the Lie derivatives, (K, K): see :func:`lie_metric.functional.gram`."""
+        return self._synced(lambda sums: _value(sums, _gram, "lee", self.names))
+
+    def directional(self, coefficients: Sequence[float] | Tensor) -> Tensor:
+        """The LEE of the linear combination of generators with the given coefficients, cᵀGc.
+
+        Args:
+            coefficients: K numbers, in the order of :attr:`names`; shape (..., K).
+
+        Returns:
+            Shape (...), in squared output units per squared unit of t.
+
+        Raises:
+            ValueError: If there are not K coefficients.
+        """
+        matrix = self.gram
+        vector = torch.as_tensor(coefficients, dtype=matrix.dtype, device=matrix.device)
+        if vector.ndim == 0 or vector.shape[-1] != len(self.names):
+            raise ValueError(
+                f"`coefficients` must hold {len(self.names)} numbers, one for each of {self.names}, got shape "
+                f"{tuple(vector.shape)}."
+            )
+        return ((vector @ matrix) * vector).sum(-1)
+
+    def principal_directions(self) -> tuple[Tensor, Tensor]:
+        """The combinations of generators that the model violates least and most.
+
+        Returns:
+            The eigenvalues of the Gram matrix, ascending, shape (K,): LEE of unit combinations; and the eigenvectors as
+            rows, shape (K, K). Dependent generators add eigenvalues of zero: ask for independent ones.
+        """
+        values, vectors = torch.linalg.eigh(self.gram)
+        return values, vectors.mT
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plots one value, or a sequence of values over steps, of every generator.
+
+        Args:
+            val: Results of ``compute`` or ``forward``, one or several; the default is the present one.
+            ax: A matplotlib axis.
+
+        Returns:
+            The figure and the axis.
+        """
+        return self._plot(val, ax)
+
+
+def _process() -> tuple[int, int]:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
