@@ -1,0 +1,370 @@
+"""LocalEquivarianceError and its functions, against explicit Jacobians and through every torchmetrics convention."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+from torchmetrics import MetricCollection
+
+import lie_metric as lm
+from lie_metric import functional as F
+
+NAMES = ("translation", "rotation", "shear", "saturation")
+
+
+class Net(nn.Module):
+    """A small classifier with batch norm and dropout, neither of which may act during a measurement."""
+
+    def __init__(self, classes=4, dtype=torch.float64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(2, 5, 3, stride=2),
+            nn.BatchNorm2d(5),
+            nn.GELU(),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.LazyLinear(classes),
+        ).to(dtype)
+        self.body(torch.zeros(2, 2, 9, 9, dtype=dtype))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def images(n=7, dtype=torch.float64, seed=1):
+    return torch.randn(n, 2, 9, 9, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def explicit(model, x, names=NAMES, probabilities=False):
+    """Lie derivatives through the explicit Jacobian, image by image, and the outputs."""
+    model = copy.deepcopy(model).eval()
+
+    def f(v):
+        y = model(v[None])[0]
+        return y.softmax(-1) if probabilities else y
+
+    rows = []
+    for image in x:
+        jacobian = torch.autograd.functional.jacobian(f, image).flatten(1)
+        tangents = lm.transforms.tangents(image, lm.generators(names), lm.Resampling()).flatten(1)
+        rows.append(tangents @ jacobian.T)
+    return torch.stack(rows, 1), torch.stack([f(image) for image in x])
+
+
+def test_measures_equal_their_formulas():
+    model, x = Net(), images()
+    L, f = explicit(model, x)
+    metric = lm.LocalEquivarianceError(NAMES)
+    metric.update(model, x)
+    relative = (L.square().sum((1, 2)) / (f - f.mean(0)).square().sum()).sqrt()
+    torch.testing.assert_close(torch.stack(list(metric.compute().values())), relative, rtol=1e-10, atol=0)
+    torch.testing.assert_close(torch.stack(list(metric.lee().values())), L.square().mean((1, 2)), rtol=1e-10, atol=0)
+    gram = torch.einsum("ibc,jbc->ij", L, L) / f.numel()
+    torch.testing.assert_close(metric.gram, gram, rtol=1e-9, atol=1e-12)
+    c = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0, 0.25], dtype=torch.float64)
+    torch.testing.assert_close(metric.directional(c), torch.einsum("i,ibc->bc", c, L).square().mean())
+    values, vectors = metric.principal_directions()
+    torch.testing.assert_close(metric.directional(vectors), values)
+    assert values.diff().min() >= 0
+
+
+def test_lee_of_probabilities_comes_from_the_same_pass():
+    model, x = Net(), images()
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    metric = lm.LocalEquivarianceError(NAMES, lee_output="probabilities", method="forward")
+    metric.update(model, x)
+    assert len(calls) == 1
+    L, _ = explicit(model, x, probabilities=True)
+    torch.testing.assert_close(torch.stack(list(metric.lee().values())), L.square().mean((1, 2)), rtol=1e-10, atol=0)
+    raw, _ = explicit(model, x)
+    _, f = explicit(model, x)
+    wanted = (raw.square().sum((1, 2)) / (f - f.mean(0)).square().sum()).sqrt()
+    torch.testing.assert_close(torch.stack(list(metric.relative().values())), wanted, rtol=1e-10, atol=0)
+    auto = lm.LocalEquivarianceError(NAMES, "lee", lee_output="auto")
+    assert auto(model, x) == pytest.approx({k: v.item() for k, v in metric.lee().items()})
+
+
+def test_sensitivity_against_the_expectation_over_noise():
+    """E‖J u‖² over directions of norm ‖X·x‖ is ‖J‖² ‖X·x‖² / n; many images average the one draw of each."""
+    torch.manual_seed(0)
+    J = torch.randn(3, 162, dtype=torch.float64)
+    x = images(3000)
+    value = F.sensitivity(lambda v: v.flatten(1) @ J.T, x, "rotation", seed=3)["rotation"]
+    X = lm.transforms.tangents(x, lm.generators("rotation"), lm.Resampling())[0].flatten(1)
+    wanted = ((X @ J.T).square().sum() / (J.square().sum() / 162 * X.square().sum())).sqrt()
+    assert value.item() == pytest.approx(wanted.item(), rel=0.03)
+
+
+def test_standard_error_of_a_mean_is_the_textbook_one():
+    model, x = Net(), images(20)
+    metric = lm.LocalEquivarianceError(NAMES, "lee")
+    metric.update(model, x)
+    L, _ = explicit(model, x)
+    wanted = L.square().mean(2).std(1) / 20**0.5
+    torch.testing.assert_close(torch.stack(list(metric.standard_error().values())), wanted, rtol=1e-9, atol=0)
+
+
+def test_standard_error_of_relative_covers_the_spread_over_samples():
+    """Over many samples of images, the mean squared standard error is the variance of the measure."""
+    model = Net(dtype=torch.float32)
+    values, errors = [], []
+    for seed in range(60):
+        metric = lm.LocalEquivarianceError("rotation", with_noise=False, method="forward")
+        metric.update(model, images(100, torch.float32, seed + 10))
+        values.append(metric.compute()["rotation"])
+        errors.append(metric.standard_error()["rotation"])
+    ratio = torch.stack(errors).square().mean().sqrt() / torch.stack(values).std()
+    assert 0.7 < ratio < 1.4, ratio
+
+
+def test_image_output_pools_positions_by_channel():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular").double()
+    x = images()
+    y = conv(x).detach()
+    spread = (y - y.mean((0, 2, 3), keepdim=True)).square().sum()
+    L = lm.lie_derivative(conv, x, "rotation")["rotation"]
+    wanted = (L.square().sum() / spread).sqrt()
+    assert F.relative(conv, x, "rotation")["rotation"].item() == pytest.approx(wanted.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("measure", ["relative", "lee", "sensitivity"])
+def test_function_class_forward_and_batch_split_agree(measure):
+    model, x = Net(), images(10)
+    function = getattr(F, measure)(model, x, NAMES, seed=5)
+    metric = lm.LocalEquivarianceError(NAMES, measure, seed=5)
+    at_once = metric(model, x)
+    first = metric.compute()
+    metric.reset()
+    for part in x.split(3):
+        metric.update(model, part)
+    split = metric.compute()
+    metric.reset()
+    for part in x.split(4):
+        metric(model, part)
+    through_forward = metric.compute()
+    chunked = getattr(F, measure)(model, x, NAMES, seed=5, chunk_size=2)
+    assert list(function) == list(metric.names)
+    for other in (at_once, first, split, through_forward, chunked):
+        torch.testing.assert_close(other, function, rtol=1e-9, atol=1e-13)
+
+
+def test_forward_runs_the_model_once():
+    model, x = Net(), images()
+    metric = lm.LocalEquivarianceError(NAMES, method="forward")
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    metric(model, x)
+    assert len(calls) == 1
+
+
+def test_torchmetrics_conventions():
+    model, x = Net(), images()
+    metric = lm.LocalEquivarianceError(NAMES)
+    assert (metric.full_state_update, metric.higher_is_better, metric.is_differentiable) == (False, False, False)
+    metric.update(model, x)
+    value = metric.compute()
+    assert metric.state_dict() == {}
+    assert not list(metric.children())
+    torch.testing.assert_close(pickle.loads(pickle.dumps(metric)).compute(), value)
+    clone = metric.clone()
+    clone.update(model, images(seed=2))
+    torch.testing.assert_close(metric.compute(), value)
+    other = lm.LocalEquivarianceError(NAMES)
+    other.update(model, images(seed=2))
+    other.merge_state(metric)
+    torch.testing.assert_close(other.compute(), clone.compute(), rtol=1e-10, atol=0)
+    metric.set_dtype(torch.float32)
+    torch.testing.assert_close(metric.compute(), value, check_dtype=False, rtol=1e-4, atol=0)
+    metric.reset()
+    with pytest.warns(UserWarning, match="`relative` is NaN"):
+        assert all(v.isnan() for v in metric.compute().values())
+    with pytest.raises(ValueError, match="Unexpected keyword"):
+        lm.LocalEquivarianceError(NAMES, unknown=1)
+
+
+def test_collection_shares_one_pass():
+    model, x = Net(), images()
+    collection = MetricCollection(
+        {
+            "relative": lm.LocalEquivarianceError("rotation", "relative", method="forward"),
+            "lee": lm.LocalEquivarianceError("rotation", "lee", method="forward"),
+        }
+    )
+    collection.update(model, x)
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    collection.update(model, x)
+    assert len(calls) == 1, "metrics with equal states must form one compute group"
+    values = collection.compute()
+    assert set(values) == {"relative_rotation", "lee_rotation"}
+    assert values["lee_rotation"] != values["relative_rotation"]
+
+
+def test_plot():
+    pytest.importorskip("matplotlib")
+    metric = lm.LocalEquivarianceError(("rotation", "scale"))
+    values = [metric(Net(), images(seed=seed)) for seed in range(3)]
+    _, axis = metric.plot(values)
+    assert len(axis.get_lines()) >= 2
+
+
+def test_state_made_in_inference_mode_can_be_updated_later():
+    model, x = Net(), images()
+    metric = lm.LocalEquivarianceError(NAMES)
+    with torch.inference_mode():
+        metric.reset()
+        metric.update(model, x.clone())
+        inside = metric.compute()
+    metric.update(model, x)
+    torch.testing.assert_close(metric.compute()["rotation"], inside["rotation"], rtol=1e-9, atol=0)
+    assert metric.sum_images.sum() == 14
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "measure", "reason"),
+    [
+        (lambda v: v.new_ones(len(v), 3) + 0 * v.sum(), images(), "relative", "does not vary"),
+        (lambda v: v.new_ones(len(v), 3) + 0 * v.sum(), images(), "sensitivity", "does not respond to noise"),
+        (Net(), images(1), "relative", "does not vary"),
+        (lambda v: v.sum((1, 2, 3)) / 0, images(), "relative", "not finite"),
+        (lambda v: v.flatten(1) * 1e300 * 1e10, images(), "lee", "not finite"),
+    ],
+)
+def test_undefined_is_nan_with_a_reason(model, x, measure, reason):
+    with pytest.warns(UserWarning, match=reason):
+        value = getattr(F, measure)(model, x, "rotation")
+    assert value["rotation"].isnan()
+
+
+def test_rounding_of_float32_outputs_is_not_taken_for_spread():
+    def nearly_constant(v):
+        return 1.0 + 1e-9 * v.flatten(1)[:, :3]
+
+    with pytest.warns(UserWarning, match="rounding"):
+        assert F.relative(nearly_constant, images(dtype=torch.float32), "rotation")["rotation"].isnan()
+    small = F.relative(lambda v: 1e-9 * v.flatten(1)[:, :3], images(dtype=torch.float32), "rotation")["rotation"]
+    assert small > 0
+
+
+def test_one_image_has_no_standard_error():
+    metric = lm.LocalEquivarianceError("rotation", "lee")
+    metric.update(Net(), images(1))
+    assert metric.compute()["rotation"] > 0
+    assert metric.standard_error()["rotation"].isnan()
+
+
+def test_model_keeps_its_modes():
+    model = Net()
+    model.train()
+    model.body[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+    lm.LocalEquivarianceError("affine")(model, images())
+    assert model.training
+    assert not model.body[1].training
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"measure": "lie"}, ValueError, "`measure` must be one of"),
+        ({"lee_output": "softmax"}, ValueError, "`lee_output` must be one of"),
+        ({"output": "scores"}, ValueError, "`output` must be"),
+        ({"generators": "rotate"}, ValueError, "got 'rotate'"),
+        ({"generators": 3}, TypeError, "`generators` must be names"),
+        ({"generators": ()}, ValueError, "at least one generator"),
+        ({"generators": ("shear", "shear_x")}, ValueError, "more than once"),
+        ({"method": "backward"}, ValueError, "`method` must be one of"),
+        ({"chunk_size": 0}, ValueError, "`chunk_size` must be at least 1"),
+        ({"seed": -1}, ValueError, "`seed` must be a non-negative integer"),
+        ({"resampling": "bspline"}, TypeError, "`resampling` must be a `Resampling`"),
+        ({"output_representation": lm.representations.Image}, TypeError, "Pass an instance"),
+        ({"measure": "sensitivity", "with_noise": False}, ValueError, "`with_noise` must be True"),
+    ],
+)
+def test_bad_arguments(arguments, error, match):
+    with pytest.raises(error, match=match):
+        lm.LocalEquivarianceError(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "match"),
+    [
+        (images().to(torch.uint8), TypeError, "floating-point dtype, got torch.uint8"),
+        (images()[0], ValueError, "must be non-empty with axes"),
+        (images()[:0], ValueError, "must be non-empty"),
+        (images().where(images() > -2, torch.nan), ValueError, "must be finite"),
+        ([images()], TypeError, "`inputs` must be a tensor, got list"),
+    ],
+)
+def test_bad_images_stop_before_the_model_runs(x, error, match):
+    def never(v):
+        raise RuntimeError("the model ran")
+
+    with pytest.raises(error, match=match):
+        lm.LocalEquivarianceError("rotation").update(never, x)
+    with pytest.raises(error, match=match):
+        F.relative(never, x, "rotation")
+
+
+def test_bad_readings():
+    metric = lm.LocalEquivarianceError(("rotation", "scale"), with_noise=False)
+    metric.update(Net(), images())
+    with pytest.raises(ValueError, match="`with_noise` must be True"):
+        metric.sensitivity()
+    with pytest.raises(ValueError, match="`measure` must be one of"):
+        metric.standard_error("spread")
+    with pytest.raises(ValueError, match="`coefficients` must hold 2 numbers"):
+        metric.directional([1.0])
+    with pytest.raises(ValueError, match="outputs of one width"):
+        metric.update(Net(classes=6), images())
+    with pytest.raises(ValueError, match="`lee_output` must be 'output'"):
+        F.lee(nn.Conv2d(2, 2, 1).double(), images(), "rotation", lee_output="probabilities")
+    with pytest.raises(ValueError, match="one entry for each of the 7 images"):
+        F.lee(lambda v: v.sum(0).flatten()[None], images(), "rotation")
+    with pytest.raises(TypeError, match="`options` must be among"):
+        F.lee(Net(), images(), "rotation", chunks=2)
+
+
+def _work(rank, path, counts, results):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    try:
+        x = images(11)[rank::2][: counts[rank]]
+        metric = lm.LocalEquivarianceError(NAMES, lee_output="probabilities", seed=1)
+        for part in x.split(2) if len(x) else ():
+            metric.update(Net(), part)
+        results[rank] = (metric.measures(), metric.compute(), metric.gram)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("counts", [(6, 5), (6, 0)])
+def test_two_processes_give_the_values_of_one(tmp_path, counts):
+    results = mp.Manager().dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mp.spawn(_work, (str(tmp_path / "store"), counts, results), nprocs=2)
+    single = lm.LocalEquivarianceError(NAMES, lee_output="probabilities", seed=1)
+    x = images(11)
+    if counts == (6, 5):
+        single.update(Net(), x)
+        for rank in (0, 1):
+            measures, value, gram = results[rank]
+            torch.testing.assert_close(measures, single.measures(), rtol=1e-8, atol=1e-12)
+            torch.testing.assert_close(value, single.compute(), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(gram, single.gram, rtol=1e-9, atol=1e-12)
+    else:
+        single.update(Net(), x[::2])
+        for rank in (0, 1):
+            torch.testing.assert_close(results[rank][1], single.compute(), rtol=1e-9, atol=1e-12)
