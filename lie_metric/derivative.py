@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
+from lie_metric.dual import Unsupported, push_forward
 from lie_metric.isolation import isolated
 from lie_metric.representations import Image, Representation, infer_output_representation
 from lie_metric.resampling import Resampling
@@ -40,7 +41,8 @@ class Linearisation:
         tangents: X_k · x, shape (K, B, ...) of the inputs.
         products: Df(x)[u] for the extra directions u that were asked for, shape (D, B, ...).
         representation: How the output carries the action.
-        method: The method that was used; "forward loop" is forward mode one tangent at a time.
+        method: The method that was used; "forward vmap" and "forward loop" are forward mode by vectorisation and one
+            tangent at a time, where tensors could not carry their tangents.
     """
 
     output: Tensor
@@ -294,7 +296,7 @@ def linearise(
         RuntimeError: If the model cannot be differentiated.
     """
     resampling = resampling or Resampling()
-    known = "forward" if method == "forward loop" else method
+    known = method.split(" ")[0]
     validate_arguments(
         model, inputs, output, input_representation, output_representation, resampling, known, chunk_size
     )
@@ -347,48 +349,66 @@ def _push(
     function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, method: str, chunk_size: int | None
 ) -> tuple[Tensor, Tensor, str]:
     """The output, its directional derivatives along the tangents, and the method that gave them."""
-    if method != "auto":
-        output, products = _METHODS[method](function, inputs, tangents, chunk_size)
-        _refuse_detached(function, inputs, tangents, output, products)
-        return output, products, method
-    if _is_narrow(function, inputs, len(tangents)):
+    chunk = chunk_size or max(len(tangents), 1)
+    while True:
         try:
-            output, products = _reverse(function, inputs, tangents, chunk_size)
-            _, check = _forward_loop(function, inputs, tangents[:1], chunk_size)
+            output, products, used = _choose(function, inputs, tangents, method, chunk)
+        except torch.OutOfMemoryError:
+            if chunk == 1:
+                raise
+            chunk = (chunk + 1) // 2
+            warnings.warn(
+                f"Out of memory: repeated with `chunk_size={chunk}`; set it to save the attempt.", stacklevel=4
+            )
+            continue
+        _refuse_detached(function, inputs, tangents, output, products)
+        return output, products, used
+
+
+def _choose(
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, method: str, chunk: int
+) -> tuple[Tensor, Tensor, str]:
+    if method == "auto" and _is_narrow(function, inputs, len(tangents)):
+        try:
+            output, products = _reverse(function, inputs, tangents, chunk)
+            check = _choose(function, inputs, tangents[:1], "forward", 1)[1]
         except (RuntimeError, NotImplementedError):
             pass  # the order below finds out whether it was the method or the model
         else:
             error, size = (products[:1] - check).norm(), check.norm()
             if bool(error <= _AGREEMENT.get(products.dtype, 1e-2) * size):
-                _refuse_detached(function, inputs, tangents, output, products)
                 return output, products, "reverse"
             warnings.warn(
                 f"Reverse mode differs from forward mode by {float(error / size):.1e} of it on this model, whose "
                 "images influence one another or which has an operation with a wrong rule; forward mode is used.",
-                stacklevel=4,
+                stacklevel=5,
             )
     reasons: dict[str, str] = {}
-    for name in ("forward", "forward loop", "double_backward"):
+    for name in _ORDER.get(method, (method,)):
         try:
-            output, products = _METHODS[name](function, inputs, tangents, chunk_size)
+            output, products = _METHODS[name](function, inputs, tangents, chunk)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, NotImplementedError) as error:
+        except (RuntimeError, NotImplementedError, TypeError) as error:
             if not reasons:
                 with torch.no_grad():
                     function(inputs)  # a fault of the model itself is shown as it is
             reasons[name] = str(error).strip().split("\n")[0][:200]
             continue
-        _refuse_detached(function, inputs, tangents, output, products)
-        if reasons:
-            told = "; ".join(f"{tried}: {reason}" for tried, reason in reasons.items())
-            warnings.warn(f"Method {name!r} is used, because an operation lacks a rule ({told}).", stacklevel=4)
+        # Whether tensors carry their tangents or `vmap` does is a matter of speed alone.
+        if set(reasons) - {"forward"}:
+            warnings.warn(
+                f"Method {name!r} is used, because an operation lacks a rule ({_told(reasons)}).", stacklevel=5
+            )
         return output, products, name
     raise RuntimeError(
-        "`model` must be differentiable in some mode, but none worked: "
-        + "; ".join(f"{tried}: {reason}" for tried, reason in reasons.items())
-        + ". Replace the operation that is named."
+        f"`model` must be differentiable by method {method!r}, but an operation lacks a rule ({_told(reasons)}). "
+        "Replace it, or choose another method."
     )
+
+
+def _told(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{tried}: {reason}" for tried, reason in reasons.items())
 
 
 def _is_narrow(function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: int) -> bool:
@@ -424,34 +444,56 @@ def _refuse_detached(
 
 
 def _forward(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk_size: int | None
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Forward mode; the tangents of a chunk share one primal pass."""
+    """Forward mode; tensors carry their tangents, those of a chunk share one primal pass."""
+    if torch.is_grad_enabled():
+        raise Unsupported("the fused rules have no derivatives of their own")
+    return _in_chunks(lambda part: push_forward(function, inputs, part), function, inputs, tangents, chunk)
+
+
+def _forward_vmap(
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Forward mode; the tangents of a chunk are vectorised over one primal pass."""
 
     def push(tangent: Tensor) -> tuple[Tensor, Tensor]:
         return cast(tuple[Tensor, Tensor], torch.func.jvp(function, (inputs,), (tangent,)))
 
-    chunk = chunk_size or max(len(tangents), 1)
-    if len(tangents) == 0:
-        return function(inputs), inputs.new_zeros(())
-    # Random operations that are active in evaluation mode draw once for all tangents.
     out_dims: Any = (None, 0)
-    parts = [torch.vmap(push, out_dims=out_dims, randomness="same")(part) for part in tangents.split(chunk)]
+    # Random operations that are active in evaluation mode draw once for all tangents.
+    vectorised = torch.vmap(push, out_dims=out_dims, randomness="same")
+    return _in_chunks(vectorised, function, inputs, tangents, chunk)
+
+
+def _in_chunks(
+    push: Callable[[Tensor], tuple[Tensor, Tensor]],
+    function: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    tangents: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    if len(tangents) == 0:
+        output = function(inputs)
+        return output, output.new_zeros((0, *output.shape))
+    parts = [push(part) for part in tangents.split(chunk)]
     return parts[0][0], torch.cat([product for _, product in parts])
 
 
 def _forward_loop(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk_size: int | None
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Forward mode, one tangent at a time, for operations without a batching rule."""
-    parts = [cast(tuple[Tensor, Tensor], torch.func.jvp(function, (inputs,), (tangent,))) for tangent in tangents]
-    if not parts:
-        return function(inputs), inputs.new_zeros(())
-    return parts[0][0], torch.stack([product for _, product in parts])
+
+    def push(part: Tensor) -> tuple[Tensor, Tensor]:
+        output, product = cast(tuple[Tensor, Tensor], torch.func.jvp(function, (inputs,), (part[0],)))
+        return output, product[None]
+
+    return _in_chunks(push, function, inputs, tangents, 1)
 
 
 def _reverse(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk_size: int | None
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """One backward pass for each output element of an image gives its row of the Jacobian for every image."""
     keep = torch.is_grad_enabled()
@@ -475,7 +517,7 @@ def _reverse(
 
 
 def _double_backward(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk_size: int | None
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """The derivative of the vector-Jacobian product with respect to its vector is the Jacobian-vector product."""
     keep = torch.is_grad_enabled()
@@ -498,7 +540,14 @@ def _double_backward(
 
 _METHODS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "forward": _forward,
+    "forward vmap": _forward_vmap,
     "forward loop": _forward_loop,
     "reverse": _reverse,
     "double_backward": _double_backward,
 }
+
+_ORDER: dict[str, tuple[str, ...]] = {
+    "forward": ("forward", "forward vmap", "forward loop"),
+    "auto": ("forward", "forward vmap", "forward loop", "double_backward"),
+}
+"""What a method tries in turn. The finer names are those that a result reports, and may be asked for again."""

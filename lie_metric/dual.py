@@ -1,0 +1,463 @@
+r"""Forward mode for many tangents at once: tensors that carry their tangents through a model.
+
+A :class:`Dual` is a tensor with K tangents. Every torch function that meets one computes its value as it always does,
+and its tangents by a rule for its kind: linear functions map the tangents as one larger batch; pointwise ones multiply
+them by a derivative that is taken once for all; normalisation and softmax have symmetric Jacobians, which are the
+fused kernels of their backward passes; any other function is differentiated on its own by ``vmap`` over ``jvp``. What
+cannot be followed (an in-place change of a tensor that others share) raises :class:`Unsupported`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import weakref
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+__all__ = ["Dual", "Unsupported", "push_forward"]
+
+
+class Unsupported(RuntimeError):
+    """A model does something that tangents carried by tensors cannot follow."""
+
+
+class Dual(Tensor):
+    """A tensor of shape S with tangents of shape (K, *S)."""
+
+    tangents: Tensor
+    aliases: list[weakref.ref[Dual]]
+
+    @staticmethod
+    def wrap(value: Tensor, tangents: Tensor, source: Dual | None = None) -> Dual:
+        """A tensor with its tangents; ``source`` is a dual tensor with whose memory it may share."""
+        dual = value.as_subclass(Dual)
+        dual.tangents = tangents
+        shares = source is not None and _storage(value) == _storage(source)
+        dual.aliases = source.aliases if source is not None and shares else []
+        dual.aliases.append(weakref.ref(dual))
+        return dual
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Computes a torch function of dual tensors, and the tangents of its result."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return _call(func, args, kwargs or {})
+
+
+def push_forward(function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    """The value of a function and its derivatives along K tangents, from one run of the function.
+
+    Args:
+        function: A function of one tensor, built of torch functions. Gradients must be disabled.
+        inputs: Any shape S.
+        tangents: Shape (K, *S).
+
+    Returns:
+        The value, shape S', and the derivatives, shape (K, *S').
+
+    Raises:
+        Unsupported: If the function changes memory that several tensors share.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0])
+        >>> push_forward(lambda v: v.square(), x, torch.eye(2))[1].tolist()
+        [[2.0, 0.0], [0.0, 4.0]]
+    """
+    result = function(Dual.wrap(inputs, tangents))
+    if not isinstance(result, Dual):
+        return result, result.new_zeros((len(tangents), *result.shape))
+    with torch._C.DisableTorchFunctionSubclass():
+        return _plain(result), result.tangents.expand(len(tangents), *result.shape)
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.as_subclass(Tensor)
+
+
+def _storage(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
+
+
+def _call(func: Any, args: tuple, kwargs: dict) -> Any:
+    name = _name(func)
+    args, kwargs, written = _out_of_place(func, name, args, kwargs)
+    if written is not None:
+        func, name = written
+        target = args[0]
+        if not isinstance(target, Dual):
+            raise Unsupported(f"a tensor without tangents is changed in place by {name}")
+        if any(other() is not None and other() is not target for other in target.aliases):
+            raise Unsupported(f"{name} changes memory in place that other tensors share")
+        result = _evaluate(func, name, args, kwargs)
+        if not isinstance(result, Dual) or result.shape != target.shape or result.dtype != target.dtype:
+            raise Unsupported(f"{name} changes a tensor in place in a way that is not followed")
+        target.data = _plain(result)
+        target.tangents = result.tangents
+        return target
+    return _evaluate(func, name, args, kwargs)
+
+
+def _evaluate(func: Any, name: str, args: tuple, kwargs: dict) -> Any:
+    if name in _NO_DERIVATIVE:
+        return func(*_strip(args), **_strip(kwargs))
+    rule = _RULES.get(name)
+    if rule is not None:
+        result = rule(func, args, kwargs)
+        if result is not NotImplemented:
+            return result
+    return _any_function(func, args, kwargs)
+
+
+@lru_cache(maxsize=4096)
+def _name(func: Any) -> str:
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return f"get {getattr(func.__self__, '__name__', '')}"
+    module = getattr(func, "__module__", None) or ""
+    # A function of the user's own that happens to bear a name of the tables below is differentiated as any other.
+    if module and not module.startswith("torch") and module != "builtins":
+        return f"{module}.{name}"
+    return _SYNONYMS.get(name, name)
+
+
+_SYNONYMS = {
+    "__add__": "add",
+    "__radd__": "add",
+    "__iadd__": "add_",
+    "__sub__": "sub",
+    "__isub__": "sub_",
+    "__mul__": "mul",
+    "__rmul__": "mul",
+    "__imul__": "mul_",
+    "multiply": "mul",
+    "__truediv__": "div",
+    "__div__": "div",
+    "true_divide": "div",
+    "__itruediv__": "div_",
+    "__idiv__": "div_",
+    "__matmul__": "matmul",
+    "__neg__": "neg",
+    "__getitem__": "getitem",
+    "concat": "cat",
+    "concatenate": "cat",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+}
+
+
+@lru_cache(maxsize=4096)
+def _inplace_position(func: Any) -> int | None:
+    try:
+        return list(inspect.signature(func).parameters).index("inplace")
+    except (TypeError, ValueError):
+        return None
+
+
+def _out_of_place(func: Any, name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict, tuple[Any, str] | None]:
+    """Replaces a function that writes into its first argument by its twin that does not."""
+    if kwargs.get("out") is not None or name in {"__setitem__", "copy_", "set_", "requires_grad_"}:
+        raise Unsupported(f"{name or func} writes into a tensor")
+    position = _inplace_position(func)
+    if position is not None:
+        if kwargs.get("inplace"):
+            return args, kwargs | {"inplace": False}, (func, name)
+        if len(args) > position and args[position]:
+            return (*args[:position], False, *args[position + 1 :]), kwargs, (func, name)
+    elif name.endswith("_") and not name.endswith("__"):
+        twin = getattr(Tensor, name[:-1], None) or getattr(F, name[:-1], None)
+        if twin is None:
+            raise Unsupported(f"{name} writes into a tensor")
+        return args, kwargs, (twin, name[:-1])
+    return args, kwargs, None
+
+
+def _strip(value: Any) -> Any:
+    leaves, structure = tree_flatten(value)
+    return tree_unflatten([_plain(leaf) if isinstance(leaf, Dual) else leaf for leaf in leaves], structure)
+
+
+def _any_function(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Any function, by forward mode through this one call."""
+    leaves, structure = tree_flatten((args, kwargs))
+    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Dual)]
+    duals = [leaves[index] for index in places]
+    if not duals:
+        return func(*args, **kwargs)
+    plain = [_plain(leaf) if isinstance(leaf, Dual) else leaf for leaf in leaves]
+    new_args, new_kwargs = tree_unflatten(plain, structure)
+    results, outer = tree_flatten(func(*new_args, **new_kwargs))
+    moving = [index for index, r in enumerate(results) if isinstance(r, Tensor) and r.is_floating_point()]
+    if not moving:
+        return tree_unflatten(results, outer)
+
+    def values(*given: Tensor) -> tuple[Tensor, ...]:
+        filled = list(plain)
+        for index, value in zip(places, given, strict=True):
+            filled[index] = value
+        new_args, new_kwargs = tree_unflatten(filled, structure)
+        found, _ = tree_flatten(func(*new_args, **new_kwargs))
+        return tuple(found[index] for index in moving)
+
+    primals = tuple(_plain(dual) for dual in duals)
+
+    def push(*tangents: Tensor) -> Any:
+        return torch.func.jvp(values, primals, tangents)[1]
+
+    pushed = torch.vmap(push, randomness="same")(*(dual.tangents for dual in duals))
+    for index, tangents in zip(moving, pushed, strict=True):
+        results[index] = Dual.wrap(results[index], tangents, duals[0])
+    return tree_unflatten(results, outer)
+
+
+def _only_first(args: tuple, kwargs: dict) -> bool:
+    """Whether the first argument, and no other, is dual."""
+    if not args or not isinstance(args[0], Dual):
+        return False
+    rest, _ = tree_flatten((args[1:], kwargs))
+    return not any(isinstance(leaf, Dual) for leaf in rest)
+
+
+def _wrap_all(values: Any, tangents: Any, source: Dual) -> Any:
+    if isinstance(values, Tensor):
+        return Dual.wrap(values, tangents, source)
+    return type(values)(Dual.wrap(v, t, source) for v, t in zip(values, tangents, strict=True))
+
+
+def _linear_in_first(func: Any, args: tuple, kwargs: dict) -> Any:
+    """A function that is linear in its first argument maps tangents as it maps values."""
+    if not _only_first(args, kwargs):
+        return NotImplemented
+    dual, rest = args[0], args[1:]
+    value = func(_plain(dual), *rest, **kwargs)
+    return _wrap_all(value, torch.vmap(lambda t: func(t, *rest, **kwargs))(dual.tangents), dual)
+
+
+def _pointwise(func: Any, args: tuple, kwargs: dict) -> Any:
+    """A pointwise function multiplies every tangent by one derivative."""
+    if not _only_first(args, kwargs):
+        return NotImplemented
+    dual, rest = args[0], args[1:]
+    value = _plain(dual)
+    pair: Any = torch.func.jvp(lambda v: func(v, *rest, **kwargs), (value,), (torch.ones_like(value),))
+    return Dual.wrap(pair[0], dual.tangents * pair[1], dual)
+
+
+def _aligned(dual: Dual, axes: int) -> Tensor:
+    """Tangents with as many axes, behind the first, as a result with which they are broadcast."""
+    tangents = dual.tangents
+    missing = axes - (tangents.ndim - 1)
+    return tangents.reshape(tangents.shape[0], *[1] * missing, *tangents.shape[1:]) if missing else tangents
+
+
+def _sum(func: Any, args: tuple, kwargs: dict, sign: int = 1) -> Any:
+    if len(args) != 2 or set(kwargs) - {"alpha"}:
+        return NotImplemented
+    value = func(*_strip(args), **kwargs)
+    factor = sign * kwargs.get("alpha", 1)
+    first, second = args
+    if isinstance(first, Dual) and isinstance(second, Dual):
+        # The same call on the tangents is one fused pass.
+        tangents = func(_aligned(first, value.ndim), _aligned(second, value.ndim), **kwargs)
+    elif isinstance(first, Dual):
+        tangents = _aligned(first, value.ndim)
+    else:
+        tangents = _aligned(second, value.ndim)
+        tangents = tangents if factor == 1 else factor * tangents
+    tangents = tangents.expand(tangents.shape[0], *value.shape).to(value.dtype)
+    return Dual.wrap(value, tangents)
+
+
+def _difference(func: Any, args: tuple, kwargs: dict) -> Any:
+    return _sum(func, args, kwargs, sign=-1)
+
+
+def _product(func: Any, args: tuple, kwargs: dict) -> Any:
+    if len(args) != 2 or kwargs:
+        return NotImplemented
+    first, second = args
+    a, b = _strip(args)
+    value = func(a, b)
+    if isinstance(first, Dual) and isinstance(second, Dual):
+        tangents = torch.addcmul(_aligned(first, value.ndim) * b, _aligned(second, value.ndim), a)
+    elif isinstance(first, Dual):
+        tangents = _aligned(first, value.ndim) * b
+    else:
+        tangents = _aligned(second, value.ndim) * a
+    return Dual.wrap(value, tangents.expand(tangents.shape[0], *value.shape).to(value.dtype))
+
+
+def _quotient(func: Any, args: tuple, kwargs: dict) -> Any:
+    if len(args) != 2 or kwargs or not _only_first(args, kwargs):
+        return NotImplemented
+    value = func(*_strip(args))
+    tangents = _aligned(args[0], value.ndim) / args[1]
+    return Dual.wrap(value, tangents.expand(tangents.shape[0], *value.shape).to(value.dtype))
+
+
+def _matmul(func: Any, args: tuple, kwargs: dict) -> Any:
+    if len(args) != 2 or kwargs or min(arg.ndim for arg in args) < 2:
+        return NotImplemented
+    first, second = args
+    a, b = _strip(args)
+    value = torch.matmul(a, b)
+    tangents = None
+    if isinstance(first, Dual):
+        tangents = torch.matmul(_aligned(first, value.ndim), b)
+    if isinstance(second, Dual):
+        other = torch.matmul(a, _aligned(second, value.ndim))
+        tangents = other if tangents is None else tangents + other
+    return Dual.wrap(value, cast(Tensor, tangents))
+
+
+def _cat(func: Any, args: tuple, kwargs: dict) -> Any:
+    parts, axis = args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if len(args) > 2 or set(kwargs) - {"dim"} or not isinstance(axis, int):
+        return NotImplemented
+    value = func([_plain(part) for part in parts], axis)
+    count = next(len(part.tangents) for part in parts if isinstance(part, Dual))
+    tangents = [
+        part.tangents if isinstance(part, Dual) else part.new_zeros((1, *part.shape)).expand(count, *part.shape)
+        for part in parts
+    ]
+    return Dual.wrap(value, func(tangents, axis + 1 if axis >= 0 else axis))
+
+
+def _weighted(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Convolutions and linear layers: the tangents are a larger batch, without the bias."""
+    names = ("input", "weight", "bias")
+    given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+    rest, others = args[3:], {k: v for k, v in kwargs.items() if k not in names}
+    dual, weight, bias = given["input"], given["weight"], given.get("bias")
+    if not isinstance(dual, Dual) or isinstance(weight, Dual) or isinstance(bias, Dual):
+        return NotImplemented
+    value = func(_plain(dual), weight, bias, *rest, **others)
+    if weight.ndim > 2:
+        if dual.ndim != weight.ndim:
+            return NotImplemented
+        tangents = func(dual.tangents.flatten(0, 1), weight, None, *rest, **others)
+        tangents = tangents.unflatten(0, dual.tangents.shape[:2])
+    else:
+        tangents = func(dual.tangents, weight, None, *rest, **others)
+    return Dual.wrap(value, tangents)
+
+
+def _layer_norm(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Normalisation has the symmetric Jacobian r (1 - 11ᵀ/n - yyᵀ/n), which its backward kernel applies in one pass."""
+    given = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args, strict=False)) | kwargs
+    if not _only_first((given.pop("input"),), given) or set(given) - {"normalized_shape", "weight", "bias", "eps"}:
+        return NotImplemented
+    dual = args[0] if args else kwargs["input"]
+    shape, weight, bias = list(given["normalized_shape"]), given.get("weight"), given.get("bias")
+    plain = _plain(dual).contiguous()
+    value, mean, rstd = torch.native_layer_norm(plain, shape, weight, bias, given.get("eps", 1e-5))
+    tangents = torch.empty(dual.tangents.shape, dtype=value.dtype, device=value.device)
+    for source, result in zip(dual.tangents, tangents, strict=True):
+        moved, _, _ = torch.ops.aten.native_layer_norm_backward(
+            source.contiguous(), plain, shape, mean, rstd, None, None, [True, False, False]
+        )
+        if weight is None:
+            result.copy_(moved)
+        else:
+            torch.mul(moved, weight, out=result)
+    return Dual.wrap(value, tangents)
+
+
+def _softmax_tangents(tangents: Tensor, value: Tensor, axis: int) -> Tensor:
+    """The Jacobian of softmax, diag(p) - ppᵀ, is symmetric: its backward kernel applies it, in one pass."""
+    moved = [torch.ops.aten._softmax_backward_data(t, value, axis, value.dtype) for t in tangents]
+    return torch.stack(moved)
+
+
+def _softmax(func: Any, args: tuple, kwargs: dict) -> Any:
+    if not _only_first(args, kwargs) or kwargs.get("dtype") is not None or len(args) > 2:
+        return NotImplemented
+    axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if not isinstance(axis, int):
+        return NotImplemented
+    dual = args[0]
+    value = _plain(dual).softmax(axis)
+    return Dual.wrap(value, _softmax_tangents(dual.tangents, value, axis))
+
+
+def _attention(func: Any, args: tuple, kwargs: dict) -> Any:
+    r"""Scaled dot-product attention by its formula, with dP = J_softmax · scale · (dQ Kᵀ + Q dKᵀ)."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    q, k, v = (given[name] for name in names[:3])
+    mask = given.get("attn_mask")
+    if (
+        not all(isinstance(entry, Dual) for entry in (q, k, v))
+        or isinstance(mask, Dual)
+        or given.get("is_causal")
+        or given.get("dropout_p")
+        or given.get("enable_gqa")
+        or q.shape[:-2] != k.shape[:-2]
+        or q.ndim != 4
+    ):
+        return NotImplemented
+    scale = given.get("scale") or 1 / math.sqrt(q.shape[-1])
+    queries, keys, values = _plain(q) * scale, _plain(k).mT, _plain(v)
+    scores = queries @ keys
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(-1)
+    moved = []
+    # One tangent at a time: the scores of all of them would be the largest tensor of the model.
+    for dq, dk, dv in zip(q.tangents, k.tangents, v.tangents, strict=True):
+        change = torch.cat([dq * scale, queries], dim=-1) @ torch.cat([keys, dk.mT], dim=-2)
+        change = torch.ops.aten._softmax_backward_data(change, weights, -1, weights.dtype)
+        moved.append(torch.cat([change, weights], dim=-1) @ torch.cat([values, dv], dim=-2))
+    return Dual.wrap(weights @ values, torch.stack(moved))
+
+
+def _padding(func: Any, args: tuple, kwargs: dict) -> Any:
+    # Padding by a constant other than zero is affine, and its tangents are padded by zero: the general way knows.
+    if (len(args) > 3 and args[3]) or kwargs.get("value"):
+        return NotImplemented
+    return _linear_in_first(func, args, kwargs)
+
+
+def _identity_in_evaluation(func: Any, args: tuple, kwargs: dict) -> Any:
+    given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
+    return given["input"] if given.get("training") is False else NotImplemented
+
+
+_NO_DERIVATIVE = {"detach", "get data", "argmax", "argmin", "sign", "floor", "ceil", "round", "zeros_like", "ones_like"}
+
+_LINEAR = (
+    "view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "mean", "sum", "getitem",
+    "chunk", "split", "unbind", "unsqueeze", "squeeze", "expand", "expand_as", "repeat", "roll", "flip", "movedim",
+    "moveaxis", "neg", "clone", "narrow", "select", "index_select", "pixel_shuffle", "pixel_unshuffle", "avg_pool2d",
+    "adaptive_avg_pool2d", "avg_pool1d", "adaptive_avg_pool1d", "tensor_split", "diagonal", "t", "rot90", "view_as",
+    "reshape_as", "float", "double",
+)  # fmt: skip
+
+_POINTWISE = (
+    "relu", "gelu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "relu6", "leaky_relu", "elu", "selu",
+    "celu", "softplus", "mish", "hardtanh", "exp", "log", "sqrt", "rsqrt", "square", "pow", "reciprocal", "abs",
+    "clamp", "clamp_min", "clamp_max", "sin", "cos", "erf",
+)  # fmt: skip
+
+_RULES: dict[str, Callable[[Any, tuple, dict], Any]] = {
+    **dict.fromkeys(_LINEAR, _linear_in_first),
+    **dict.fromkeys(_POINTWISE, _pointwise),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "linear"), _weighted),
+    **dict.fromkeys(("matmul", "bmm"), _matmul),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "feature_dropout"), _identity_in_evaluation),
+    "add": _sum,
+    "sub": _difference,
+    "mul": _product,
+    "div": _quotient,
+    "cat": _cat,
+    "layer_norm": _layer_norm,
+    "softmax": _softmax,
+    "scaled_dot_product_attention": _attention,
+    "pad": _padding,
+}
