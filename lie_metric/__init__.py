@@ -2,12 +2,14 @@
 
 from lie_metric import functional, representations, transforms
 from lie_metric.algebra import Generator, generators
+from lie_metric.callbacks import EquivarianceMonitor
 from lie_metric.derivative import lie_derivative
 from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.resampling import PAPER, Resampling
 
 __all__ = [
     "PAPER",
+    "EquivarianceMonitor",
     "Generator",
     "LocalEquivarianceError",
     "Resampling",

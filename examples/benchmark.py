@@ -1,0 +1,213 @@
+"""What does a measurement cost? Time in units of the crudest finite difference, and peak memory, for any timm model.
+
+The unit is one forward pass over (K + 1) · B images: what K + 1 plain forward passes cost that a finite difference of K
+generators on B images needs. Double backward, the usual way, is given for one transform and for the nine named affine
+ones. Everything is measured in one run, in turn, so that ratios hold on a machine whose speed drifts.
+
+    python examples/benchmark.py resnet50 vit_tiny_patch16_224 --threads 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import lie_metric as lm
+from lie_metric.derivative import linearise
+
+METHODS = ("forward", "forward vmap", "double_backward")
+
+
+def load(name: str, batch: int, size: int, device: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A timm model with random weights in evaluation mode, and a batch of noise.
+
+    Args:
+        name: Name of a timm model.
+        batch: Number of images.
+        size: Their side in pixels.
+        device: Where both are put.
+
+    Returns:
+        The model and the images.
+    """
+    import timm
+
+    torch.manual_seed(0)
+    options = {"img_size": size} if size != 224 else {}
+    try:
+        model = timm.create_model(name, **options)
+    except TypeError:
+        model = timm.create_model(name)
+    return model.eval().to(device), torch.randn(batch, 3, size, size, device=device)
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    """Wall time of one call.
+
+    Args:
+        run: What to time.
+        device: The device it runs on, which is waited for.
+
+    Returns:
+        Seconds.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def runs(model: torch.nn.Module, images: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """The passes that are compared.
+
+    Args:
+        model: The model.
+        images: B images.
+
+    Returns:
+        A function for each label.
+    """
+    affine, one = lm.generators("affine"), lm.generators("rotation")
+    tiled = torch.randn(7 * len(images), *images.shape[1:], device=images.device)
+    found: dict[str, Callable[[], object]] = {
+        "plain forward, B": lambda: model(images),
+        "unit: forward, 7 B": lambda: model(tiled),
+        "double_backward, 1 transform": lambda: linearise(model, images, one, method="double_backward"),
+    }
+    for method in METHODS[:2]:
+        found[f"{method}, affine"] = lambda method=method: linearise(model, images, affine, method=method)
+    return found
+
+
+def memory_above_start(run: Callable[[], object], device: str) -> float:
+    """Peak memory of one call above what is held when it starts.
+
+    Args:
+        run: What to measure.
+        device: ``"cpu"`` (resident memory as Linux counts it) or ``"cuda"`` (what torch has allocated).
+
+    Returns:
+        MiB.
+    """
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status("VmRSS")
+    run()
+    return status("VmHWM") - before
+
+
+def status(entry: str) -> float:
+    """An entry of this process's memory table.
+
+    Args:
+        entry: ``VmRSS`` or ``VmHWM``.
+
+    Returns:
+        MiB.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(entry))
+
+
+def peak_memory(arguments: argparse.Namespace, name: str, label: str) -> float:
+    """Peak memory of one pass, in a process of its own on the CPU.
+
+    Args:
+        arguments: The command line.
+        name: The model.
+        label: Which pass.
+
+    Returns:
+        MiB.
+    """
+    command = [sys.executable, __file__, name, "--memory-of", label, "--batch", str(arguments.batch)]
+    command += ["--size", str(arguments.size), "--threads", str(arguments.threads), "--device", arguments.device]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def report(arguments: argparse.Namespace, name: str) -> dict[str, float]:
+    """Measures a model and prints its table.
+
+    Args:
+        arguments: The command line.
+        name: The model.
+
+    Returns:
+        Median cost in units by label.
+    """
+    model, images = load(name, arguments.batch, arguments.size, arguments.device)
+    passes = runs(model, images)
+    times: dict[str, list[float]] = {label: [] for label in passes}
+    with torch.no_grad():
+        for label, run in passes.items():
+            if "double" not in label:
+                run()
+        for _ in range(arguments.repeats):
+            for label, run in passes.items():
+                times[label].append(seconds(run, arguments.device))
+    print(f"\n{name}: B={arguments.batch}, {arguments.size} px, K=6 tangents for the 9 named affine generators,")
+    print(f"{arguments.threads} thread(s), {arguments.device}, torch {torch.__version__}, {arguments.repeats} repeats")
+    print(
+        f"{'pass':32}{'seconds':>10}{'units':>8}{'(min to max)':>18}" + ("" if arguments.no_memory else f"{'MiB':>10}")
+    )
+    ratios = {}
+    for label, values in times.items():
+        units = [value / unit for value, unit in zip(values, times["unit: forward, 7 B"], strict=True)]
+        ratios[label] = median(units)
+        line = f"{label:32}{median(values):10.3f}{median(units):8.2f}{f'({min(units):.2f} to {max(units):.2f})':>18}"
+        print(line + ("" if arguments.no_memory else f"{peak_memory(arguments, name, label):10.0f}"), flush=True)
+    usual = 9 * ratios["double_backward, 1 transform"]
+    print(
+        f"nine transforms by double backward: {usual:.1f} units, {usual / ratios['forward, affine']:.0f} times as much"
+    )
+    return ratios
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """Runs the benchmark.
+
+    Args:
+        argv: The command line; the default is that of the process.
+
+    Returns:
+        Median cost in units by model and label.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=["resnet50", "vit_tiny_patch16_224"], help="timm names")
+    parser.add_argument("--batch", type=int, default=8, help="images, B")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; the table shows the median")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--no-memory", action="store_true", help="skip the peak memory, which takes a process each")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        model, images = load(arguments.models[0], arguments.batch, arguments.size, arguments.device)
+        with torch.no_grad():
+            print(json.dumps(memory_above_start(runs(model, images)[arguments.memory_of], arguments.device)))
+        return {}
+    return {name: report(arguments, name) for name in arguments.models}
+
+
+if __name__ == "__main__":
+    main()

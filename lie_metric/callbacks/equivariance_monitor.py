@@ -1,0 +1,581 @@
+"""Equivariance curves of the model under training, in every logger, each validation epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.utils.data import DistributedSampler, SequentialSampler
+from typing_extensions import override
+
+from lie_metric import algebra
+from lie_metric.algebra import Generator
+from lie_metric.callbacks import tensorboard
+from lie_metric.derivative import Method
+from lie_metric.metrics import LocalEquivarianceError
+from lie_metric.representations import Representation
+from lie_metric.resampling import Resampling
+
+__all__ = ["EquivarianceMonitor"]
+
+Measure = Literal["relative", "lee", "sensitivity"]
+
+IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
+"""Keys under which images are looked for in a batch that is a mapping."""
+
+_FAMILIES: dict[str, tuple[str, str]] = {
+    "relative": ("", "relative error: output standard deviations per unit of t"),
+    "lee": ("_lee", "LEE: mean squared Lie derivative"),
+    "sensitivity": ("_sensitivity", "error relative to noise of the same size: 1 = nothing learned"),
+}
+
+
+class EquivarianceMonitor(Callback):
+    r"""Measures Lie derivatives of the model under training on validation images, and logs them as curves.
+
+    Each validation epoch the module's ``forward`` is measured in evaluation mode on the first ``num_images`` images of
+    each validation loader (see :class:`~lie_metric.LocalEquivarianceError`), and for each generator is logged
+
+    ======================================  ==========================================================================
+    key                                     value
+    ======================================  ==========================================================================
+    ``equivariance/<generator>``            ``relative``: sqrt(Σ‖L_X f‖² / Σ‖f - E f‖²) of the output, in output
+                                            standard deviations per unit of t; 0 = equivariant
+    ``equivariance_se/<generator>``         its standard error over images
+    ``equivariance_lee/<generator>``        ``lee``: E‖L_X f‖² / dim f, of the class probabilities of a classifier, of
+                                            the plain output otherwise
+    ``equivariance_lee_se/<generator>``     its standard error
+    ``equivariance_sensitivity/<gener.>``   ``sensitivity`` and, with ``_se``, its standard error; only if asked for
+    ======================================  ==========================================================================
+
+    Units of t: half of the shorter side (translation), radian (rotation), log factor or slope (scale, stretch, shear).
+    Read ``equivariance``, and ``equivariance_lee`` beside it: the latter rewards a model for low confidence.
+
+    The values are logged at the step of the other validation metrics, and are in ``trainer.callback_metrics`` in time
+    for ``ModelCheckpoint`` and ``EarlyStopping``, wherever these stand in the list of callbacks. With more than one
+    validation loader every key ends in ``/dataloader_idx_<index>``.
+
+    In TensorBoard the tab Custom Scalars shows one chart for each family of curves, and the tab HPARAMS the final
+    values of every run.
+
+    Note:
+        *Training is not changed*: weights, optimizer states, random states, buffers and losses are the same bit for bit
+        with and without the monitor (on GPUs if kernels are deterministic and not benchmarked). The model is left as
+        it was found, also when the measurement fails.
+
+        *Several epochs between measurements* (``every_n_epochs=n``): epochs n, 2n, ... are measured, counted from 1 as
+        in ``check_val_every_n_epoch``; in between ``trainer.callback_metrics`` keeps the old value. Monitor a key only
+        with ``every_n_epochs=1``.
+
+        *Several processes*: ``num_images`` is the total. Each process measures its share of the first images, the
+        padding of a distributed sampler is left out, and the sums are added up; the values are those of one process
+        over the same images. Sharded modules (FSDP, DeepSpeed, model parallel) are refused.
+
+        *The baseline* is the curve's point at step 0. The weights of the untrained model are kept (in main memory)
+        until the first validation, and measured then on the same images as the trained ones: no pass over the data is
+        added, which could touch random states or workers. It goes to the loggers only, and none is measured when
+        training is resumed.
+
+    Args:
+        generators: Names, groups or :class:`~lie_metric.Generator` objects, as in :func:`~lie_metric.generators`.
+        num_images: How many images of each validation loader to measure, over all processes. The cost is proportional
+            to it; the standard errors fall with its square root.
+        every_n_epochs: Measure every n-th epoch. With ``fast_dev_run`` and ``trainer.validate()`` it is always
+            measured.
+        measures: Which of ``"relative"``, ``"lee"`` and ``"sensitivity"`` to log. All come from the same pass;
+            ``"sensitivity"`` adds one tangent to it.
+        images: Where the images are in a batch: a callable from the batch to the tensor, or a key or index. By default
+            the batch itself if it is a tensor, the first entry of a tuple or list, or the one key of ``"image"``,
+            ``"images"``, ``"pixel_values"``, ``"x"``, ``"input"``, ``"inputs"`` of a mapping.
+        output: What is measured: ``"logits"``, what the module returns (a tensor; ``logits`` of a mapping or object;
+            the first of a tuple), ``"probabilities"``, its softmax, or a callable from what it returns to a tensor.
+        lee_output: What ``lee`` is taken of: ``"probabilities"``, the softmax of ``output``; ``"output"``, the same as
+            the other measures; or ``"auto"``, probabilities for a classifier, i.e. for an invariant output of shape
+            (B, C) with C > 1.
+        input_representation: How the input carries the action; an image by default.
+        output_representation: How the output does; by default inferred where its shape leaves no choice.
+        resampling: The stencil with which images are differentiated; ``Resampling()`` by default.
+        method: How the Jacobian products are computed, as in :func:`~lie_metric.lie_derivative`.
+        chunk_size: How many tangents to push through the model at a time; it bounds the memory.
+        seed: Seed of the noise of ``"sensitivity"``.
+        baseline: Whether to measure the untrained model too.
+        on_error: What to do when the model cannot be measured: ``"warn"``, log NaN for this epoch and go on training
+            (``EarlyStopping`` with ``check_finite=True`` stops at a NaN that it monitors), or ``"raise"``. A batch in
+            which no images are found is always an error.
+        prefix: First word of the keys. Give each its own when several monitors are in use.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range, or names something unknown.
+
+    Example:
+        >>> import lie_metric as lm
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[lm.EquivarianceMonitor(("rotation", "scale"))], logger=False)
+
+    """
+
+    _curves: list[_Measurement]
+    _starts: list[_Measurement]
+    _untrained: dict[str, Tensor] | None
+
+    def __init__(
+        self,
+        generators: str | Generator | Sequence[str | Generator] = ("translation", "rotation", "scale"),
+        num_images: int = 256,
+        every_n_epochs: int = 1,
+        *,
+        measures: Sequence[Measure] = ("relative", "lee"),
+        images: Callable[[Any], Any] | int | str | None = None,
+        output: Literal["logits", "probabilities"] | Callable[[Any], Any] = "logits",
+        lee_output: Literal["auto", "output", "probabilities"] = "auto",
+        input_representation: Representation | None = None,
+        output_representation: Representation | None = None,
+        resampling: Resampling | None = None,
+        method: Method = "auto",
+        chunk_size: int | None = None,
+        seed: int = 0,
+        baseline: bool = True,
+        on_error: Literal["warn", "raise"] = "warn",
+        prefix: str = "equivariance",
+    ) -> None:
+        super().__init__()
+        _check_positive("num_images", num_images, "256 images give standard errors of some per cent.")
+        _check_positive("every_n_epochs", every_n_epochs, "1 measures every epoch.")
+        if on_error not in {"warn", "raise"}:
+            raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
+        if isinstance(measures, str) or not measures or not set(measures) <= set(get_args(Measure)):
+            raise ValueError(f"`measures` must be a sequence of some of {get_args(Measure)}, got {measures!r}.")
+        if images is not None and not callable(images) and not isinstance(images, (str, int)):
+            raise TypeError(
+                f"`images` must be a callable, a key or an index, got {images!r}. Pass e.g. `lambda batch: batch[0]`."
+            )
+        if not isinstance(prefix, str) or not prefix or "/" in prefix:
+            raise ValueError(
+                f"`prefix` must be a non-empty string without '/', got {prefix!r}. "
+                "Loggers group curves by the text before '/'."
+            )
+        self.generators = algebra.generators(generators)
+        self.num_images = num_images
+        self.every_n_epochs = every_n_epochs
+        self.measures = tuple(measures)
+        self.images = images
+        self.baseline = baseline
+        self.on_error = on_error
+        self.prefix = prefix
+        self.resampling = resampling or Resampling()
+        self._options: dict[str, Any] = {
+            "output": output,
+            "lee_output": lee_output,
+            "input_representation": input_representation,
+            "output_representation": output_representation,
+            "resampling": self.resampling,
+            "method": method,
+            "chunk_size": chunk_size,
+            "seed": seed,
+        }
+        self._metric()  # refuses bad options now rather than after the first epoch
+        self._forget()
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses trainers under which nothing could be measured.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: The stage about to begin.
+
+        Raises:
+            MisconfigurationException: If the strategy shards the module, or training has no validation.
+        """
+        self._forget()
+        if stage not in {"fit", "validate"}:
+            return
+        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+            raise MisconfigurationException(
+                "`EquivarianceMonitor` must have a strategy that keeps the module whole on each device, got "
+                f"{type(trainer.strategy).__name__}. Train with strategy='ddp' or on one device, or measure a "
+                "checkpoint afterwards with `lie_metric.LocalEquivarianceError`."
+            )
+        if stage == "fit" and not trainer.enable_validation:
+            raise MisconfigurationException(
+                "`EquivarianceMonitor` must have validation images, got a run without validation "
+                f"(limit_val_batches={trainer.limit_val_batches}). Pass `trainer.fit(model, train_loader, val_loader)` "
+                "and define a `validation_step`, or remove the callback."
+            )
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepares TensorBoard; the Trainer logs hyperparameters right after this hook.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if not trainer.is_global_zero:
+            return
+        names = [generator.name for generator in self.generators]
+        families = {measure: self.prefix + _FAMILIES[measure][0] for measure in self.measures}
+        settings = {
+            f"{self.prefix}_resampling": str(self.resampling),
+            f"{self.prefix}_num_images": self.num_images,
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                charts = {_FAMILIES[measure][1]: family for measure, family in families.items()}
+                tensorboard.write_layout(logger, self.prefix, charts, names)
+                tags = [f"{family}/{name}" for family in families.values() for name in names]
+                tensorboard.write_hyperparameters(trainer, logger, settings, tags)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses empty validation loaders, which nothing before this hook complains about.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+
+        Raises:
+            MisconfigurationException: If no validation loader has a batch.
+        """
+        batches = trainer.num_val_batches
+        if batches and not any(batches):
+            raise MisconfigurationException(
+                f"`EquivarianceMonitor` must have validation images, got validation loaders of {batches} batches. "
+                "Check the length of the validation set, `drop_last` and `limit_val_batches`."
+            )
+        self._measuring_start = self.baseline and trainer.global_step == 0
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the weights of the untrained model; every hook that may still set them has run.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self._measuring_start and self._untrained is None:
+            tensors = _tensors(pl_module)
+            if any(map(is_lazy, tensors.values())):
+                self._give_up_baseline("it has lazy modules that have not been called yet")
+            else:
+                self._untrained = {name: tensor.data.to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decides whether this epoch is measured, and on which images.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        skip = (
+            fitting
+            and not getattr(trainer, "fast_dev_run", False)
+            and (trainer.current_epoch + 1) % self.every_n_epochs != 0
+        )
+        self._measuring = not trainer.sanity_checking and not skip
+        if self._measuring or self._untrained is not None:
+            loaders = _validation_loaders(trainer)
+            self._curves, self._starts = (
+                [
+                    _Measurement(self._metric(pl_module.device), _Share.of(each, trainer, self.num_images))
+                    for each in loaders
+                ]
+                for _ in range(2)
+            )
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measures the images of the batch that are among the first ``num_images``.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            outputs: What ``validation_step`` returned; not used.
+            batch: The batch, on the module's device.
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader.
+        """
+        if trainer.sanity_checking:
+            self._images_of(batch)  # a batch without images shall be an error before the first epoch, not after it
+        if self._measuring and not self._curves[dataloader_idx].is_complete:
+            self._measure(trainer, pl_module, self._curves[dataloader_idx], batch)
+        if self._untrained is not None and not self._starts[dataloader_idx].is_complete:
+            with self._exchanged_weights(pl_module):
+                if self._untrained is not None:
+                    self._measure(trainer, pl_module, self._starts[dataloader_idx], batch)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds up over processes and logs.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self._untrained is not None:
+            self._untrained, self._measuring_start = None, False
+            start = {key: value.item() for key, value in self._values(trainer, pl_module, self._starts).items()}
+            self._starts = []
+            for logger in trainer.loggers:
+                logger.log_metrics(start, step=0)
+        if self._measuring:
+            # Every process holds the same values: the mean over processes is no change, and asking for it keeps
+            # Lightning from warning that values might differ.
+            values = self._values(trainer, pl_module, self._curves)
+            pl_module.log_dict(values, sync_dist=True, batch_size=1, add_dataloader_idx=False)
+        self._measuring = False
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Frees what was kept.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: The stage that ends.
+        """
+        self._forget()
+
+    def _forget(self) -> None:
+        """Frees what was kept; also called first, because an interrupted run is not torn down."""
+        self._curves, self._starts, self._untrained = [], [], None
+        self._measuring = self._measuring_start = False
+
+    def _metric(self, device: torch.device | None = None) -> LocalEquivarianceError:
+        metric = LocalEquivarianceError(self.generators, with_noise="sensitivity" in self.measures, **self._options)
+        # The sums are float64, which MPS has not: there they stay in main memory.
+        return metric if device is None or device.type == "mps" else metric.to(device)
+
+    def _images_of(self, batch: Any) -> Tensor:
+        if callable(self.images):
+            found = self.images(batch)
+        elif self.images is not None:
+            try:
+                found = batch[self.images]
+            except (KeyError, IndexError, TypeError) as error:
+                raise ValueError(
+                    f"`images` must be a key or index of the batch, got {self.images!r} for {_describe(batch)}."
+                ) from error
+        else:
+            found = _find_images(batch)
+        if not isinstance(found, Tensor) or found.ndim == 0:
+            source = "found in" if self.images is None else f"selected by images={self.images!r} from"
+            raise TypeError(
+                f"The images must be a tensor with a batch axis, got {_describe(found)}, {source} {_describe(batch)}. "
+                "Pass a key, an index or a callable, e.g. `EquivarianceMonitor(images=lambda batch: batch[0])`."
+            )
+        return found
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, measurement: _Measurement, batch: Any) -> None:
+        images = self._images_of(batch)
+        rows = measurement.share.rows(measurement.seen, len(images))
+        measurement.seen += len(images)
+        if not rows:
+            return
+        try:
+            measurement.metric.update(pl_module, images if len(rows) == len(images) else images[rows])
+        except Exception as error:
+            # The other processes learn of it when all meet at the end of the epoch: raising here would leave them
+            # waiting.
+            if self.on_error == "raise" and trainer.world_size == 1:
+                raise
+            measurement.error = error
+        else:
+            measurement.images += len(rows)
+
+    def _values(
+        self, trainer: Trainer, pl_module: LightningModule, measurements: Sequence[_Measurement]
+    ) -> dict[str, Tensor]:
+        """The values under their keys, alike on all processes; NaN for what could not be measured."""
+        # Always the same collective operations on every process, whatever failed where.
+        outcomes = torch.tensor(
+            [[m.error is not None, m.images] for m in measurements], device=pl_module.device
+        ).float()
+        outcomes = trainer.strategy.reduce(outcomes, reduce_op="sum")
+        values: dict[str, Tensor] = {}
+        for index, (measurement, (failures, images)) in enumerate(zip(measurements, outcomes.tolist(), strict=True)):
+            measured: Mapping[str, Mapping[str, Tensor]] = {}
+            if failures:
+                self._report(measurement.error)
+            elif images:
+                measured = measurement.metric.measures()
+            else:
+                warnings.warn(f"No image of validation loader {index} was seen: its equivariance is NaN.", stacklevel=2)
+            suffix = f"/dataloader_idx_{index}" if len(measurements) > 1 else ""
+            for measure in self.measures:
+                family = self.prefix + _FAMILIES[measure][0]
+                for key, kind in ((family, measure), (f"{family}_se", f"{measure}_standard_error")):
+                    for generator in self.generators:
+                        value = measured.get(kind, {}).get(generator.name, torch.nan)
+                        value = torch.as_tensor(value, dtype=torch.float32).to(pl_module.device)
+                        values[f"{key}/{generator.name}{suffix}"] = value
+        return values
+
+    def _report(self, error: Exception | None) -> None:
+        reason = "on another process" if error is None else f"with {type(error).__name__}: {error}"
+        message = f"The equivariance of the model could not be measured, it failed {reason}"
+        if self.on_error == "raise":
+            raise RuntimeError(message) from error
+        warnings.warn(
+            f"{message} This epoch is logged as NaN and training goes on; `on_error='raise'` stops it.", stacklevel=2
+        )
+
+    def _give_up_baseline(self, reason: str) -> None:
+        self._untrained, self._measuring_start = None, False
+        warnings.warn(f"No baseline: the untrained model cannot be kept, because {reason}.", stacklevel=2)
+
+    @contextlib.contextmanager
+    def _exchanged_weights(self, pl_module: LightningModule) -> Iterator[None]:
+        """The untrained weights in the module, bit for bit its own again afterwards."""
+        kept, tensors = self._untrained or {}, _tensors(pl_module)
+        if {name: t.shape for name, t in kept.items()} != {name: t.shape for name, t in tensors.items()}:
+            self._give_up_baseline("its parameters or buffers were replaced in training")
+            yield
+            return
+        _exchange(tensors, kept)
+        try:
+            yield
+        finally:
+            _exchange(tensors, kept)
+
+
+@dataclass
+class _Measurement:
+    """A loader's metric in one validation epoch."""
+
+    metric: LocalEquivarianceError
+    share: _Share
+    seen: int = 0
+    images: int = 0
+    error: Exception | None = field(default=None, repr=False)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no further batch is to be measured."""
+        return self.error is not None or self.share.is_complete(self.seen)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Which of the images that a process sees it measures, so that together they measure the first ones, each once.
+
+    Args:
+        limit: How many images all processes measure together.
+        processes: Number of processes.
+        rank: Number of this one.
+        replicated: Whether every process sees the same images, rather than its own.
+    """
+
+    limit: float
+    processes: int
+    rank: int
+    replicated: bool = False
+
+    @classmethod
+    def of(cls, loader: object, trainer: Trainer, num_images: int) -> _Share:
+        """The share of this process in the first images of a loader."""
+        sampler = getattr(loader, "sampler", None)
+        nested = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+        for candidate in (sampler, nested):
+            if isinstance(candidate, DistributedSampler):
+                # It deals indices round, and repeats the first ones until all processes have as many.
+                total = len(candidate.dataset)  # type: ignore[arg-type]
+                return cls(min(num_images, total), candidate.num_replicas, candidate.rank)
+        # Any other loader is taken to hold the process' own images, except one that can only hold the same everywhere.
+        return cls(num_images, trainer.world_size, trainer.global_rank, isinstance(sampler, SequentialSampler))
+
+    def _position(self, index: int) -> int:
+        """Place among the images of all processes of the image that this process sees at an index."""
+        return index if self.replicated else index * self.processes + self.rank
+
+    def is_complete(self, start: int) -> bool:
+        """Whether nothing is left to measure from an index on."""
+        return self._position(start) >= self.limit
+
+    def rows(self, start: int, count: int) -> list[int]:
+        """Which rows to measure of a batch of ``count`` images that begins at index ``start``."""
+        mine = range(start, start + count)
+        return [
+            index - start
+            for index in mine
+            if self._position(index) < self.limit and not (self.replicated and index % self.processes != self.rank)
+        ]
+
+
+def _validation_loaders(trainer: Trainer) -> list[Any]:
+    """The loaders whose batches come with an index of their own."""
+    loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == TrainerFn.FITTING else trainer.validate_loop
+    # `trainer.val_dataloaders` shows the loaders of an earlier fit during `trainer.validate()`, and hides whether they
+    # are run one after the other.
+    combined = loop._combined_loader
+    if combined is None:
+        return [None]
+    return list(combined.flattened) if combined._mode == "sequential" else [None]
+
+
+def _find_images(batch: Any) -> Any:
+    """The images of a batch in one of the usual forms, or the batch itself, which then is not a tensor."""
+    if isinstance(batch, Mapping):
+        keys = [key for key in IMAGE_KEYS if key in batch]
+        if len(keys) > 1:
+            raise ValueError(
+                f"`images` must be given for a batch with several keys that usually hold images, got {keys}. "
+                f"Pass e.g. `EquivarianceMonitor(images={keys[0]!r})`."
+            )
+        return batch[keys[0]] if keys else batch
+    if isinstance(batch, (tuple, list)) and batch:
+        return batch[0] if isinstance(batch[0], Tensor) else _find_images(batch[0])
+    return batch
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with keys {list(value)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {[type(entry).__name__ for entry in value]}"
+    return f"a {type(value).__name__}"
+
+
+def _check_positive(name: str, value: object, advice: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}. {advice}")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}. {advice}")
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer once."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _exchange(tensors: Mapping[str, Tensor], kept: dict[str, Tensor]) -> None:
+    """Exchanges values in place; `data` leaves no trace in the version counters that autograd compares."""
+    for name, tensor in tensors.items():
+        current = tensor.data.to(kept[name].device, copy=True)
+        tensor.data.copy_(kept[name])
+        kept[name] = current

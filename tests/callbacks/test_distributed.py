@@ -1,0 +1,198 @@
+"""Two processes (gloo, CPU) give the values of one over the same images, agree on failures, and never wait in vain."""
+
+import os
+import pickle
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lie_metric.callbacks import EquivarianceMonitor
+from lie_metric.callbacks.equivariance_monitor import _Share
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+IMAGES = torch.randn(11, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+MEASURES = ("relative", "lee", "sensitivity")
+
+
+class Classifier(LightningModule):
+    def __init__(self, fails_on):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(256, 3),
+        )
+        self.fails_on = fails_on
+
+    def forward(self, x):
+        if self.fails_on == self.global_rank:
+            raise RuntimeError("planted")
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]), sync_dist=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class Dealt(IterableDataset):
+    """Images that the data set itself deals out to the processes."""
+
+    def __init__(self, rank, world):
+        self.rank, self.world = rank, world
+
+    def __iter__(self):
+        return iter([(image, 0) for image in IMAGES[self.rank :: self.world]])
+
+
+def images(count=11, batch_size=3):
+    return DataLoader(TensorDataset(IMAGES[:count], torch.arange(count) % 3), batch_size)
+
+
+def run(how, monitor, val=None, callbacks=(), world=1, fails_on=None, **options):
+    """The equivariance values of a run, and its final weights."""
+    seed_everything(0)
+    module = Classifier(fails_on)
+    options |= {"strategy": "ddp", "devices": world} if world > 1 else {}
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=bool(callbacks), enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[*([monitor] if monitor else []), *callbacks], **options
+    )  # fmt: skip
+    val = images() if val is None else val
+    if how == "validate":
+        trainer.validate(module, val, verbose=False)
+    else:
+        trainer.fit(module, images(), val)
+    values = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("equivariance")}
+    return values, {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def scenarios(world, rank, directory):
+    """Everything that is run by one process, and by each of two."""
+
+    def monitor(**options):
+        return EquivarianceMonitor(("rotation", "scale"), **{"measures": MEASURES, **options})
+
+    found = {}
+    for count in (1, 4, 7, 11, 100):
+        found[f"first {count}"] = run("validate", monitor(num_images=count), world=world)
+    pair = [images(), images(8, 5)]
+    found["two loaders"] = run("validate", monitor(num_images=7), val=pair, world=world)
+    found["not dealt out"] = run("validate", monitor(num_images=7), world=world, use_distributed_sampler=False)
+    stream = DataLoader(Dealt(rank, world), 2)
+    found["iterable"] = run("validate", monitor(num_images=7), val=stream, world=world)
+    best = ModelCheckpoint(directory, monitor="equivariance/rotation")
+    found["fit"] = run("fit", monitor(), callbacks=[best], world=world)
+    found["best"] = best.best_model_score.item()
+    found["fit without"] = run("fit", None, world=world)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found["one fails"] = run("fit", monitor(), fails_on=world - 1, world=world)
+    messages = [str(entry.message) for entry in caught]
+    found["warnings"] = [message for message in messages if "could not be measured" in message]
+    try:
+        run("fit", monitor(on_error="raise"), fails_on=world - 1, world=world)
+    except RuntimeError as error:
+        found["raised"] = str(error)
+    return found
+
+
+def _worker(rank, directory):
+    torch.set_num_threads(1)
+    # As `torchrun` sets them: the Trainer then starts no processes of its own.
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+    }  # fmt: skip
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/init", rank=rank, world_size=2)
+    with open(f"{directory}/{rank}.pickle", "wb") as file:
+        pickle.dump(scenarios(2, rank, f"{directory}/checkpoints"), file)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What one process found, and what each of two found."""
+    directory = tmp_path_factory.mktemp("distributed")
+    context = torch.multiprocessing.start_processes(_worker, (str(directory),), 2, join=False, start_method="spawn")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    single = scenarios(1, 0, directory / "single")
+    torch.set_num_threads(threads)
+    while not context.join(timeout=120):
+        pass
+    return single, *(pickle.loads((directory / f"{rank}.pickle").read_bytes()) for rank in range(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [*(f"first {count}" for count in (1, 4, 7, 11, 100)), "two loaders", "not dealt out", "iterable"]
+)
+def test_two_processes_give_the_values_of_one(results, case):
+    """Each image counts once: the padding that evens out two processes is left out; so is nothing else."""
+    single, *pair = (found[case][0] for found in results)
+    assert single
+    for values in pair:
+        assert values == pytest.approx(single, rel=1e-4, nan_ok=True)
+    assert pair[0] == pytest.approx(pair[1], rel=0, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_training_is_unchanged(results):
+    for found in results:
+        weights, without = found["fit"][1], found["fit without"][1]
+        assert all(torch.equal(weights[name], without[name]) for name in weights)
+
+
+@pytest.mark.slow
+def test_checkpoints_agree(results):
+    _, *pair = results
+    assert pair[0]["best"] == pair[1]["best"]
+    assert torch.isfinite(torch.tensor(pair[0]["best"]))
+
+
+@pytest.mark.slow
+def test_failure_on_one_process_is_known_on_all(results):
+    single, *pair = results
+    for found in (single, *pair):
+        values, weights = found["one fails"]
+        assert all(value != value for value in values.values())
+        assert len(values) == 12
+        assert all(torch.equal(weights[name], found["fit without"][1][name]) for name in weights)
+    assert "failed on another process" in pair[0]["warnings"][0]
+    assert "planted" in pair[1]["warnings"][0]
+    assert "planted" in single["raised"]
+    assert "on another process" in pair[0]["raised"]
+    assert "planted" in pair[1]["raised"]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("replicated", [False, True])
+@pytest.mark.parametrize("limit", [1, 4, 7, 11, 100])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_shares_partition_the_first_images(processes, replicated, limit, batch_size):
+    """Of 11 images, dealt out with the padding of a distributed sampler or shown to all, each counts once."""
+    measured = []
+    for rank in range(processes):
+        padded = [index % 11 for index in range(-(-11 // processes) * processes)]
+        shown = list(range(11)) if replicated else padded[rank::processes]
+        share = _Share(min(limit, 11), processes, rank, replicated)
+        for start in range(0, len(shown), batch_size):
+            batch = shown[start : start + batch_size]
+            rows = share.rows(start, len(batch))
+            assert not (rows and share.is_complete(start))
+            measured += [batch[row] for row in rows]
+    assert sorted(measured) == list(range(min(limit, 11)))

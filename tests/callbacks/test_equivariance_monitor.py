@@ -1,0 +1,796 @@
+"""The callback in real runs of the Trainer."""
+
+import csv
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import lie_metric as lm
+from lie_metric.callbacks import EquivarianceMonitor
+from lie_metric.metrics import LocalEquivarianceError
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+KEYS = {"", "_se", "_lee", "_lee_se"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Classifier(LightningModule):
+    def __init__(self, lr=0.1, wrap="tensor"):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(256, 3),
+        )
+
+    def forward(self, x):
+        scores = self.net(x)
+        match self.hparams.wrap:
+            case "tensor":
+                return scores
+            case "tuple":
+                return scores, x
+            case "dict":
+                return {"logits": scores, "features": x}
+            case "dataclass":
+                return Output(scores)
+            case "nested":
+                return {"heads": [x, scores]}
+
+    def _loss(self, batch):
+        x, y = as_pair(batch)
+        scores = self.net(x)
+        return nn.functional.cross_entropy(scores, y)
+
+    def training_step(self, batch, batch_idx):
+        return self._loss(batch)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log("val_loss", self._loss(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+
+
+def as_pair(batch):
+    """Images and labels of any batch of these tests."""
+    if isinstance(batch, torch.Tensor):
+        return batch, torch.arange(len(batch)) % 3
+    if isinstance(batch, dict):
+        images = next(v for v in batch.values() if isinstance(v, torch.Tensor) and v.ndim == 4)
+        return images, torch.arange(len(images)) % 3
+    if isinstance(batch[0], dict):
+        return as_pair(batch[0])
+    images = next(entry for entry in batch if isinstance(entry, torch.Tensor) and entry.ndim == 4)
+    return images, torch.arange(len(images)) % 3
+
+
+IMAGES = torch.randn(14, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Formatted(Dataset):
+    """Images in batches of some form."""
+
+    def __init__(self, form=lambda image: (image, 0), images=IMAGES):
+        self.form, self.images = form, images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.form(self.images[index])
+
+
+def loader(form=lambda image: (image, 0), images=IMAGES, batch_size=4):
+    return DataLoader(Formatted(form, images), batch_size)
+
+
+def make_trainer(*callbacks, **options):
+    settings = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    }
+    return Trainer(callbacks=list(callbacks), **(settings | options))
+
+
+def fitted(monitor, module=None, train=None, val=None, **options):
+    seed_everything(0)
+    trainer = make_trainer(monitor, **options)
+    trainer.fit(module or Classifier(), train or loader(), loader() if val is None else val)
+    return trainer
+
+
+def direct(module, images, generators=("translation", "rotation", "scale"), **options):
+    metric = LocalEquivarianceError(generators, **({"lee_output": "auto"} | options))
+    metric.update(module, images)
+    return metric.measures()
+
+
+def assert_values(metrics, measured, prefix="equivariance", suffix=""):
+    for family, measure in (("", "relative"), ("_lee", "lee")):
+        for key, kind in ((family, measure), (f"{family}_se", f"{measure}_standard_error")):
+            for name, value in measured[kind].items():
+                assert float(metrics[f"{prefix}{key}/{name}{suffix}"]) == pytest.approx(value.item(), rel=1e-4), (
+                    key,
+                    name,
+                )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is logged
+
+
+@pytest.mark.parametrize("num_images", [3, 6, 14, 100])
+def test_values_are_those_of_the_metric_on_the_first_images(num_images):
+    trainer = fitted(EquivarianceMonitor(num_images=num_images))
+    assert_values(trainer.callback_metrics, direct(trainer.lightning_module, IMAGES[:num_images]))
+    keys = {key for key in trainer.callback_metrics if key.startswith("equivariance")}
+    names = ("translation_x", "translation_y", "rotation", "scale")
+    assert keys == {f"equivariance{family}/{name}" for family in KEYS for name in names}
+
+
+def test_options_reach_the_metric():
+    spiral = lm.Generator.affine("spiral", [[-0.5, 1, 0], [-1, -0.5, 0]])
+    trainer = fitted(
+        EquivarianceMonitor(
+            ["rotation", spiral],
+            14,
+            measures=("relative", "lee", "sensitivity"),
+            output="probabilities",
+            lee_output="output",
+            resampling=lm.PAPER,
+            method="double_backward",
+            chunk_size=1,
+            seed=3,
+            prefix="paper",
+        )
+    )
+    options = {"output": "probabilities", "lee_output": "output", "resampling": lm.PAPER, "seed": 3}
+    measured = direct(trainer.lightning_module, IMAGES, ("rotation", spiral), **options)
+    assert_values(trainer.callback_metrics, measured, prefix="paper")
+    for key, kind in (("sensitivity", "sensitivity"), ("sensitivity_se", "sensitivity_standard_error")):
+        for name, value in measured[kind].items():
+            assert float(trainer.callback_metrics[f"paper_{key}/{name}"]) == pytest.approx(value.item(), rel=1e-4)
+
+
+def test_an_equivariant_model_scores_zero_and_a_planted_violation_does_not():
+    class Pooled(Classifier):
+        def __init__(self, shift):
+            super().__init__(lr=0.0)
+            self.net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"), nn.GELU())
+            self.head, self.shift = nn.Linear(4, 3), shift
+
+        def forward(self, x):
+            features = self.net(x)
+            return self.head(features.mean((2, 3)) + self.shift * features[:, :, 0, 0])
+
+        def _loss(self, batch):
+            return self(batch[0]).square().mean()
+
+    # Periodic and band limited: translations are exact up to the harmonics that the activation makes.
+    grid = torch.arange(16) * torch.pi / 8
+    waves = torch.stack([(grid[:, None] + i).cos() + (grid * 2 + i).sin() for i in range(8)])[:, None]
+    fourier = lm.Resampling("fourier")
+    values = []
+    for shift in (0.0, 1.0):
+        trainer = fitted(
+            EquivarianceMonitor("translation", 8, resampling=fourier),
+            Pooled(shift),
+            val=loader(images=waves),
+            max_epochs=1,
+        )
+        values.append(trainer.callback_metrics["equivariance_lee/translation_x"].item())
+    assert values[0] < 1e-6 * values[1]
+
+
+@pytest.mark.parametrize("wrap", ["tuple", "dict", "dataclass", "nested"])
+def test_every_form_of_output(wrap):
+    output = (lambda returned: returned["heads"][1]) if wrap == "nested" else "logits"
+    trainer = fitted(EquivarianceMonitor(output=output), Classifier(wrap=wrap), max_epochs=1)
+    module = trainer.lightning_module
+    lee_output = "output" if wrap == "nested" else "auto"
+    assert_values(trainer.callback_metrics, direct(module.net, IMAGES, lee_output=lee_output))
+
+
+@pytest.mark.parametrize(
+    ("form", "images"),
+    [
+        (lambda image: image, None),
+        (lambda image: (image, 0), None),
+        (lambda image: [image, 0, 1], None),
+        (lambda image: ({"image": image}, 0), None),
+        *[(lambda image, key=key: {key: image, "label": 0}, None) for key in ("image", "images", "pixel_values", "x")],
+        *[(lambda image, key=key: {key: image, "label": 0}, None) for key in ("input", "inputs")],
+        (lambda image: {"picture": image}, "picture"),
+        (lambda image: {"x": torch.zeros(()), "image": image}, "image"),
+        (lambda image: (0, image), 1),
+        (lambda image: (0, {"deep": image}, image), lambda batch: batch[1]["deep"]),
+    ],
+)
+def test_every_form_of_batch(form, images):
+    trainer = fitted(EquivarianceMonitor(images=images), train=loader(form), val=loader(form), max_epochs=1)
+    assert_values(trainer.callback_metrics, direct(trainer.lightning_module, IMAGES))
+
+
+def test_several_loaders_have_a_metric_each():
+    trainer = fitted(EquivarianceMonitor(num_images=6), val=[loader(), loader(images=IMAGES.flip(0), batch_size=5)])
+    for index, images in enumerate((IMAGES, IMAGES.flip(0))):
+        measured = direct(trainer.lightning_module, images[:6])
+        assert_values(trainer.callback_metrics, measured, suffix=f"/dataloader_idx_{index}")
+    assert "equivariance/rotation" not in trainer.callback_metrics
+
+
+def test_loaders_run_side_by_side_are_one():
+    class Paired(Classifier):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", self._loss(batch["a"]))
+
+    both = CombinedLoader({"a": loader(), "b": loader()}, "max_size_cycle")
+    trainer = fitted(EquivarianceMonitor(images=lambda batch: batch["a"][0]), Paired(), val=both)
+    assert_values(trainer.callback_metrics, direct(trainer.lightning_module, IMAGES))
+
+
+def test_image_valued_outputs():
+    class Filter(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Conv2d(1, 2, 3, padding=1)
+
+        def _loss(self, batch):
+            return self(batch[0]).square().mean()
+
+    trainer = fitted(EquivarianceMonitor(), Filter())
+    assert_values(trainer.callback_metrics, direct(trainer.lightning_module, IMAGES))
+
+
+def test_iterable_validation_set():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter((image, 0) for image in IMAGES)
+
+    trainer = fitted(EquivarianceMonitor(num_images=6), val=DataLoader(Stream(), 4))
+    assert_values(trainer.callback_metrics, direct(trainer.lightning_module, IMAGES[:6]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# When it is logged
+
+
+class Recorder(Callback):
+    def __init__(self):
+        self.curve = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.curve.append(trainer.callback_metrics.get("equivariance/rotation"))
+
+
+def rows(directory):
+    with (Path(directory) / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def curve(directory, key="equivariance/rotation"):
+    return [(int(row["step"]), float(row[key])) for row in rows(directory) if row.get(key)]
+
+
+def test_every_n_epochs_keeps_the_old_value_in_between(tmp_path):
+    recorder, logger = Recorder(), CSVLogger(tmp_path)
+    seed_everything(0)
+    monitor = EquivarianceMonitor(num_images=6, every_n_epochs=2)
+    make_trainer(monitor, recorder, max_epochs=5, logger=logger).fit(Classifier(), loader(), loader())
+    assert recorder.curve[0] is None
+    assert recorder.curve[1] == recorder.curve[2] != recorder.curve[3] == recorder.curve[4]
+    assert [step for step, _ in curve(logger.log_dir)] == [0, 7, 15]
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 2])
+@pytest.mark.parametrize("every_n_epochs", [1, 2])
+def test_baseline_is_the_untrained_model_on_the_same_images(tmp_path, sanity_steps, every_n_epochs):
+    seed_everything(0)
+    module, logger = Classifier(), CSVLogger(tmp_path)
+    before = direct(module, IMAGES[:6])
+    monitor = EquivarianceMonitor(num_images=6, every_n_epochs=every_n_epochs)
+    trainer = make_trainer(monitor, logger=logger, num_sanity_val_steps=sanity_steps)
+    trainer.fit(module, loader(), loader())
+    first = next(row for row in rows(logger.log_dir) if row["equivariance/rotation"])
+    assert first["step"] == "0"
+    assert_values(first, before)
+    assert_values(trainer.callback_metrics, direct(module, IMAGES[:6]))
+
+
+def test_baseline_sees_what_the_module_does_before_its_first_step(tmp_path):
+    class Initialised(Classifier):
+        def on_train_start(self):
+            nn.init.constant_(self.net[0].weight, 0.1)
+
+    module, twin, logger = Initialised(), Initialised(), CSVLogger(tmp_path)
+    twin.load_state_dict(module.state_dict())
+    twin.on_train_start()
+    make_trainer(EquivarianceMonitor(num_images=6), logger=logger).fit(module, loader(), loader())
+    assert_values(rows(logger.log_dir)[0], direct(twin, IMAGES[:6]))
+
+
+def test_no_baseline_when_not_asked_for(tmp_path):
+    logger = CSVLogger(tmp_path)
+    fitted(EquivarianceMonitor(num_images=6, baseline=False), logger=logger)
+    assert [step for step, _ in curve(logger.log_dir)] == [3, 7]
+
+
+@pytest.mark.parametrize("change", ["lazy", "replaced"])
+def test_no_baseline_of_weights_that_cannot_be_kept(tmp_path, change):
+    class Changing(Classifier):
+        def __init__(self):
+            super().__init__()
+            if change == "lazy":
+                self.net[5] = nn.LazyLinear(3)
+
+        def on_train_epoch_end(self):
+            if change == "replaced":
+                self.net[5] = nn.Sequential(self.net[5])
+
+        def configure_optimizers(self):
+            return None
+
+    logger = CSVLogger(tmp_path)
+    options = {"logger": logger, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}
+    with pytest.warns(UserWarning, match="No baseline: the untrained model cannot be kept"):
+        fitted(EquivarianceMonitor(num_images=6), Changing(), **options)
+    assert [step for step, value in curve(logger.log_dir) if math.isfinite(value)] == [7]
+
+
+def test_several_validations_in_an_epoch(tmp_path):
+    logger = CSVLogger(tmp_path)
+    fitted(EquivarianceMonitor(num_images=6), logger=logger, val_check_interval=2, max_epochs=1)
+    assert [step for step, _ in curve(logger.log_dir)] == [0, 1, 3]
+
+
+def test_limit_val_batches(tmp_path):
+    trainer = fitted(EquivarianceMonitor(num_images=100), limit_val_batches=2)
+    assert_values(trainer.callback_metrics, direct(trainer.lightning_module, IMAGES[:8]))
+
+
+def test_fast_dev_run():
+    trainer = fitted(EquivarianceMonitor(every_n_epochs=5), fast_dev_run=True)
+    assert_values(trainer.callback_metrics, direct(trainer.lightning_module, IMAGES[:4]))
+
+
+def test_validate_alone():
+    seed_everything(0)
+    module = Classifier()
+    (metrics,) = make_trainer(EquivarianceMonitor(every_n_epochs=5)).validate(module, loader(), verbose=False)
+    assert_values(metrics, direct(module, IMAGES))
+
+
+def test_sanity_check_measures_and_logs_nothing():
+    class Watch(Callback):
+        def on_sanity_check_end(self, trainer, pl_module):
+            assert not [key for key in trainer.callback_metrics if key.startswith("equivariance")]
+            assert pl_module.calls == 0
+
+    class Counted(Classifier):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    seed_everything(0)
+    trainer = make_trainer(EquivarianceMonitor(), Watch(), max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No image of validation loader")
+        trainer.fit(Counted(), loader(), loader())
+    assert trainer.lightning_module.calls > 0
+
+
+def test_a_run_that_was_interrupted_leaves_nothing_to_the_next(tmp_path):
+    class Interrupted(Classifier):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("planted")
+
+    monitor, logger = EquivarianceMonitor(num_images=6), CSVLogger(tmp_path)
+    with pytest.raises(RuntimeError, match="planted"):
+        fitted(monitor, Interrupted())
+    module = Classifier()
+    before = direct(module, IMAGES[:6])
+    make_trainer(monitor, logger=logger).fit(module, loader(), loader())
+    assert_values(rows(logger.log_dir)[0], before)
+
+
+def test_two_monitors_under_two_prefixes():
+    seed_everything(0)
+    pair = EquivarianceMonitor("rotation"), EquivarianceMonitor("rotation", prefix="paper", resampling=lm.PAPER)
+    trainer = make_trainer(*pair, max_epochs=1)
+    trainer.fit(Classifier(), loader(), loader())
+    assert trainer.callback_metrics["paper/rotation"] != trainer.callback_metrics["equivariance/rotation"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_checkpoint_and_early_stopping_see_the_value_of_the_same_epoch(tmp_path, order):
+    recorder = Recorder()
+    best = ModelCheckpoint(tmp_path, monitor="equivariance/rotation", filename="{epoch}", save_top_k=1)
+    stop = EarlyStopping("equivariance/rotation", patience=1, min_delta=1e9)
+    seed_everything(0)
+    callbacks = [EquivarianceMonitor(num_images=6), best, stop, recorder][::order]
+    trainer = make_trainer(*callbacks, max_epochs=4, enable_checkpointing=True)
+    trainer.fit(Classifier(), loader(), loader())
+    assert trainer.current_epoch == 2  # the second epoch is no improvement by 1e9
+    assert best.best_model_score == min(recorder.curve)
+    module = Classifier.load_from_checkpoint(best.best_model_path)
+    assert direct(module, IMAGES[:6])["relative"]["rotation"].item() == pytest.approx(
+        float(best.best_model_score), rel=1e-4
+    )
+
+
+def test_resumed_curve_is_the_uninterrupted_one(tmp_path):
+    curves = []
+    for interrupted in (False, True):
+        logger = CSVLogger(tmp_path, name=str(interrupted))
+        seed_everything(0)
+        module, checkpoint = Classifier(), tmp_path / "half.ckpt"
+        module.net[4].p = 0.0
+        trainer = make_trainer(EquivarianceMonitor(num_images=6), max_epochs=2 if interrupted else 4, logger=logger)
+        trainer.fit(module, loader(), loader())
+        found = curve(logger.log_dir)
+        if interrupted:
+            trainer.save_checkpoint(checkpoint)
+            later = CSVLogger(tmp_path, name="resumed")
+            trainer = make_trainer(EquivarianceMonitor(num_images=6), max_epochs=4, logger=later)
+            module = Classifier()
+            module.net[4].p = 0.0
+            trainer.fit(module, loader(), loader(), ckpt_path=checkpoint)
+            found += curve(later.log_dir)
+        curves.append(found)
+    assert curves[0] == curves[1]
+    assert [step for step, _ in curves[0]] == [0, 3, 7, 11, 15]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loggers
+
+
+def test_keys_are_the_same_each_time(tmp_path):
+    logger = CSVLogger(tmp_path)
+    fitted(EquivarianceMonitor(num_images=6), logger=logger)
+    found = [{k for k, v in row.items() if k.startswith("equivariance") and v} for row in rows(logger.log_dir)]
+    assert len(found) == 3
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("default_hp_metric", [True, False])
+def test_tensorboard(tmp_path, default_hp_metric):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+    from tensorboard.plugins.hparams import metadata
+
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=default_hp_metric)
+    trainer = fitted(EquivarianceMonitor(num_images=6), logger=logger, val=[loader(), loader()])
+    events = EventAccumulator(logger.log_dir, {"scalars": 0, "tensors": 0}).Reload()
+
+    tag = "equivariance/rotation/dataloader_idx_1"
+    points = [(event.step, event.value) for event in events.Scalars(tag)]
+    assert [step for step, _ in points] == [0, 3, 7]
+    assert [step for step, _ in points][1:] == [event.step for event in events.Scalars("val_loss/dataloader_idx_1")]
+    assert points[-1][1] == pytest.approx(float(trainer.callback_metrics[tag]))
+    assert all(math.isfinite(value) for _, value in points)
+
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    (category,) = layout.category
+    patterns = [chart.multiline.tag for chart in category.chart]
+    assert len(patterns) == 2  # one chart for each family
+    scalars = [name for name in events.Tags()["scalars"] if name.startswith("equivariance")]
+    shown = [[name for name in scalars if re.match(pattern, name)] for (pattern,) in patterns]
+    assert [len(names) for names in shown] == [8, 8]
+    assert all("_se" not in name for names in shown for name in names)
+
+    start = metadata.parse_session_start_info_plugin_data(
+        events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+    )
+    assert start.hparams["lr"].number_value == pytest.approx(0.1)
+    assert start.hparams["equivariance_resampling"].string_value == str(lm.Resampling())
+    if default_hp_metric:  # the tab would show `hp_metric` alone
+        experiment = metadata.parse_experiment_plugin_data(
+            events.summary_metadata[metadata.EXPERIMENT_TAG].plugin_data.content
+        )
+        shown = {metric.name.tag for metric in experiment.metric_infos}
+        assert {"equivariance/rotation", "equivariance_lee/scale", "hp_metric"} <= shown
+    else:  # without a declared list it shows every scalar
+        assert metadata.EXPERIMENT_TAG not in events.summary_metadata
+
+
+@pytest.mark.slow
+def test_tensorboard_is_not_needed():
+    code = (
+        "import sys; sys.modules['tensorboard'] = None; sys.modules['tensorboardX'] = None\n"
+        "from lie_metric.callbacks import EquivarianceMonitor; EquivarianceMonitor()\n"
+        "assert 'torch.utils.tensorboard' not in sys.modules"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def select_picture(batch):
+    return batch["picture"]
+
+
+def select_scores(returned):
+    return returned["heads"][1]
+
+
+def run_cli(tmp_path, monitor):
+    class Pictures(LightningDataModule):
+        def train_dataloader(self):
+            return loader(lambda image: {"picture": image, "label": 0})
+
+        def val_dataloader(self):
+            return loader(lambda image: {"picture": image, "label": 0})
+
+    config = {
+        "trainer": {
+            "max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+            "enable_progress_bar": False, "enable_model_summary": False,
+            "callbacks": [{"class_path": "lie_metric.callbacks.EquivarianceMonitor", "init_args": monitor}],
+        },
+        "model": {"lr": 0.1, "wrap": "nested"},
+    }  # fmt: skip
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(config))  # JSON is YAML
+    return LightningCLI(
+        Classifier, Pictures, args=["fit", f"--config={file}"], save_config_callback=None, seed_everything_default=0
+    )
+
+
+def test_lightning_cli(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    here = Path(__file__).stem
+    cli = run_cli(
+        tmp_path,
+        {
+            "generators": ["rotation", {"name": "spiral", "matrix": [[-0.5, 1, 0], [-1, -0.5, 0]]}],
+            "num_images": 6,
+            "every_n_epochs": 1,
+            "measures": ["relative", "lee"],
+            "images": f"{here}.select_picture",
+            "output": f"{here}.select_scores",
+            "lee_output": "probabilities",
+            "resampling": {"interpolation": "cubic", "padding": "border"},
+            "output_representation": {"class_path": "lie_metric.representations.Invariant"},
+            "method": "forward",
+            "chunk_size": 1,
+            "baseline": False,
+            "on_error": "raise",
+        },
+    )
+    spiral = lm.Generator.affine("spiral", [[-0.5, 1, 0], [-1, -0.5, 0]])
+    options = {"lee_output": "probabilities", "resampling": lm.Resampling("cubic", "border")}
+    measured = direct(cli.model.net, IMAGES[:6], ("rotation", spiral), **options)
+    assert_values(cli.trainer.callback_metrics, measured)
+
+
+def test_lightning_cli_with_a_key_and_one_name(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    output = f"{Path(__file__).stem}.select_scores"
+    cli = run_cli(tmp_path, {"generators": "affine", "images": "picture", "output": output})
+    assert_values(cli.trainer.callback_metrics, direct(cli.model.net, IMAGES, "affine", lee_output="output"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"generators": "rotatoin"}, ValueError, "`generators` must name known generators, got 'rotatoin'"),
+        ({"generators": ()}, ValueError, "`generators` must name at least one"),
+        ({"generators": 3}, TypeError, "`generators`"),
+        ({"num_images": 0}, ValueError, "`num_images` must be at least 1, got 0"),
+        ({"num_images": 2.5}, TypeError, "`num_images` must be an integer, got 2.5"),
+        ({"num_images": True}, TypeError, "`num_images` must be an integer, got True"),
+        ({"every_n_epochs": 0}, ValueError, "`every_n_epochs` must be at least 1, got 0"),
+        ({"measures": ()}, ValueError, "`measures` must be a sequence"),
+        ({"measures": ("lee", "lei")}, ValueError, "`measures` must be a sequence"),
+        ({"measures": "lee"}, ValueError, "`measures` must be a sequence"),
+        ({"images": 2.5}, TypeError, "`images` must be a callable, a key or an index, got 2.5"),
+        ({"output": "logit"}, ValueError, "`output` must be"),
+        ({"lee_output": "softmax"}, ValueError, "`lee_output` must be"),
+        ({"resampling": "bilinear"}, TypeError, "`resampling` must be"),
+        ({"method": "backward"}, ValueError, "`method` must be"),
+        ({"chunk_size": 0}, ValueError, "`chunk_size` must be"),
+        ({"seed": -1}, ValueError, "`seed` must be"),
+        ({"output_representation": "image"}, TypeError, "`output_representation` must be"),
+        ({"on_error": "ignore"}, ValueError, "`on_error` must be 'warn' or 'raise', got 'ignore'"),
+        ({"prefix": "a/b"}, ValueError, "`prefix` must be a non-empty string without '/'"),
+    ],
+)
+def test_bad_arguments(arguments, error, match):
+    with pytest.raises(error, match=match):
+        EquivarianceMonitor(**arguments)
+
+
+def test_unknown_stencil():
+    with pytest.raises(ValueError, match="`interpolation` must be one of"):
+        EquivarianceMonitor(resampling=lm.Resampling("nearest"))
+
+
+class NoStep(Callback):
+    """Training must not have begun."""
+
+    def on_train_batch_start(self, *_):
+        raise AssertionError
+
+
+def refused(match, monitor=None, error=MisconfigurationException, module=None, val=None, **options):
+    trainer = make_trainer(monitor or EquivarianceMonitor(), NoStep(), **options)
+    with pytest.raises(error, match=match):
+        trainer.fit(module or Classifier(), loader(), val)
+
+
+def test_no_validation():
+    match = "`EquivarianceMonitor` must have validation images, got a run without validation"
+    refused(match)
+    refused(match, val=loader(), limit_val_batches=0)
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 2])
+def test_empty_loader(sanity_steps):
+    match = "got validation loaders of \\[0\\] batches"
+    refused(match, val=loader(images=IMAGES[:0]), num_sanity_val_steps=sanity_steps)
+
+
+@pytest.mark.parametrize(
+    ("form", "images", "error", "match"),
+    [
+        (lambda image: {"picture": image}, None, TypeError, "images=lambda batch: batch\\[0\\]"),
+        (lambda image: (0.0, image), 0, TypeError, "selected by images=0"),
+        (lambda image: {"image": image, "x": image}, None, ValueError, "got \\['image', 'x'\\]"),
+        (lambda image: {"picture": image}, "image", ValueError, "must be a key or index of the batch, got 'image'"),
+        (lambda image: {"picture": image}, lambda batch: batch, TypeError, "got a dict with keys \\['picture'\\]"),
+    ],
+)
+def test_batch_without_images(form, images, error, match):
+    class NoLoss(Classifier):
+        def validation_step(self, *_):
+            pass
+
+    if images == 0:
+        images = lambda batch: "not a tensor"  # noqa: E731
+        match = "got a str"
+    refused(match, EquivarianceMonitor(images=images, on_error="warn"), error, NoLoss(), loader(form))
+
+
+def test_sharded_strategies():
+    monitor = EquivarianceMonitor()
+    for kind in (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy):
+        trainer = types.SimpleNamespace(strategy=object.__new__(kind), enable_validation=True)
+        for stage in ("fit", "validate"):
+            with pytest.raises(MisconfigurationException, match=f"got {kind.__name__}. Train with strategy='ddp'"):
+                monitor.setup(trainer, None, stage)
+        monitor.setup(trainer, None, "test")
+
+
+@pytest.mark.parametrize(
+    ("images", "match"),
+    [
+        ((IMAGES * 10).byte(), "`inputs` must have a floating-point dtype, got torch.uint8"),
+        (IMAGES.clone().fill_(torch.nan), "`inputs` must be finite"),
+        (IMAGES[:, 0], "`inputs` must be non-empty with axes"),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_images_that_cannot_be_measured(images, match, on_error):
+    class Any(Classifier):
+        def validation_step(self, *_):
+            pass
+
+    seed_everything(0)
+    trainer = make_trainer(EquivarianceMonitor(on_error=on_error), max_epochs=1)
+    arguments = Any(), loader(), loader(images=images)
+    if on_error == "raise":
+        with pytest.raises((TypeError, ValueError), match=match):
+            trainer.fit(*arguments)
+        return
+    with pytest.warns(UserWarning, match=match):
+        trainer.fit(*arguments)
+    assert trainer.global_step == 4
+    assert torch.isnan(trainer.callback_metrics["equivariance/rotation"])
+
+
+def test_output_without_a_representation_names_the_argument():
+    class Odd(Classifier):
+        def forward(self, x):
+            return self.net(x).reshape(-1, 1, 3)
+
+    with pytest.warns(UserWarning, match="`output_representation` must be given"):
+        fitted(EquivarianceMonitor(), Odd(), max_epochs=1)
+    invariant = lm.representations.Invariant()
+    trainer = fitted(EquivarianceMonitor(output_representation=invariant), Odd(), max_epochs=1)
+    assert torch.isfinite(trainer.callback_metrics["equivariance/rotation"])
+
+
+def test_a_failing_epoch_is_nan_and_the_next_one_is_not(tmp_path):
+    class Failing(Classifier):
+        def forward(self, x):
+            if self.trainer.current_epoch == 1:
+                raise RuntimeError("planted")
+            return super().forward(x)
+
+    logger = CSVLogger(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted(EquivarianceMonitor(num_images=6), Failing(), max_epochs=3, logger=logger)
+    assert len([entry for entry in caught if "failed with RuntimeError: planted" in str(entry.message)]) == 1
+    assert [math.isfinite(value) for _, value in curve(logger.log_dir)] == [True, True, False, True]
+    with pytest.raises(RuntimeError, match="planted"):
+        fitted(EquivarianceMonitor(num_images=6, on_error="raise"), Failing(), max_epochs=3)
+
+
+def test_a_constant_model_is_nan_with_a_reason():
+    class Constant(Classifier):
+        def forward(self, x):
+            return x.new_ones(len(x), 3) + 0 * x.sum()
+
+    with pytest.warns(UserWarning, match="`relative` is NaN"):
+        trainer = fitted(EquivarianceMonitor(), Constant(), max_epochs=1)
+    assert torch.isnan(trainer.callback_metrics["equivariance/rotation"])
+    assert trainer.callback_metrics["equivariance_lee/rotation"] == 0
+
+
+def test_one_image():
+    trainer = fitted(EquivarianceMonitor(num_images=1), max_epochs=1)
+    assert torch.isfinite(trainer.callback_metrics["equivariance_lee/rotation"])
+    assert torch.isnan(trainer.callback_metrics["equivariance_lee_se/rotation"])
+
+
+def test_public_tensor_dataset_example():
+    """The smallest use: one line in one's own Trainer."""
+    data = DataLoader(TensorDataset(IMAGES, torch.arange(14) % 3), 7)
+    trainer = make_trainer(EquivarianceMonitor(), max_epochs=1)
+    trainer.fit(Classifier(), data, data)
+    assert torch.isfinite(trainer.callback_metrics["equivariance/rotation"])
