@@ -1,0 +1,187 @@
+"""Tensors that carry tangents, rule by rule against vectorised forward mode, and what they refuse to follow."""
+
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lie_metric as lm
+from lie_metric.derivative import linearise
+from lie_metric.dual import Dual, Unsupported, push_forward
+from lie_metric.isolation import isolated
+
+torch.manual_seed(0)
+W = torch.randn(5, 6, dtype=torch.float64)
+BIAS = torch.randn(5, dtype=torch.float64)
+KERNEL = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+MASK = torch.rand(6, 6) > 0.3
+OTHER = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+
+
+def branch(x):
+    y = x.clone()
+    y += x * 2  # in place on a tensor of its own
+    y.mul_(0.5)
+    return F.relu(y, inplace=True) + x
+
+
+def same_object(x):
+    y = shortcut = x * 3
+    y += 1
+    return y * shortcut
+
+
+def mixed_outputs(x):
+    values, indices = x.flatten(1).topk(3)
+    return values * indices.to(values.dtype)
+
+
+FUNCTIONS = {
+    "linear": lambda x: F.linear(x, W, BIAS),
+    "linear keyword": lambda x: F.linear(x, weight=W, bias=BIAS),
+    "linear in the weight": lambda x: F.linear(W[:, :6], x[0, 0]),
+    "conv2d": lambda x: F.conv2d(x, KERNEL, BIAS[:4], stride=2, padding=1),
+    "conv2d unbatched": lambda x: F.conv2d(x[0], KERNEL),
+    "conv_transpose2d": lambda x: F.conv_transpose2d(x, KERNEL.transpose(0, 1), stride=2),
+    "batch norm": nn.BatchNorm2d(3).double().eval(),
+    "layer norm": nn.LayerNorm(6).double(),
+    "layer norm two axes": nn.LayerNorm((6, 6), elementwise_affine=False).double(),
+    "layer norm of a view": lambda x: F.layer_norm(x.mT, (6,), W[0], W[1]),
+    "group norm": nn.GroupNorm(3, 3).double(),
+    "gelu": F.gelu,
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": nn.ReLU(inplace=False),
+    "hardswish": F.hardswish,
+    "pow": lambda x: (x.abs() + 1) ** 1.5,
+    "base of a power": lambda x: 2**x,
+    "softmax": lambda x: x.softmax(-1),
+    "softmax functional": lambda x: F.softmax(x, dim=1),
+    "softmax dtype": lambda x: F.softmax(x, dim=1, dtype=torch.float64),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x * 2, x.flip(2)),
+    "attention mask": lambda x: F.scaled_dot_product_attention(x, x * 2, x, attn_mask=MASK),
+    "attention bias": lambda x: F.scaled_dot_product_attention(x, x * 2, x, attn_mask=OTHER[:, :1], scale=0.3),
+    "attention causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+    "attention fixed keys": lambda x: F.scaled_dot_product_attention(x, OTHER, x),
+    "matmul": lambda x: x @ x.mT + x @ OTHER.mT + OTHER @ x,
+    "matmul broadcast": lambda x: x @ W.T,
+    "vector": lambda x: x.flatten(1) @ torch.ones(108, dtype=torch.float64),
+    "broadcast sum": lambda x: x[0, 0] + OTHER - x.mean(),
+    "alpha": lambda x: torch.add(x, x.mean((2, 3), keepdim=True), alpha=0.25) + torch.sub(OTHER, x, alpha=2),
+    "reversed": lambda x: 1 - x + (1 / (x.square() + 1)),
+    "broadcast product": lambda x: x[0] * OTHER * x[:, :1] * 2,
+    "quotient": lambda x: x / (x.square() + 1) / OTHER / 2,
+    "cat": lambda x: torch.cat([x, OTHER, x * 2], dim=1) + torch.cat([OTHER, x, x], -3),
+    "stack": lambda x: torch.stack([x, OTHER]),
+    "split": lambda x: torch.cat([part * k for k, part in enumerate(x.chunk(3, dim=1))]),
+    "unbind": lambda x: sum(part.sin() for part in x.unbind(2)),
+    "index": lambda x: x[:, [0, 2], ..., ::2],
+    "mask index": lambda x: x.masked_fill(OTHER > 0, 2.0),
+    "roll": lambda x: torch.roll(x, (1, 2), (2, 3)).permute(0, 2, 3, 1).reshape(2, -1, 6),
+    "pad": lambda x: F.pad(x, (1, 0, 2, 1)) + F.pad(x, (1, 0, 2, 1), value=3.0).exp(),
+    "max pool": lambda x: F.max_pool2d(x, 2),
+    "average pool": lambda x: F.adaptive_avg_pool2d(F.avg_pool2d(x, 2), 1),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+    "einsum": lambda x: torch.einsum("bchw,bchv->bcwv", x, x),
+    "normalise": lambda x: F.normalize(x, dim=-1),
+    "where": lambda x: torch.where(x > 0, x, 2 * x),
+    "maximum": lambda x: torch.maximum(x, OTHER),
+    "dropout": lambda x: F.dropout(x, 0.5, training=False) + nn.Dropout(0.5).eval()(x),
+    "detach": lambda x: x * x.detach(),
+    "properties": lambda x: x.mT.flatten(1) * x.shape[0] * x.ndim + x.new_ones(1),
+    "in place": branch,
+    "in place, two names": same_object,
+    "several outputs": mixed_outputs,
+    "statistics": lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt(),
+    "multi-head attention": lambda x: MHA(x[:, 0], x[:, 1], x[:, 2], need_weights=False)[0],
+}
+MHA = nn.MultiheadAttention(6, 2, batch_first=True).double().eval()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_rule_agrees_with_vectorised_forward_mode(name):
+    function = FUNCTIONS[name]
+    x, tangents = torch.randn(2, 3, 6, 6, dtype=torch.float64), torch.randn(4, 2, 3, 6, 6, dtype=torch.float64)
+    with torch.no_grad(), isolated(None):
+        value, moved = push_forward(function, x.clone(), tangents.clone())
+        wanted = torch.vmap(lambda t: torch.func.jvp(function, (x,), (t,)), out_dims=(None, 0))(tangents)
+    assert type(value) is type(moved) is torch.Tensor
+    torch.testing.assert_close(value, wanted[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(moved, wanted[1], rtol=1e-11, atol=1e-12)
+
+
+def change_a_view(x):
+    y = x * 2
+    y[:, 0] += 1
+    return y
+
+
+def change_under_a_view(x):
+    y = x * 2
+    first = y[:, 0]
+    y.add_(1)
+    return first + y[:, 1]
+
+
+def change_a_plain_tensor(x):
+    y = torch.zeros_like(x)
+    y.add_(x)
+    return y
+
+
+def write_out(x):
+    return torch.add(x, x, out=torch.empty_like(x))
+
+
+@pytest.mark.parametrize("function", [change_a_view, change_under_a_view, change_a_plain_tensor, write_out])
+def test_shared_memory_is_refused_not_followed_wrongly(function):
+    x = torch.randn(2, 3, 4, 4)
+    with torch.no_grad(), pytest.raises(Unsupported):
+        push_forward(function, x, torch.randn(2, 2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("function", [change_a_view, change_under_a_view])
+def test_another_way_takes_over_where_memory_is_shared(function):
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        result = linearise(lambda v: function(v).flatten(1), x, lm.generators("rotation"), method="forward")
+    assert result.method == "forward vmap"
+    wanted = linearise(lambda v: function(v).flatten(1), x, lm.generators("rotation"), method="double_backward")
+    torch.testing.assert_close(result.lie_derivatives, wanted.lie_derivatives)
+
+
+def test_inputs_and_tangents_are_not_changed():
+    x, tangents = torch.randn(1, 2, 4, 4), torch.randn(3, 1, 2, 4, 4)
+    before = x.clone(), tangents.clone()
+    with torch.no_grad():
+        push_forward(lambda v: F.relu(v.add_(1), inplace=True), x.clone(), tangents)
+        result = linearise(lambda v: v.relu_().mul_(2).flatten(1), x, lm.generators("rotation"))
+    assert result.method == "forward"
+    assert torch.equal(x, before[0])
+    assert torch.equal(tangents, before[1])
+
+
+def test_no_tensor_outlives_the_pass():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True)).eval()
+    with torch.no_grad():
+        push_forward(model, torch.randn(1, 2, 8, 8), torch.randn(3, 1, 2, 8, 8))
+    gc.collect()
+    assert not [o for o in gc.get_objects() if type(o) is Dual]
+    assert not any(isinstance(value, Dual) for value in model.state_dict().values())
+
+
+def test_a_function_of_the_users_own_keeps_its_derivative_whatever_its_name():
+    class Relu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 3
+
+        @staticmethod
+        def jvp(ctx, t):
+            return t * 3
+
+    x = torch.randn(1, 1, 4, 4)
+    with torch.no_grad():
+        result = linearise(lambda v: Relu.apply(v).flatten(1), x, lm.generators("saturation"))
+    torch.testing.assert_close(result.lie_derivatives[0], 3 * x.flatten(1))
