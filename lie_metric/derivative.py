@@ -390,7 +390,7 @@ def _choose(
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError, TypeError) as error:
-            if not reasons:
+            if name != "forward" and not set(reasons) - {"forward"}:
                 with torch.no_grad():
                     function(inputs)  # a fault of the model itself is shown as it is
             reasons[name] = str(error).strip().split("\n")[0][:200]
@@ -449,7 +449,13 @@ def _forward(
     """Forward mode; tensors carry their tangents, those of a chunk share one primal pass."""
     if torch.is_grad_enabled():
         raise Unsupported("the fused rules have no derivatives of their own")
-    return _in_chunks(lambda part: push_forward(function, inputs, part), function, inputs, tangents, chunk)
+    try:
+        return _in_chunks(lambda part: push_forward(function, inputs, part), function, inputs, tangents, chunk)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        # Whatever a model does that these tensors cannot stand, plain ones can; its own faults are met again there.
+        raise Unsupported(str(error)) from error
 
 
 def _forward_vmap(
