@@ -1,0 +1,178 @@
+"""Every picture: equivariance curves over epochs, and regimes against generators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["UNITS", "Curve", "comparison", "equivariance_curves", "heat_map"]
+
+UNITS: dict[str, str] = {
+    "translation_x": "half side",
+    "translation_y": "half side",
+    "rotation": "radian",
+    "hyperbolic_rotation": "rapidity",
+    "scale": "log factor",
+    "shear_x": "slope",
+    "shear_y": "slope",
+    "stretch_x": "log factor",
+    "stretch_y": "log factor",
+    "saturation": "log factor",
+}
+"""The unit of the group parameter of each named generator."""
+
+# Okabe and Ito's palette, distinguishable with every kind of colour vision.
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measure over training.
+
+    Args:
+        epochs: When it was measured; 0 is the untrained model.
+        values: The measure.
+        errors: Its standard errors.
+
+    Raises:
+        ValueError: If the three differ in length, or are empty.
+    """
+
+    epochs: Sequence[float]
+    values: Sequence[float]
+    errors: Sequence[float]
+
+    def __post_init__(self) -> None:
+        lengths = len(self.epochs), len(self.values), len(self.errors)
+        if len(set(lengths)) != 1 or not lengths[0]:
+            raise ValueError(
+                f"`epochs`, `values` and `errors` must be non-empty and of one length, got {lengths}. "
+                "Give one of each for every point."
+            )
+
+
+Regimes = Mapping[str, Mapping[str, Curve]]
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Pictures need matplotlib, which is not installed. Run `pip install 'lie_metric[examples]'`."
+        ) from error
+    return matplotlib, Figure, FigureCanvasAgg
+
+
+def unit_of(generator: str) -> str:
+    """The unit of a generator's parameter, in words; ``"unit of t"`` for one that is not named by this library."""
+    return UNITS.get(generator, "unit of t")
+
+
+def equivariance_curves(axis: Axes, curves: Mapping[str, Curve], generator: str) -> None:
+    """Draws one generator's curve of every regime, with a band of one standard error.
+
+    Args:
+        axis: Where to draw.
+        curves: The curves by regime.
+        generator: The generator's name, from which title and unit follow.
+    """
+    for (regime, curve), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
+        low = [value - error for value, error in zip(curve.values, curve.errors, strict=True)]
+        high = [value + error for value, error in zip(curve.values, curve.errors, strict=True)]
+        axis.fill_between(list(curve.epochs), low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.plot(list(curve.epochs), list(curve.values), color=colour, label=regime, linewidth=1.6)
+    axis.set_title(generator.replace("_", " "), fontsize=10)
+    axis.set_ylabel(f"output std. per {unit_of(generator)}", fontsize=8)
+    axis.set_ylim(bottom=0)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+
+
+def heat_map(axis: Axes, regimes: Regimes, generators: Sequence[str]) -> None:
+    """Draws the last value of each curve, regimes down and generators across, with its standard error.
+
+    Colours compare regimes within a column, against the first regime; columns have different units.
+
+    Args:
+        axis: Where to draw.
+        regimes: The curves by regime and generator.
+        generators: The columns.
+    """
+    rows = list(regimes)
+    values = [[regimes[row][column].values[-1] for column in generators] for row in rows]
+    errors = [[regimes[row][column].errors[-1] for column in generators] for row in rows]
+    ratio = [[value / first if first else 1.0 for value, first in zip(line, values[0], strict=True)] for line in values]
+    axis.imshow(ratio, cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
+    for i in range(len(rows)):
+        for j in range(len(generators)):
+            dark = abs(ratio[i][j] - 1) > 0.65
+            axis.text(
+                j, i, f"{values[i][j]:.2f}\n±{errors[i][j]:.2f}", ha="center", va="center", fontsize=8,
+                color="white" if dark else "black",
+            )  # fmt: skip
+    axis.set_xticks(range(len(generators)), [name.replace("_", "\n") for name in generators], fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.set_title(f"after training (colour: against {rows[0]!r})", fontsize=10)
+
+
+def comparison(panels: Mapping[str, Regimes], *, title: str, caption: str) -> Figure:
+    """Curves of every regime and generator over epochs, and the table of final values, one row for each panel.
+
+    Args:
+        panels: For each row's title (a model, say) the curves by regime and generator.
+        title: Heading of the picture.
+        caption: Line below it: what is measured, on what, and with which stencil.
+
+    Returns:
+        A figure; save it with ``figure.savefig(path)``.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        ValueError: If there is nothing to draw, or regimes differ in their generators.
+
+    Example:
+        >>> curve = Curve([0, 1], [2.0, 1.0], [0.1, 0.1])
+        >>> figure = comparison({"cnn": {"none": {"rotation": curve}}}, title="Rotation", caption="bspline")
+        >>> [axis.get_title() for axis in figure.axes]
+        ['rotation', "after training (colour: against 'none')"]
+    """
+    sets = {tuple(curves) for regimes in panels.values() for curves in regimes.values()}
+    if len(sets) != 1:
+        raise ValueError(f"`panels` must hold the same generators for every regime, got {sorted(sets)}.")
+    (generators,) = sets
+    _, Figure, FigureCanvasAgg = _matplotlib()
+    columns = len(generators) + 1
+    figure = Figure(figsize=(2.5 * len(generators) + 1.1 * len(generators) + 1.6, 3.0 * len(panels) + 1.1))
+    FigureCanvasAgg(figure)
+    widths = [2.5] * len(generators) + [1.1 * len(generators) + 1.0]
+    grid = figure.add_gridspec(
+        len(panels), columns, width_ratios=widths, hspace=0.5, wspace=0.42, left=0.07, right=0.99,
+        top=1 - 0.75 / (3.0 * len(panels) + 1.1), bottom=0.85 / (3.0 * len(panels) + 1.1),
+    )  # fmt: skip
+    for row, (name, regimes) in enumerate(panels.items()):
+        for column, generator in enumerate(generators):
+            axis = figure.add_subplot(grid[row, column])
+            equivariance_curves(axis, {regime: curves[generator] for regime, curves in regimes.items()}, generator)
+            axis.set_xlabel("epoch (0: untrained)", fontsize=8)
+            if column == 0:
+                axis.annotate(
+                    name, (-0.38, 0.5), xycoords="axes fraction", rotation=90, va="center", fontsize=11, weight="bold"
+                )
+        heat_map(figure.add_subplot(grid[row, columns - 1]), regimes, generators)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", ncols=len(labels), fontsize=9, frameon=False, title=None)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
+    figure.text(0.01, 0.012, caption, fontsize=8, color="0.3", va="bottom", linespacing=1.4)
+    return figure
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
