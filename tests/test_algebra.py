@@ -1,0 +1,129 @@
+"""Generators as vectors, groups of names, spanning sets, and the exponential as a one-parameter group."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lie_metric as lm
+from lie_metric.algebra import GENERATORS, exponential, spanning_set
+
+number = st.floats(-2, 2, allow_nan=False)
+matrix = st.lists(st.lists(number, min_size=3, max_size=3), min_size=2, max_size=2)
+
+
+def names(*asked):
+    return [generator.name for generator in lm.generators(*asked)]
+
+
+def test_groups_and_order():
+    assert names("rotation", "translation") == ["rotation", "translation_x", "translation_y"]
+    assert names(["shear"], ("stretch",)) == ["shear_x", "shear_y", "stretch_x", "stretch_y"]
+    assert len(names("affine")) == 9
+    assert names("all") == [*names("affine"), "saturation"]
+    own = lm.Generator.affine("own", torch.tensor([[0, 1, 0], [2, 0, 3]]))
+    assert lm.generators("scale", own)[1] is own
+    assert own.coefficients == (0, 1, 0, 2, 0, 3, 0)
+
+
+def test_matrices_of_the_named_generators():
+    wanted = {
+        "translation_x": [[0, 0, 1], [0, 0, 0]],
+        "translation_y": [[0, 0, 0], [0, 0, 1]],
+        "rotation": [[0, 1, 0], [-1, 0, 0]],
+        "hyperbolic_rotation": [[0, 1, 0], [1, 0, 0]],
+        "scale": [[-1, 0, 0], [0, -1, 0]],
+        "shear_x": [[0, 1, 0], [0, 0, 0]],
+        "shear_y": [[0, 0, 0], [1, 0, 0]],
+        "stretch_x": [[1, 0, 0], [0, 0, 0]],
+        "stretch_y": [[0, 0, 0], [0, 1, 0]],
+    }
+    for name, rows in wanted.items():
+        assert [list(row) for row in GENERATORS[name].matrix] == rows
+        assert GENERATORS[name].intensity == 0
+    assert GENERATORS["saturation"].coefficients == (0, 0, 0, 0, 0, 0, 1)
+
+
+def test_vector_space():
+    rotation, scale, saturation = lm.generators("rotation", "scale", "saturation")
+    combined = 2 * rotation - scale + saturation * 0.5
+    assert combined.coefficients == (1, 2, 0, -2, 1, 0, 0.5)
+    assert combined.with_name("spiral").name == "spiral"
+    assert (-rotation).matrix == ((0, -1, 0), (1, 0, 0))
+    with pytest.raises(TypeError):
+        rotation + 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rotation.name = "other"
+
+
+def test_affine_needs_six_tangents():
+    asked = lm.generators("affine")
+    basis, combine = spanning_set(asked)
+    assert len(basis) == 6
+    rows = torch.tensor([g.coefficients for g in basis], dtype=torch.float64)
+    wanted = torch.tensor([g.coefficients for g in asked], dtype=torch.float64)
+    assert torch.equal(combine @ rows, wanted)
+
+
+@given(st.lists(matrix, min_size=1, max_size=9))
+def test_spanning_set_spans(matrices):
+    asked = [lm.Generator.affine(f"g{i}", m) for i, m in enumerate(matrices)]
+    basis, combine = spanning_set(asked)
+    wanted = torch.tensor([g.coefficients for g in asked], dtype=torch.float64)
+    rows = torch.tensor([g.coefficients for g in basis], dtype=torch.float64).reshape(-1, 7)
+    assert len(basis) <= 6
+    scale = wanted.abs().max() + 1e-300
+    assert ((combine @ rows - wanted) / scale).abs().max() < 1e-8
+
+
+def test_zero_generator_and_tiny_units():
+    asked = (lm.Generator.affine("nothing", [[0] * 3] * 2), 1e-9 * lm.generators("rotation")[0])
+    basis, combine = spanning_set(asked)
+    assert basis == asked[1:]
+    assert combine.tolist() == [[0.0], [1.0]]
+
+
+@given(matrix, number, number)
+def test_exponential_is_a_one_parameter_group(entries, s, t):
+    generator = lm.Generator.affine("g", entries)
+    S, T, both = (exponential(generator, torch.tensor(v, dtype=torch.float64)) for v in (s, t, s + t))
+    assert (S @ T - both).abs().max() <= 1e-10 * max(1.0, float(S.norm() * T.norm()))
+
+
+def test_exponential_is_exactly_the_identity_at_zero():
+    for generator in GENERATORS.values():
+        assert torch.equal(exponential(generator, torch.zeros(3)), torch.eye(3).expand(3, 3, 3))
+
+
+def test_exponential_of_named_generators():
+    t = torch.tensor(0.3, dtype=torch.float64)
+    c, s = t.cos().item(), t.sin().item()
+    assert exponential(GENERATORS["rotation"], t)[:2, :2].flatten().tolist() == pytest.approx([c, s, -s, c])
+    assert exponential(GENERATORS["scale"], t).diagonal().tolist() == pytest.approx([0.7408182, 0.7408182, 1])
+    ch, sh = t.cosh().item(), t.sinh().item()
+    got = exponential(GENERATORS["hyperbolic_rotation"], t)[:2, :2].flatten().tolist()
+    assert got == pytest.approx([ch, sh, sh, ch])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: lm.generators("rotations"), ValueError, "got 'rotations'. Choose from"),
+        (lambda: lm.generators(), ValueError, "at least one generator"),
+        (lambda: lm.generators("affine", "scale"), ValueError, r"\['scale'\] more than once"),
+        (lambda: lm.generators(1.5), TypeError, "got 1.5"),
+        (lambda: lm.generators(torch.eye(2)), TypeError, "must be names"),
+        (lambda: lm.Generator.affine("g", [[1, 2], [3, 4]]), ValueError, "must be 2×3"),
+        (lambda: lm.Generator.affine("g", [[1, 2, 3]]), ValueError, "must be 2×3"),
+        (lambda: lm.Generator.affine("g", [["a", 2, 3], [1, 2, 3]]), TypeError, "must hold two rows"),
+        (lambda: lm.Generator.affine("g", [[1, 2, float("inf")], [1, 2, 3]]), ValueError, "must be finite"),
+        (lambda: lm.Generator.affine("a/b", [[0] * 3] * 2), ValueError, "without '/'"),
+        (lambda: lm.Generator.affine("", [[0] * 3] * 2), ValueError, "non-empty"),
+        (lambda: lm.Generator.affine(3, [[0] * 3] * 2), TypeError, "`name` must be a string"),
+    ],
+)
+def test_bad_input(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
