@@ -164,7 +164,8 @@ def _parameter(t: Parameter, batch: Tensor) -> Tensor:
     """The group parameters as a tensor of shape (N,) or (1,), in the dtype of coordinates."""
     if not isinstance(t, (int, float, Tensor)) or isinstance(t, bool):
         raise TypeError(f"`t` must be a number or a tensor, got {type(t).__name__}. Pass e.g. 0.1.")
-    parameter = torch.as_tensor(t, device=batch.device).to(coordinate_dtype(batch.device))
+    # A number goes to float64 at once: by way of the default dtype it would lose half of its digits.
+    parameter = torch.as_tensor(t, dtype=coordinate_dtype(batch.device), device=batch.device)
     if parameter.ndim == 0:
         return parameter[None]
     if parameter.shape != (batch.shape[0],):

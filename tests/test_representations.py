@@ -1,0 +1,110 @@
+"""How tensors carry actions: consistency of finite and infinitesimal ones, and what is inferred and what is not."""
+
+import pytest
+import torch
+from references import central_difference
+from torch import nn
+
+import lie_metric as lm
+from lie_metric import representations as R
+
+GENERATORS = lm.generators("affine")
+
+
+@pytest.mark.parametrize(
+    ("representation", "shape"),
+    [
+        (R.Invariant(), (2, 5)),
+        (R.Image(), (2, 3, 6, 8)),
+        (R.ChannelsLast(), (2, 6, 8, 3)),
+        (R.Tokens((3, 4)), (2, 12, 5)),
+        (R.Tokens((3, 4), prefix=2), (2, 14, 5)),
+    ],
+    ids=str,
+)
+class TestEvery:
+    def test_tangents_are_the_derivative_of_the_action(self, representation, shape):
+        y = torch.randn(shape, dtype=torch.float64)
+        representation.check(y, "output")
+        stencil = lm.Resampling("cubic")
+        found = representation.tangents(y, GENERATORS, stencil)
+        assert found.shape == (9, *shape)
+        for generator, value in zip(GENERATORS, found, strict=True):
+            slow = central_difference(lambda t, g=generator: representation.act(y, g, t, stencil), 1e-5)
+            # Keys' interpolant has a jump in its second derivative at the pixels: the difference is first order.
+            torch.testing.assert_close(value, slow, rtol=1e-3, atol=2e-3)
+
+    def test_components_hold_every_entry_once(self, representation, shape):
+        y = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
+        blocks = representation.components(y)
+        assert all(block.ndim == 3 and block.shape[0] == 2 for block in blocks)
+        entries = torch.cat([block.flatten() for block in blocks])
+        assert torch.equal(entries.sort().values, y.flatten())
+
+    def test_it_is_one(self, representation, shape):
+        assert isinstance(representation, R.Representation)
+
+
+def test_layouts_say_the_same():
+    image = torch.randn(2, 3, 4, 5)
+    args = (GENERATORS, lm.Resampling())
+    wanted = R.Image().tangents(image, *args)
+    last = R.ChannelsLast().tangents(image.permute(0, 2, 3, 1), *args)
+    tokens = R.Tokens((4, 5), 1).tangents(torch.cat([torch.ones(2, 1, 3), image.flatten(2).mT], 1), *args)
+    torch.testing.assert_close(last.permute(0, 1, 4, 2, 3), wanted)
+    torch.testing.assert_close(tokens[:, :, 1:].mT.unflatten(-1, (4, 5)), wanted)
+    assert not tokens[:, :, 0].any()
+
+
+class Declares(nn.Module):
+    def __init__(self, grid=(2, 3), prefix=1):
+        super().__init__()
+        self.patch_embed = nn.Identity()
+        self.patch_embed.grid_size = grid
+        self.num_prefix_tokens = prefix
+
+
+@pytest.mark.parametrize(
+    ("shape", "model", "wanted"),
+    [
+        ((2,), None, R.Invariant()),
+        ((2, 10), None, R.Invariant()),
+        ((2, 3, 16, 24), None, R.Image()),
+        ((2, 7, 8, 12), None, R.Image()),
+        ((2, 7, 6, 8), None, R.Image()),  # 16 × 24 in steps of 3, rounded up
+        ((2, 7, 4), Declares(), R.Tokens((2, 3), 1)),
+        ((2, 7, 4), nn.Sequential(Declares()), R.Tokens((2, 3), 1)),
+        ((2, 7, 4), Declares(grid=(4, 4)), None),
+        ((2, 7, 4), None, None),
+        ((2, 8, 12, 7), None, None),  # channels last must be said
+        ((2, 16, 24, 36), None, None),  # fits both layouts
+        ((2, 7, 5, 5), None, None),
+        ((2, 3, 4, 5, 6), None, None),
+    ],
+)
+def test_inference_only_where_nothing_else_is_possible(shape, model, wanted):
+    output, inputs = torch.zeros(shape), torch.zeros(2, 3, 16, 24)
+    if wanted is None:
+        with pytest.raises(ValueError, match="`output_representation` must be given"):
+            R.infer_output_representation(output, inputs, model)
+    else:
+        assert R.infer_output_representation(output, inputs, model) == wanted
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (
+            lambda: R.Image().check(torch.zeros(2, 3, 4), "inputs"),
+            r"`inputs` must be non-empty with axes \(B, C, H, W\)",
+        ),
+        (lambda: R.ChannelsLast().check(torch.zeros(0, 3, 4, 2), "output"), r"\(B, H, W, C\)"),
+        (lambda: R.Tokens((2, 2)).check(torch.zeros(2, 5, 3), "output"), "must have 4 tokens"),
+        (lambda: R.Tokens((2, 0)), "`grid_size` must be two positive"),
+        (lambda: R.Tokens((2, 2), -1), "`prefix` not negative"),
+        (lambda: R.Invariant().check(torch.tensor(1.0), "output"), "batch axis"),
+    ],
+)
+def test_bad_input(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
