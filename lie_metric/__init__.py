@@ -1,6 +1,6 @@
 """Equivariance curves while you train: Lie derivatives of vision models."""
 
-from lie_metric import functional, representations, transforms
+from lie_metric import figures, functional, representations, transforms
 from lie_metric.algebra import Generator, generators
 from lie_metric.callbacks import EquivarianceMonitor
 from lie_metric.derivative import lie_derivative
@@ -13,6 +13,7 @@ __all__ = [
     "Generator",
     "LocalEquivarianceError",
     "Resampling",
+    "figures",
     "functional",
     "generators",
     "lie_derivative",

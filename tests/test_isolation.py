@@ -1,0 +1,135 @@
+"""Nothing of the model, nor of what is around it, is changed by a measurement, whether it succeeds or not."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from cases import TokensOut, cnn, images
+from torch import nn
+
+import lie_metric as lm
+from lie_metric.isolation import evaluation, isolated
+
+
+class Fails(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = cnn()
+
+    def forward(self, x):
+        self.body(x)
+        raise RuntimeError("planted")
+
+
+def everything(model):
+    return {
+        "modes": [m.training for m in model.modules()],
+        "state": copy.deepcopy(model.state_dict()),
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "requires": [p.requires_grad for p in model.parameters()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].copy(),  # noqa: NPY002
+        "python": random.getstate(),
+        "grad": torch.is_grad_enabled(),
+        "fast path": torch.backends.mha.get_fastpath_enabled(),
+        "attention": torch.backends.cuda.flash_sdp_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+    }
+
+
+def assert_same(before, after):
+    for key, value in before.items():
+        if key == "state":
+            assert list(value) == list(after[key])
+            assert all(torch.equal(value[name], after[key][name]) for name in value)
+        elif key == "grads":
+            assert all(torch.equal(a, b) for a, b in zip(value, after[key], strict=True))
+        elif key in {"torch", "numpy"}:
+            assert (value == after[key]).all()
+        else:
+            assert value == after[key], key
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("method", ["auto", "forward vmap", "reverse", "double_backward"])
+def test_nothing_is_changed(method, fails):
+    model = Fails() if fails else nn.Sequential(cnn())
+    body = model.body if fails else model[0]
+    body.train()
+    body[1].eval()  # a frozen batch norm
+    body[0].weight.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = everything(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = torch.is_autocast_enabled("cpu")
+        if fails:
+            with pytest.raises(RuntimeError, match="planted"):
+                lm.lie_derivative(model, images(), method=method)
+        else:
+            found = lm.lie_derivative(model, images(), method=method)
+            assert found["rotation"].dtype == torch.float64
+        assert torch.is_autocast_enabled("cpu") == inside
+    assert_same(before, everything(model))
+
+
+def test_dropout_and_batch_statistics_do_not_act():
+    model = cnn().train()
+    torch.testing.assert_close(lm.lie_derivative(model, images()), lm.lie_derivative(model, images()))
+    assert model[1].num_batches_tracked == 0
+
+
+def test_random_numbers_are_given_back():
+    def draws(x):
+        random.random()
+        np.random.rand()  # noqa: NPY002
+        return x.flatten(1) * torch.rand(())
+
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    with torch.no_grad():
+        lm.lie_derivative(draws, images(), "rotation")
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_a_changed_buffer_is_restored_with_a_warning():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return x.flatten(1)
+
+    model = Counts()
+    with pytest.warns(UserWarning, match=r"changed its buffers \['calls'\]"):
+        lm.lie_derivative(model, images(), "rotation")
+    assert model.calls == 0
+
+
+def test_conditions_inside():
+    model = TokensOut()
+    with torch.inference_mode(), isolated(model):
+        assert not torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
+        assert not torch.backends.mha.get_fastpath_enabled()
+        assert not any(m.training for m in model.modules())
+    assert torch.backends.mha.get_fastpath_enabled()
+    with isolated(model):
+        assert torch.is_grad_enabled()
+    with evaluation(lambda x: x):
+        pass
+
+
+@pytest.mark.slow
+def test_a_compiled_model_stays_compiled():
+    model = nn.Sequential(nn.Linear(4, 4), nn.GELU())
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(torch.rand(2, 4)).sum().backward()
+    lm.lie_derivative(lambda x: compiled(x[:, 0, :, 0]), torch.rand(2, 1, 4, 4), "rotation")
+    assert type(compiled(torch.rand(2, 4)).grad_fn).__name__ == "CompiledFunctionBackward"
