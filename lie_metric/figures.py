@@ -113,7 +113,7 @@ def heat_map(axis: Axes, regimes: Regimes, generators: Sequence[str]) -> None:
     axis.imshow(ratio, cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
     for i in range(len(rows)):
         for j in range(len(generators)):
-            dark = abs(ratio[i][j] - 1) > 0.65
+            dark = abs(ratio[i][j] - 1) > 0.5
             axis.text(
                 j, i, f"{values[i][j]:.2f}\n±{errors[i][j]:.2f}", ha="center", va="center", fontsize=8,
                 color="white" if dark else "black",
@@ -168,7 +168,7 @@ def comparison(panels: Mapping[str, Regimes], *, title: str, caption: str) -> Fi
                 )
         heat_map(figure.add_subplot(grid[row, columns - 1]), regimes, generators)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", ncols=len(labels), fontsize=9, frameon=False, title=None)
+    figure.legend(handles, labels, loc="upper right", ncols=len(labels), fontsize=9, frameon=False, title="augmentation in training")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
     figure.text(0.01, 0.012, caption, fontsize=8, color="0.3", va="bottom", linespacing=1.4)
     return figure
