@@ -4,6 +4,7 @@ from lie_metric import figures, functional, representations, transforms
 from lie_metric.algebra import Generator, generators
 from lie_metric.callbacks import EquivarianceMonitor
 from lie_metric.derivative import lie_derivative
+from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
 from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.resampling import PAPER, Resampling
 
@@ -11,11 +12,13 @@ __all__ = [
     "PAPER",
     "EquivarianceMonitor",
     "Generator",
+    "LayerwiseReport",
     "LocalEquivarianceError",
     "Resampling",
     "figures",
     "functional",
     "generators",
+    "layerwise_equivariance_error",
     "lie_derivative",
     "representations",
     "transforms",

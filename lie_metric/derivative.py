@@ -309,7 +309,7 @@ def linearise(
         inputs = inputs.float() if inputs.dtype in {torch.float16, torch.bfloat16} else inputs
         moved = carrier.tangents(inputs, basis, resampling)
         pushed = moved if directions is None else torch.cat([moved, directions.to(moved)])
-        function = _function(model, output)
+        function = function_of(model, output)
         primal, products, used = _push(function, inputs, pushed, method, chunk_size)
         if output_representation is None:
             output_representation = infer_output_representation(primal, inputs, model)
@@ -333,13 +333,23 @@ def _combine(matrix: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     return (matrix.to(values.dtype) @ values.flatten(1)).reshape(-1, *shape)
 
 
-def _function(model: Callable[..., Any], output: Output) -> Callable[[Tensor], Tensor]:
-    """The map from inputs to the measured tensor, with half-precision weights raised to float32."""
+def function_of(model: Callable[..., Any], output: Output, frozen: bool = False) -> Callable[[Tensor], Tensor]:
+    """The map from inputs to the measured tensor, with half-precision weights raised to float32.
+
+    Args:
+        model: As in :func:`lie_derivative`.
+        output: As in :func:`lie_derivative`.
+        frozen: Whether parameters are taken as constants.
+
+    Returns:
+        The map.
+    """
     half = {torch.float16, torch.bfloat16}
     if isinstance(model, nn.Module):
         state = dict(model.named_parameters()) | dict(model.named_buffers())
-        if any(value.dtype in half for value in state.values()):
+        if frozen or any(value.dtype in half for value in state.values()):
             raised = {name: value.float() if value.dtype in half else value for name, value in state.items()}
+            raised = {name: value.detach() for name, value in raised.items()} if frozen else raised
             module = model
             return lambda x: select_output(torch.func.functional_call(module, raised, (x,)), output)
     return lambda x: select_output(model(x), output)

@@ -1,4 +1,4 @@
-"""Every picture: equivariance curves over epochs, and regimes against generators."""
+"""Every picture: curves over epochs, regimes against generators, contributions along a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["UNITS", "Curve", "comparison", "equivariance_curves", "heat_map"]
+__all__ = ["UNITS", "Curve", "comparison", "equivariance_curves", "heat_map", "layerwise"]
 
 UNITS: dict[str, str] = {
     "translation_x": "half side",
@@ -168,7 +168,15 @@ def comparison(panels: Mapping[str, Regimes], *, title: str, caption: str) -> Fi
                 )
         heat_map(figure.add_subplot(grid[row, columns - 1]), regimes, generators)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", ncols=len(labels), fontsize=9, frameon=False, title="augmentation in training")
+    figure.legend(
+        handles,
+        labels,
+        loc="upper right",
+        ncols=len(labels),
+        fontsize=9,
+        frameon=False,
+        title="augmentation in training",
+    )
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
     figure.text(0.01, 0.012, caption, fontsize=8, color="0.3", va="bottom", linespacing=1.4)
     return figure
@@ -176,3 +184,57 @@ def comparison(panels: Mapping[str, Regimes], *, title: str, caption: str) -> Fi
 
 def _cycle(count: int) -> list[str]:
     return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+
+
+def layerwise(
+    bars: Mapping[str, Mapping[str, float]], curves: Mapping[str, Sequence[float]], *, caption: str
+) -> Figure:
+    """Where the Lie derivative comes from: squared norms by type, and how the sum grows along the network.
+
+    Args:
+        bars: For each generator the squared norm ‖c‖² / dim by type of operation.
+        curves: For each generator the root mean square of the sum of all contributions up to each operation; its last
+            value is that of the whole model.
+        caption: Line below the picture.
+
+    Returns:
+        A figure of two panels.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        ValueError: If there is nothing to draw.
+
+    Example:
+        >>> figure = layerwise({"rotation": {"convolution": 2.0}}, {"rotation": [0.0, 1.4]}, caption="bspline")
+        >>> [axis.get_title() for axis in figure.axes]
+        ['by type of operation', 'sum along the network']
+    """
+    if not bars or not curves:
+        raise ValueError("`bars` and `curves` must hold at least one generator, got none.")
+    _, Figure, FigureCanvasAgg = _matplotlib()
+    largest = {kind: max(by_type[kind] for by_type in bars.values()) for kind in next(iter(bars.values()))}
+    # Types whose share could not be seen are left to the table.
+    kinds = [kind for kind, value in largest.items() if value > 1e-6 * max(largest.values())] or list(largest)
+    height = max(3.2, 0.28 * len(kinds) * max(1.0, 0.45 * len(bars)) + 1.2)
+    figure = Figure(figsize=(11, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1.4])
+    thick = 0.8 / len(bars)
+    for k, ((generator, by_type), colour) in enumerate(zip(bars.items(), _cycle(len(bars)), strict=True)):
+        places = [row + (k - (len(bars) - 1) / 2) * thick for row in range(len(kinds))]
+        left.barh(places, [by_type[kind] for kind in kinds], thick, color=colour, label=generator)
+        right.plot(range(1, len(curves[generator]) + 1), list(curves[generator]), color=colour, label=generator)
+    left.set_yticks(range(len(kinds)), kinds, fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("squared norm / dim (squared output units per squared unit of t)", fontsize=8)
+    left.set_title("by type of operation", fontsize=10)
+    right.set_xlabel("operation, from input to output", fontsize=8)
+    right.set_ylabel("root mean square of the sum so far", fontsize=8)
+    right.set_ylim(bottom=0)
+    right.set_title("sum along the network", fontsize=10)
+    right.legend(fontsize=8, frameon=False)
+    for axis in (left, right):
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+    figure.supxlabel(caption, fontsize=8, color="0.3")
+    return figure
