@@ -243,8 +243,8 @@ def layerwise_equivariance_error(
 
     .. math:: L_X f = \sum_i c_i, \qquad c_i = J_{out \leftarrow i} \left( D f_i [X \cdot in] - X \cdot out \right)
 
-    over every torch function call i (Gruver et al. 2023, Section 4, for modules of a chain; here for any graph). The sum
-    is exact whatever action hidden tensors are given, and the report holds what is left of it. How a sum splits does
+    over every torch function call i (Gruver et al. 2023, Section 4, for modules of a chain; here any graph). The sum is
+    exact whatever action hidden tensors are given, and the report holds what is left of it. How a sum splits does
     depend on those actions: they are assumed from the layout, (B, C, H, W), (B, H, W, C) or tokens on a grid, and named
     in the report; every other tensor counts as invariant. A contribution is no proof that a hidden feature "violates"
     anything.
@@ -363,8 +363,8 @@ def layerwise_equivariance_error(
         )
     if cut:
         warnings.warn(
-            f"The model detaches tensors that depend on its input, in {sorted(cut)[:4]}: no derivative, of the model or "
-            "of its parts, follows them.",
+            f"The model detaches tensors that depend on its input, in {sorted(cut)[:4]}: no derivative, of the model "
+            "or of its parts, follows them.",
             stacklevel=2,
         )
     return report
@@ -411,13 +411,14 @@ def _attribute(
     basis: Sequence[Generator],
     settings: _Settings,
 ) -> tuple[tuple[Operation, ...], Tensor, set[str]]:
-    """The recorded operations, the products of cotangents with their contributions (operations, R, probes), and cuts."""
+    """The recorded operations, the products of their contributions with cotangents, and where tensors are detached."""
     with isolated(model), torch.enable_grad():
         leaf = inputs.detach().clone().requires_grad_()
         recorder = _Recorder(basis, settings, inputs)
+        function = function_of(model, settings.output, frozen=True)
         with _tracked(settings.paths, recorder), recorder:
             start = recorder.begin(leaf)
-            result = function_of(model, settings.output, frozen=True)(start)
+            result = function(start)
         recorder.end(result)
         records = recorder.records
         edges = [edge for record in records for edge, _ in record.outputs]
@@ -638,8 +639,8 @@ _KINDS = {
     "up-sampling": ("interpolate", "upsample", "pixel_shuffle", "conv_transpose", "grid_sample"),
     "layout": (
         "view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "getitem", "chunk", "split",
-        "unbind", "squeeze", "expand", "roll", "flip", "movedim", "cat", "stack", "clone", "to", "pad", "select", "narrow",
-        "get t", "get m", "get h", "repeat", "float", "type",
+        "unbind", "squeeze", "expand", "roll", "flip", "movedim", "cat", "stack", "clone", "to", "pad", "select",
+        "narrow", "get t", "get m", "get h", "repeat", "float", "type",
     ),
 }  # fmt: skip
 

@@ -1,0 +1,185 @@
+"""One model of every timm family, with random weights: forward mode and attribution by layer, and what they cost.
+
+Families whose smallest model has more than 60 million parameters are left out: beit, deepseek_vit, gemma4_vit, mobilenetv5, naflexvit, nasnet, pnasnet, qwen3_vit, vgg, vision_transformer_sam.
+"""
+
+import time
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import lie_metric as lm
+from lie_metric.derivative import linearise
+
+timm = pytest.importorskip("timm")
+
+# Family: its smallest model, and an image size that it takes.
+FAMILIES = {
+    "byoanet": ("halonet_h1", 256),
+    "byobnet": ("test_byobnet", 96),
+    "cait": ("cait_xxs24_224", 96),
+    "coat": ("coat_tiny", 96),
+    "convit": ("convit_tiny", 96),
+    "convmixer": ("convmixer_768_32", 96),
+    "convnext": ("test_convnext", 96),
+    "cpubone": ("cpubone_nano", 96),
+    "crossvit": ("crossvit_tiny_240", 240),
+    "csatv2": ("csatv2", 96),
+    "cspnet": ("cs3darknet_focus_s", 96),
+    "cspnext": ("cspnext_tiny", 96),
+    "davit": ("davit_tiny", 96),
+    "deit": ("deit_tiny_patch16_224", 96),
+    "densenet": ("densenet121", 96),
+    "dla": ("dla46x_c", 96),
+    "dpn": ("dpn48b", 96),
+    "edgenext": ("edgenext_xx_small", 96),
+    "efficientformer": ("efficientformer_l1", 224),
+    "efficientformer_v2": ("efficientformerv2_s0", 96),
+    "efficientnet": ("test_efficientnet", 96),
+    "efficientvim": ("efficientvim_m1", 96),
+    "efficientvit_mit": ("efficientvit_b0", 96),
+    "efficientvit_msra": ("efficientvit_m0", 96),
+    "eva": ("vit_tiny_patch16_dinov3_qkvb", 96),
+    "fasternet": ("fasternet_t0", 96),
+    "fastvit": ("fastvit_t8", 96),
+    "focalnet": ("focalnet_tiny_srf", 96),
+    "gcvit": ("gcvit_xxtiny", 96),
+    "ghostnet": ("ghostnet_050", 96),
+    "hardcorenas": ("hardcorenas_b", 96),
+    "hgnet": ("hgnetv2_b0", 96),
+    "hiera": ("hiera_tiny_224", 96),
+    "hieradet_sam2": ("sam2_hiera_tiny", 96),
+    "hrnet": ("hrnet_w18_small", 96),
+    "iformer": ("iformer_t", 96),
+    "inception_next": ("inception_next_atto", 96),
+    "inception_resnet_v2": ("inception_resnet_v2", 96),
+    "inception_v3": ("inception_v3", 96),
+    "inception_v4": ("inception_v4", 96),
+    "lcnetv2": ("lcnetv2_small", 96),
+    "levit": ("levit_128s", 96),
+    "lowformer": ("lowformer_b0", 96),
+    "mambaout": ("test_mambaout", 96),
+    "maxxvit": ("test_coatnet", 96),
+    "metaformer": ("poolformerv2_s12", 96),
+    "mlp_mixer": ("gmlp_ti16_224", 96),
+    "mobilenetv3": ("lcnet_035", 96),
+    "mobilevit": ("mobilevit_xxs", 96),
+    "mvitv2": ("mvitv2_tiny", 96),
+    "nest": ("nest_tiny", 96),
+    "nextvit": ("nextvit_small", 96),
+    "nfnet": ("test_nfnet", 96),
+    "pit": ("pit_ti_224", 96),
+    "pvt_v2": ("pvt_v2_b0", 96),
+    "rdnet": ("rdnet_tiny", 96),
+    "regnet": ("regnetx_002", 96),
+    "repghost": ("repghostnet_050", 96),
+    "repvit": ("repvit_m1", 96),
+    "res2net": ("res2next50", 96),
+    "resnest": ("resnest14d", 96),
+    "resnet": ("test_resnet", 96),
+    "resnetv2": ("resnetv2_18", 96),
+    "rexnet": ("rexnet_100", 96),
+    "selecsls": ("selecsls42", 96),
+    "senet": ("legacy_seresnet18", 96),
+    "sequencer": ("sequencer2d_s", 96),
+    "shvit": ("shvit_s1", 96),
+    "sknet": ("skresnet18", 96),
+    "starnet": ("starnet_s050", 96),
+    "swiftformer": ("swiftformer_xs", 96),
+    "swin_transformer": ("swin_tiny_patch4_window7_224", 96),
+    "swin_transformer_v2": ("swinv2_tiny_window8_256", 96),
+    "swin_transformer_v2_cr": ("swinv2_cr_tiny_224", 96),
+    "tiny_vit": ("tiny_vit_5m_224", 96),
+    "tnt": ("tnt_s_legacy_patch16_224", 96),
+    "tresnet": ("tresnet_m", 96),
+    "twins": ("twins_svt_small", 96),
+    "visformer": ("visformer_tiny", 96),
+    "vision_transformer": ("test_vit", 96),
+    "vision_transformer_hybrid": ("vit_tiny_r_s16_p8_224", 96),
+    "vision_transformer_relpos": ("test_vit_relpos", 96),
+    "vitamin": ("vitamin_small_224", 96),
+    "volo": ("volo_d1_224", 96),
+    "vovnet": ("ese_vovnet19b_slim_dw", 96),
+    "xception": ("legacy_xception", 96),
+    "xception_aligned": ("xception41p", 96),
+    "xcit": ("xcit_nano_12_p8_224", 96),
+}
+
+RESIDUALS = {
+    # Linear attention divides by a sum that may be 1e-15: contributions of that size cancel in theory only.
+    "efficientvit_b0": None,
+    # The output hardly moves at random weights (|L| = 1e-11), so that the relative residual is rounding.
+    "convmixer_768_32": 1e-5,
+    "lcnetv2_small": 1e-5,
+    # Forward mode and double backward of the model itself differ by 7e-8 here.
+    "swinv2_tiny_window8_256": 1e-6,
+}
+
+
+def build(name, size):
+    torch.manual_seed(0)
+    try:
+        model = timm.create_model(name, num_classes=10, img_size=size)
+    except (TypeError, ValueError, AssertionError):
+        model = timm.create_model(name, num_classes=10)
+    for parameter in model.parameters():
+        # Branches that begin with a zero would hide what is behind them.
+        if parameter.abs().max() == 0:
+            nn.init.normal_(parameter, std=0.02)
+    return model.eval().double()
+
+
+def difference(model, x, tangent):
+    """A central difference of the model as it is, in float64; kinks of ReLUs are crossed by few entries at this step."""
+    step = 1e-6 * x.norm() / tangent.norm()
+    with torch.no_grad():
+        return (model(x + step * tangent) - model(x - step * tangent)) / (2 * step)
+
+
+@pytest.mark.slow
+def test_every_family(capsys):
+    generators = lm.generators("rotation", "translation_x")
+    lines, failures = [], []
+    for family, (name, size) in FAMILIES.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = build(name, size)
+            x = torch.randn(2, 3, size, size, dtype=torch.float64)
+            with torch.no_grad():
+                start = time.perf_counter()
+                model(torch.cat([x, x, x]))
+                unit = time.perf_counter() - start
+                start = time.perf_counter()
+                found = linearise(model, x, generators, method="forward")
+                cost = (time.perf_counter() - start) / unit
+                wanted = linearise(model, x, generators, method="forward vmap").lie_derivatives
+            L = found.lie_derivatives
+            error = ((L - wanted).norm() / wanted.norm()).item()
+            slow = difference(model, x, found.tangents[0])
+            finite = ((L[0] - slow).norm() / slow.norm()).item()
+            report = lm.layerwise_equivariance_error(model, x[:1], generators, probes=2)
+            residual = max(report.residual.values())
+            single = lm.layerwise_equivariance_error(model.float(), x[:1].float(), generators, probes=2)
+            residual32 = max(single.residual.values())
+        bound = RESIDUALS.get(name, 1e-9)
+        small = wanted.norm() < 1e-8
+        wrong = [
+            error > 1e-9,
+            finite > 1e-3 and not small,
+            bound is not None and not residual <= bound,
+            name not in RESIDUALS and not residual32 <= 1e-3,
+        ]
+        if any(wrong):
+            failures.append((name, wrong))
+        lines.append(
+            f"{family:24} {name:34} {found.method:13} {error:8.1e} {finite:8.1e} {residual:8.1e} "
+            f"{residual32:8.1e} {cost:5.2f} {len(report.operations):5d}"
+        )
+    header = (
+        f"{'family':24} {'model':34} {'method':13} {'vmap':>8} {'finite':>8} {'residual':>8} {'float32':>8}  cost  ops"
+    )
+    with capsys.disabled():
+        print("\n" + "\n".join([header, *lines]))
+    assert not failures, failures
