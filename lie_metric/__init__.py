@@ -2,7 +2,7 @@
 
 from lie_metric import figures, functional, representations, transforms
 from lie_metric.algebra import Generator, generators
-from lie_metric.callbacks import EquivarianceMonitor
+from lie_metric.callbacks import EquivarianceMonitor, LayerwiseMonitor
 from lie_metric.derivative import lie_derivative
 from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
 from lie_metric.metrics import LocalEquivarianceError
@@ -12,6 +12,7 @@ __all__ = [
     "PAPER",
     "EquivarianceMonitor",
     "Generator",
+    "LayerwiseMonitor",
     "LayerwiseReport",
     "LocalEquivarianceError",
     "Resampling",

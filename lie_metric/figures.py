@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["UNITS", "Curve", "comparison", "equivariance_curves", "heat_map", "layerwise"]
+__all__ = ["UNITS", "Curve", "comparison", "equivariance_curves", "heat_map", "layerwise", "modules_over_epochs"]
 
 UNITS: dict[str, str] = {
     "translation_x": "half side",
@@ -61,7 +61,7 @@ Regimes = Mapping[str, Mapping[str, Curve]]
 
 def _matplotlib() -> Any:
     try:
-        import matplotlib
+        import matplotlib.colors
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -237,4 +237,44 @@ def layerwise(
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
     figure.supxlabel(caption, fontsize=8, color="0.3")
+    return figure
+
+
+def modules_over_epochs(values: Mapping[int, Mapping[str, float]], *, title: str) -> Figure:
+    """A heat map of modules (down, from input to output) over epochs (across), on a logarithmic scale.
+
+    Args:
+        values: For each epoch the squared norm of every module's contribution.
+        title: Heading.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        ValueError: If there is nothing to draw.
+
+    Example:
+        >>> figure = modules_over_epochs({0: {"stem": 1.0, "head": 0.1}, 5: {"stem": 2.0, "head": 0.2}}, title="x")
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['stem', 'head']
+    """
+    if not values:
+        raise ValueError("`values` must hold at least one epoch, got none.")
+    matplotlib, Figure, FigureCanvasAgg = _matplotlib()
+    epochs = sorted(values)
+    modules = list(values[epochs[0]])
+    table = [[values[epoch].get(module, 0.0) for epoch in epochs] for module in modules]
+    largest = max(max(row) for row in table) or 1.0
+    # Six decades: what is smaller adds nothing that could be seen in the output.
+    scale = matplotlib.colors.LogNorm(largest * 1e-6, largest, clip=True)
+    figure = Figure(figsize=(7, min(20.0, 1.5 + 0.22 * len(modules))), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    picture = axis.imshow(table, aspect="auto", cmap="viridis", norm=scale)
+    axis.set_yticks(range(len(modules)), [module or "(model itself)" for module in modules], fontsize=7)
+    axis.set_xticks(range(len(epochs)), [str(epoch) for epoch in epochs], fontsize=7)
+    axis.set_xlabel("epoch", fontsize=8)
+    axis.set_title(title, fontsize=9)
+    figure.colorbar(picture, ax=axis)
     return figure

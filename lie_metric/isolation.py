@@ -17,11 +17,12 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["evaluation", "isolated", "random_state"]
 
 
-class _FoldedBatchNorm(TorchFunctionMode):
-    """Batch normalisation by running statistics as one multiplication and one addition.
+class _Differentiable(TorchFunctionMode):
+    """Functions whose derivatives are missing, slow or wrong, computed in another way.
 
-    Decomposed for tangents it takes many passes, a third of the time of a residual network. On the CPU its own
-    gradient is wrong by 140 % for one image when the cotangent is a transposed view (seen in torch 2.15.0).
+    Batch normalisation by running statistics is one multiplication and one addition: decomposed for tangents it takes
+    many passes, a third of the time of a residual network, and on the CPU its own gradient is wrong by 140 % for one
+    image when the cotangent is a transposed view (seen in torch 2.15.0). Recurrent layers have no forward rule in oneDNN.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -30,7 +31,13 @@ class _FoldedBatchNorm(TorchFunctionMode):
             folded = _fold(*args, **kwargs)
             if folded is not None:
                 return folded
+        if getattr(func, "__name__", "") in _RECURRENT:
+            with torch.backends.mkldnn.flags(enabled=False):
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
 def _fold(
@@ -141,5 +148,5 @@ def isolated(model: object) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
-        stack.enter_context(_FoldedBatchNorm())
+        stack.enter_context(_Differentiable())
         yield

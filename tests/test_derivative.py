@@ -367,3 +367,20 @@ def test_attention_without_a_fused_kernel_and_float32():
     wanted = lm.lie_derivative(TokensOut().double(), x.double(), "rotation")["rotation"]
     torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-4)
     assert F.scaled_dot_product_attention(*[torch.rand(1, 1, 2, 2)] * 3).shape == (1, 1, 2, 2)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("method", ["forward", "double_backward", "reverse"])
+def test_recurrent_layers_in_float32(kind, method):
+    """They run in oneDNN, which has no forward rule."""
+    torch.manual_seed(0)
+    layer = kind(48, 4, batch_first=True)
+
+    def model(x):
+        return layer(x.permute(0, 2, 1, 3).flatten(2))[0][:, -1]
+
+    x = images().float()
+    found = lm.lie_derivative(model, x, "rotation", method=method)["rotation"]
+    layer.double()
+    wanted = lm.lie_derivative(model, x.double(), "rotation", method="double_backward")["rotation"]
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-4)

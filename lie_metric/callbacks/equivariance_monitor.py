@@ -201,14 +201,7 @@ class EquivarianceMonitor(Callback):
             MisconfigurationException: If the strategy shards the module, or training has no validation.
         """
         self._forget()
-        if stage not in {"fit", "validate"}:
-            return
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
-            raise MisconfigurationException(
-                "`EquivarianceMonitor` must have a strategy that keeps the module whole on each device, got "
-                f"{type(trainer.strategy).__name__}. Train with strategy='ddp' or on one device, or measure a "
-                "checkpoint afterwards with `lie_metric.LocalEquivarianceError`."
-            )
+        refuse_sharded(self, trainer, stage)
         if stage == "fit" and not trainer.enable_validation:
             raise MisconfigurationException(
                 "`EquivarianceMonitor` must have validation images, got a run without validation "
@@ -319,7 +312,9 @@ class EquivarianceMonitor(Callback):
             dataloader_idx: Number of the loader.
         """
         if trainer.sanity_checking:
-            self._images_of(batch)  # a batch without images shall be an error before the first epoch, not after it
+            images_of(
+                batch, self.images
+            )  # a batch without images shall be an error before the first epoch, not after it
         if self._measuring and not self._curves[dataloader_idx].is_complete:
             self._measure(trainer, pl_module, self._curves[dataloader_idx], batch)
         if self._untrained is not None and not self._starts[dataloader_idx].is_complete:
@@ -369,28 +364,8 @@ class EquivarianceMonitor(Callback):
         # The sums are float64, which MPS has not: there they stay in main memory.
         return metric if device is None or device.type == "mps" else metric.to(device)
 
-    def _images_of(self, batch: Any) -> Tensor:
-        if callable(self.images):
-            found = self.images(batch)
-        elif self.images is not None:
-            try:
-                found = batch[self.images]
-            except (KeyError, IndexError, TypeError) as error:
-                raise ValueError(
-                    f"`images` must be a key or index of the batch, got {self.images!r} for {_describe(batch)}."
-                ) from error
-        else:
-            found = _find_images(batch)
-        if not isinstance(found, Tensor) or found.ndim == 0:
-            source = "found in" if self.images is None else f"selected by images={self.images!r} from"
-            raise TypeError(
-                f"The images must be a tensor with a batch axis, got {_describe(found)}, {source} {_describe(batch)}. "
-                "Pass a key, an index or a callable, e.g. `EquivarianceMonitor(images=lambda batch: batch[0])`."
-            )
-        return found
-
     def _measure(self, trainer: Trainer, pl_module: LightningModule, measurement: _Measurement, batch: Any) -> None:
-        images = self._images_of(batch)
+        images = images_of(batch, self.images)
         rows = measurement.share.rows(measurement.seen, len(images))
         measurement.seen += len(images)
         if not rows:
@@ -534,6 +509,60 @@ def _validation_loaders(trainer: Trainer) -> list[Any]:
     if combined is None:
         return [None]
     return list(combined.flattened) if combined._mode == "sequential" else [None]
+
+
+def refuse_sharded(callback: Callback, trainer: Trainer, stage: str) -> None:
+    """Refuses strategies under which no process holds the whole module.
+
+    Args:
+        callback: Who asks.
+        trainer: The trainer.
+        stage: The stage about to begin.
+
+    Raises:
+        MisconfigurationException: If the strategy shards the module.
+    """
+    sharding = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+    if stage in {"fit", "validate"} and isinstance(trainer.strategy, sharding):
+        raise MisconfigurationException(
+            f"`{type(callback).__name__}` must have a strategy that keeps the module whole on each device, got "
+            f"{type(trainer.strategy).__name__}. Train with strategy='ddp' or on one device, or measure a "
+            "checkpoint afterwards with `lie_metric.LocalEquivarianceError`."
+        )
+
+
+def images_of(batch: Any, images: Callable[[Any], Any] | int | str | None = None) -> Tensor:
+    """The images of a batch.
+
+    Args:
+        batch: What a loader gives.
+        images: A callable from the batch to the tensor, a key or index, or None for the usual forms.
+
+    Returns:
+        The images.
+
+    Raises:
+        TypeError: If there is no tensor with a batch axis.
+        ValueError: If the key or index is not in the batch, or several usual keys are.
+    """
+    if callable(images):
+        found = images(batch)
+    elif images is not None:
+        try:
+            found = batch[images]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"`images` must be a key or index of the batch, got {images!r} for {_describe(batch)}."
+            ) from error
+    else:
+        found = _find_images(batch)
+    if not isinstance(found, Tensor) or found.ndim == 0:
+        source = "found in" if images is None else f"selected by images={images!r} from"
+        raise TypeError(
+            f"The images must be a tensor with a batch axis, got {_describe(found)}, {source} {_describe(batch)}. "
+            "Pass a key, an index or a callable, e.g. `EquivarianceMonitor(images=lambda batch: batch[0])`."
+        )
+    return found
 
 
 def _find_images(batch: Any) -> Any:

@@ -1,0 +1,217 @@
+"""Which layers the equivariance error comes from, while training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from typing_extensions import override
+
+from lie_metric import algebra, figures
+from lie_metric.algebra import Generator
+from lie_metric.callbacks.equivariance_monitor import images_of, refuse_sharded
+from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
+from lie_metric.representations import Representation
+from lie_metric.resampling import Resampling
+
+__all__ = ["LayerwiseMonitor"]
+
+
+class LayerwiseMonitor(Callback):
+    r"""Attributes the Lie derivative of the model under training to its layers, and logs how that changes.
+
+    Every n-th validation epoch the first images of the first validation batch are measured with
+    :func:`~lie_metric.layerwise_equivariance_error`. For each generator and type of operation (convolution, activation,
+    normalisation, attention, down-sampling, patch embedding, head, ...) is logged
+
+    ``layerwise_<generator>/<type>``
+        ‖c‖² / dim, the squared norm of the type's contribution to the Lie derivative of the output, in squared output
+        units per squared unit of t; the mean over processes. Squared norms do not add up to that of the model.
+
+    In TensorBoard the tab Images shows the attribution, and a heat map of modules over epochs. Training is not changed.
+
+    Args:
+        generators: Names, groups or :class:`~lie_metric.Generator` objects.
+        num_images: How many images of the first batch are measured, on each process.
+        every_n_epochs: Measure every n-th validation epoch of training.
+        probes: Number of random probes, or ``"exact"`` for one backward pass for each output element and image.
+        depth: Depth of the modules in the heat map.
+        images: Where the images are in a batch, as in :class:`~lie_metric.EquivarianceMonitor`.
+        output: As in :func:`~lie_metric.lie_derivative`.
+        output_representation: As in :func:`~lie_metric.lie_derivative`.
+        resampling: The stencil; ``Resampling()`` by default.
+        representations: Actions for hidden tensors by module path, as in
+            :func:`~lie_metric.layerwise_equivariance_error`.
+        on_error: ``"warn"``, log NaN and go on, or ``"raise"``.
+        prefix: First word of the keys.
+
+    Raises:
+        ValueError: If an argument is out of range, or names something unknown.
+
+    Example:
+        >>> import lie_metric as lm
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[lm.LayerwiseMonitor("rotation", every_n_epochs=5)], logger=False)
+    """
+
+    def __init__(
+        self,
+        generators: str | Generator | Sequence[str | Generator] = ("translation_x", "rotation"),
+        num_images: int = 8,
+        every_n_epochs: int = 1,
+        *,
+        probes: Literal["exact"] | int = 8,
+        depth: int = 2,
+        images: Callable[[Any], Any] | int | str | None = None,
+        output: Literal["logits", "probabilities"] | Callable[[Any], Any] = "logits",
+        output_representation: Representation | None = None,
+        resampling: Resampling | None = None,
+        representations: Mapping[str, Representation] | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+        prefix: str = "layerwise",
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("num_images", num_images, 1),
+            ("every_n_epochs", every_n_epochs, 1),
+            ("probes", 1 if probes == "exact" else probes, 1),
+            ("depth", depth, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+        if on_error not in {"warn", "raise"}:
+            raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
+        self.generators = algebra.generators(generators)
+        self.num_images, self.every_n_epochs, self.depth = num_images, every_n_epochs, depth
+        self.images, self.on_error, self.prefix = images, on_error, prefix
+        self._options: dict[str, Any] = {
+            "probes": probes,
+            "output": output,
+            "output_representation": output_representation,
+            "resampling": resampling or Resampling(),
+            "representations": representations,
+        }
+        self._report: LayerwiseReport | None = None
+        self._error: Exception | None = None
+        self._kinds: list[str] = []
+        self._history: dict[str, dict[int, dict[str, float]]] = {}
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses strategies that shard the module.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: The stage about to begin.
+        """
+        refuse_sharded(self, trainer, stage)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measures the first images of the first batch.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            outputs: What ``validation_step`` returned; not used.
+            batch: The batch, on the module's device.
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader.
+        """
+        if batch_idx or dataloader_idx:
+            return
+        found = images_of(batch, self.images)
+        if not self._measures(trainer):
+            return
+        try:
+            self._report = layerwise_equivariance_error(
+                pl_module, found[: self.num_images], self.generators, **self._options
+            )
+        except Exception as error:
+            # Other processes learn of it at the end of the epoch: raising here would leave them waiting.
+            if self.on_error == "raise" and trainer.world_size == 1:
+                raise
+            self._error = error
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the types, and on TensorBoard the pictures.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if not self._measures(trainer):
+            return
+        report, error = self._report, self._error
+        self._report = self._error = None
+        failed = trainer.strategy.reduce(torch.tensor(float(report is None), device=pl_module.device), reduce_op="sum")
+        if failed:
+            reason = f"{type(error).__name__}: {error}" if error else "no batch, or a failure on another process"
+            if self.on_error == "raise":
+                raise RuntimeError(f"The model could not be attributed to its layers: {reason}") from error
+            warnings.warn(f"The model could not be attributed to its layers, logged as NaN: {reason}", stacklevel=2)
+            report = None
+        rows = [] if report is None else report.by("type")
+        self._kinds = self._kinds or list(dict.fromkeys(row.name for row in rows))
+        found = {(row.generator, row.name): row.squared_norm for row in rows}
+        values = {
+            f"{self.prefix}_{generator.name}/{kind}": found.get((generator.name, kind), float("nan"))
+            for generator in self.generators
+            for kind in self._kinds
+        }
+        pl_module.log_dict(values, sync_dist=True, batch_size=1)
+        if report is not None and trainer.is_global_zero:
+            self._remember(report, trainer.current_epoch)
+            self._draw(trainer, report)
+
+    def _measures(self, trainer: Trainer) -> bool:
+        if trainer.sanity_checking:
+            return False
+        return trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _remember(self, report: LayerwiseReport, epoch: int) -> None:
+        for row in report.by("module", self.depth):
+            self._history.setdefault(row.generator, {}).setdefault(epoch, {})[row.name] = row.squared_norm
+
+    def _draw(self, trainer: Trainer, report: LayerwiseReport) -> None:
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not boards:
+            return
+        pictures = {f"{self.prefix}/attribution": report.plot()}
+        for generator, by_epoch in self._history.items():
+            pictures[f"{self.prefix}/modules_{generator}"] = figures.modules_over_epochs(
+                by_epoch, title=f"{generator}: squared norm / dim by module. Stencil: {report.stencil}"
+            )
+        for board in boards:
+            for tag, picture in pictures.items():
+                board.experiment.add_figure(tag, picture, global_step=trainer.global_step, close=False)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What the heat maps have shown so far, so that they go on after a resume."""
+        return {"history": self._history, "kinds": self._kinds}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the heat maps of a checkpoint.
+
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+        """
+        self._history, self._kinds = state_dict["history"], state_dict["kinds"]

@@ -1,0 +1,124 @@
+"""Attribution while training: what is logged, that training is the same, and what happens on errors."""
+
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lie_metric as lm
+
+
+class Module(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.2))
+        self.head = nn.Linear(144, 3)
+        self.fails = False
+
+    def forward(self, x):
+        if self.fails:
+            raise RuntimeError("planted")
+        return self.head(self.features(x).flatten(1))
+
+    def step(self, batch):
+        return nn.functional.cross_entropy(self.head(self.features(batch[0]).flatten(1)), batch[1])
+
+    def training_step(self, batch, batch_idx):
+        return self.step(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.step(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+def loaders():
+    source = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(24, 1, 8, 8, generator=source), torch.randint(0, 3, (24,), generator=source))
+    return DataLoader(data, 8, shuffle=True), DataLoader(data, 8)
+
+
+def fit(callbacks, epochs=2, module=None, logger=False, **options):
+    seed_everything(1, verbose=False)
+    module = module or Module()
+    trainer = Trainer(
+        max_epochs=epochs, accelerator="cpu", callbacks=callbacks, logger=logger, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1, **options,
+    )  # fmt: skip
+    trainer.fit(module, *loaders())
+    return trainer, module
+
+
+def test_logs_the_report_of_the_first_images():
+    trainer, module = fit([lm.LayerwiseMonitor("rotation", num_images=5, probes=3)])
+    x = torch.cat([batch[0] for batch in loaders()[1]])[:5]
+    report = lm.layerwise_equivariance_error(module, x, "rotation", probes=3)
+    logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("layerwise_rotation/")}
+    wanted = {f"layerwise_rotation/{row.name}": row.squared_norm for row in report.by("type")}
+    assert logged == pytest.approx(wanted, rel=1e-5)
+    assert {"layerwise_rotation/convolution", "layerwise_rotation/activation", "layerwise_rotation/head"} <= set(logged)
+
+
+def test_training_is_not_changed():
+    with_monitor, without = (fit(callbacks)[1] for callbacks in ([lm.LayerwiseMonitor()], []))
+    states = with_monitor.state_dict(), without.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+
+
+def test_pictures_in_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("matplotlib")
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    fit([lm.LayerwiseMonitor("rotation", every_n_epochs=2)], epochs=4, logger=[board, CSVLogger(tmp_path)])
+    events = EventAccumulator(board.log_dir, size_guidance={"images": 0}).Reload()
+    assert len(events.Images("layerwise/attribution")) == 2
+    assert len(events.Images("layerwise/modules_rotation")) == 2
+    assert len(events.Scalars("layerwise_rotation/convolution")) == 2
+
+
+def test_a_failure_is_nan_and_a_warning_or_raised():
+    class FailsLater(lm.LayerwiseMonitor):
+        def on_validation_epoch_start(self, trainer, pl_module):
+            pl_module.fails = trainer.current_epoch == 1
+
+    with pytest.warns(UserWarning, match="could not be attributed.*planted"):
+        trainer, module = fit([FailsLater("rotation")])
+    assert trainer.callback_metrics["layerwise_rotation/convolution"].isnan()
+    assert not any(m._forward_hooks for m in module.modules())
+    with pytest.raises(RuntimeError, match="planted"):
+        fit([FailsLater("rotation", on_error="raise")])
+
+
+def test_history_goes_on_after_a_resume():
+    monitor = lm.LayerwiseMonitor("rotation")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit([monitor])
+    other = lm.LayerwiseMonitor("rotation")
+    other.load_state_dict(monitor.state_dict())
+    assert list(other._history["rotation"]) == [0, 1]
+    assert set(other._history["rotation"][1]) >= {"features.0", "head"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"num_images": 0}, "`num_images` must be an integer of at least 1"),
+        ({"every_n_epochs": 0}, "`every_n_epochs` must be"),
+        ({"probes": 0}, "`probes` must be"),
+        ({"depth": -1}, "`depth` must be an integer of at least 0"),
+        ({"on_error": "stop"}, "`on_error` must be"),
+        ({"generators": "turn"}, "got 'turn'"),
+    ],
+)
+def test_bad_arguments(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        lm.LayerwiseMonitor(**arguments)
