@@ -22,7 +22,8 @@ class _Differentiable(TorchFunctionMode):
 
     Batch normalisation by running statistics is one multiplication and one addition: decomposed for tangents it takes
     many passes, a third of the time of a residual network, and on the CPU its own gradient is wrong by 140 % for one
-    image when the cotangent is a transposed view (seen in torch 2.15.0). Recurrent layers have no forward rule in oneDNN.
+    image when the cotangent is a transposed view (seen in torch 2.15.0). Recurrent layers have no forward rule
+    in oneDNN.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

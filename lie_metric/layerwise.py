@@ -470,6 +470,7 @@ class _Recorder(TorchFunctionMode):
         self.records: list[_Record] = []
         self.cut: set[str] = set()
         self.carriers: dict[tuple[int, int], Representation] = {}
+        self.recent: dict[tuple[int, int], Tensor] = {}
         # Edges are known by the identity of their nodes, which must therefore live.
         self.nodes: list[Any] = []
         self.grids = [grid for grid in map(declared_grid, settings.paths) if grid is not None]
@@ -506,7 +507,7 @@ class _Recorder(TorchFunctionMode):
         if name in {"detach", "get data"}:
             self.cut.add(f"{name} in {path or 'the model'}")
         written = _writes(func, name, args, kwargs)
-        actions = {i: self._act(leaves[i].detach(), self._carrier(leaves[i])) for i in places}
+        actions = {i: self._action(leaves[i]) for i in places}
         # Values are taken before the call, which may change them.
         before = [
             leaf.detach().clone() if written and i == 0 and isinstance(leaf, Tensor) else
@@ -527,8 +528,8 @@ class _Recorder(TorchFunctionMode):
             for value, carrier, tangents in zip(outputs, carriers, moved, strict=True):
                 if carrier is None:
                     continue
-                local = -self._act(value.detach(), carrier)
-                local = local if tangents is None else tangents + local
+                action = self._action(value)
+                local = -action if tangents is None else tangents - action
                 record.outputs.append((get_gradient_edge(value), local))
         self.records.append(record)
         return result
@@ -611,11 +612,22 @@ class _Recorder(TorchFunctionMode):
                 return Tokens((rows, (count - prefix) // rows), prefix)
         return None
 
+    def _action(self, tensor: Tensor) -> Tensor:
+        """The action on a tensor; those of the last few are kept, because the next call takes what this one gave."""
+        key = self._key(tensor)
+        if key not in self.recent:
+            self.recent[key] = self._act(tensor.detach(), self._carrier(tensor))
+            if len(self.recent) > 4:
+                self.recent.pop(next(iter(self.recent)))
+        return self.recent[key]
+
     def _act(self, tensor: Tensor, carrier: Representation) -> Tensor:
         with torch.no_grad():
             if isinstance(carrier, Invariant):
                 return tensor.new_zeros(1).expand(len(self.basis), *tensor.shape)
             moved = carrier.tangents(tensor, self.basis, self.settings.resampling)
+            if bool(torch.isfinite(tensor).all()):
+                return moved
             # Padding by -inf ahead of a maximum leaves slopes that are no numbers: such entries carry no action.
             return torch.where(torch.isfinite(moved), moved, 0.0)
 

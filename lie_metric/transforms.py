@@ -96,13 +96,16 @@ def tangents(image: Tensor, asked: Sequence[Generator], resampling: Resampling) 
     results = []
     for generator in asked:
         matrix = torch.tensor(generator.matrix, dtype=coordinates.dtype, device=image.device)
-        velocity = (unit * (coordinates @ matrix.mT)).to(image.dtype)
-        total = generator.intensity * image if generator.intensity else torch.zeros_like(image)
-        if any(generator.matrix[0]):
-            total = total + velocity[..., 0] * slope_x
-        if any(generator.matrix[1]):
-            total = total + velocity[..., 1] * slope_y
-        results.append(total)
+        along_x, along_y = (unit * (coordinates @ matrix.mT)).to(image.dtype).unbind(-1)
+        # Terms that vanish are left out, and each of the others is one pass over the image.
+        total = generator.intensity * image if generator.intensity else None
+        for moves, velocity, slope in (
+            (any(generator.matrix[0]), along_x, slope_x),
+            (any(generator.matrix[1]), along_y, slope_y),
+        ):
+            if moves:
+                total = velocity * slope if total is None else torch.addcmul(total, velocity, slope)
+        results.append(torch.zeros_like(image) if total is None else total)
     return torch.stack(results).to(dtype) if results else image.new_zeros((0, *image.shape), dtype=dtype)
 
 

@@ -133,7 +133,7 @@ def build(name, size):
 
 
 def difference(model, x, tangent):
-    """A central difference of the model as it is, in float64; kinks of ReLUs are crossed by few entries at this step."""
+    """A central difference of the model as it is; few entries cross the kink of a ReLU at this step."""
     step = 1e-6 * x.norm() / tangent.norm()
     with torch.no_grad():
         return (model(x + step * tangent) - model(x - step * tangent)) / (2 * step)
