@@ -236,15 +236,16 @@ def spanning_set(asked: Sequence[Generator]) -> tuple[tuple[Generator, ...], Ten
     """
     rows = torch.tensor([generator.coefficients for generator in asked], dtype=torch.float64)
     chosen: list[int] = []
+    # Rows are normalised so that a generator written in small units is not taken for a dependent one.
+    size = rows.abs().amax(dim=1, keepdim=True)
+    unit = rows / size.where(size > 0, torch.ones_like(size))
     for index in range(len(asked)):
-        candidate = rows[[*chosen, index]]
-        # Rows are normalised so that a generator written in small units is not taken for a dependent one.
-        norms = candidate.norm(dim=1, keepdim=True)
-        if bool((norms > 0).all()) and int(torch.linalg.matrix_rank(candidate / norms, rtol=1e-10)) == len(candidate):
+        candidate = unit[[*chosen, index]]
+        if size[index] > 0 and int(torch.linalg.matrix_rank(candidate, rtol=1e-10)) == len(candidate):
             chosen.append(index)
     if not chosen:
         return (), torch.zeros(len(asked), 0, dtype=torch.float64)
-    matrix = torch.linalg.lstsq(rows[chosen].T, rows.T).solution.T.contiguous()
+    matrix = torch.linalg.lstsq(unit[chosen].T, unit.T).solution.T * size / size[chosen].T
     # Entries of the named generators are multiples of a half: rounding noise of the solver is removed below 1e-14.
     matrix = torch.where((matrix * 2 - (matrix * 2).round()).abs() < 1e-14, (matrix * 2).round() / 2, matrix)
     matrix[chosen] = torch.eye(len(chosen), dtype=torch.float64)
