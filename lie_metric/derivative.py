@@ -130,35 +130,20 @@ def lie_derivative(
     return {generator.name: value for generator, value in zip(asked, result.lie_derivatives, strict=True)}
 
 
-def validate_arguments(
-    model: object,
-    inputs: object,
-    output: Output,
-    input_representation: Representation | None,
-    output_representation: Representation | None,
-    resampling: Resampling | None,
-    method: str,
-    chunk_size: int | None,
-) -> None:
-    """Refuses what cannot be measured, before any work is done.
+def validate_inputs(model: object, inputs: object, input_representation: Representation | None) -> None:
+    """Refuses a model or images that cannot be measured, before any work is done.
 
     Args:
         model: As in :func:`lie_derivative`.
         inputs: As in :func:`lie_derivative`.
-        output: As in :func:`lie_derivative`.
         input_representation: As in :func:`lie_derivative`.
-        output_representation: As in :func:`lie_derivative`.
-        resampling: As in :func:`lie_derivative`.
-        method: As in :func:`lie_derivative`.
-        chunk_size: As in :func:`lie_derivative`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range.
+        ValueError: If the images have the wrong shape or are not finite.
     """
     if not callable(model):
         raise TypeError(f"`model` must be callable, got {type(model).__name__}. Pass a module or a function.")
-    validate_options(output, input_representation, output_representation, resampling, method, chunk_size)
     if not isinstance(inputs, Tensor):
         raise TypeError(
             f"`inputs` must be a tensor, got {type(inputs).__name__}. Pass the images alone, without labels."
@@ -297,9 +282,8 @@ def linearise(
     """
     resampling = resampling or Resampling()
     known = method.split(" ")[0]
-    validate_arguments(
-        model, inputs, output, input_representation, output_representation, resampling, known, chunk_size
-    )
+    validate_options(output, input_representation, output_representation, resampling, known, chunk_size)
+    validate_inputs(model, inputs, input_representation)
     carrier = input_representation or Image()
     basis, matrix = spanning_set(asked)
     with isolated(model):

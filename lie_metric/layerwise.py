@@ -26,7 +26,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lie_metric import dual
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
-from lie_metric.derivative import Generators, Linearisation, Output, function_of, linearise, validate_arguments
+from lie_metric.derivative import (
+    Generators,
+    Linearisation,
+    Output,
+    function_of,
+    linearise,
+    validate_inputs,
+    validate_options,
+)
 from lie_metric.isolation import isolated
 from lie_metric.representations import ChannelsLast, Image, Invariant, Representation, Tokens, declared_grid
 from lie_metric.resampling import Resampling
@@ -287,9 +295,8 @@ def layerwise_equivariance_error(
         True
     """
     resampling = resampling or Resampling()
-    validate_arguments(
-        model, inputs, output, input_representation, output_representation, resampling, "auto", chunk_size
-    )
+    validate_options(output, input_representation, output_representation, resampling, "auto", chunk_size)
+    validate_inputs(model, inputs, input_representation)
     asked = resolve(generators)
     if probes != "exact" and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
         raise ValueError(f"`probes` must be 'exact' or a positive integer, got {probes!r}.")
