@@ -514,32 +514,60 @@ class _Recorder(TorchFunctionMode):
         if name in {"detach", "get data"}:
             self.cut.add(f"{name} in {path or 'the model'}")
         written = _writes(func, name, args, kwargs)
-        actions = {i: self._action(leaves[i]) for i in places}
+        given = [self._carrier(leaves[i]) for i in places]
         # Values are taken before the call, which may change them.
         before = [
             leaf.detach().clone() if written and i == 0 and isinstance(leaf, Tensor) else
             leaf.detach() if isinstance(leaf, Tensor) else leaf
             for i, leaf in enumerate(leaves)
         ]  # fmt: skip
+        actions = {i: self._action(leaves[i]) for i in places} if written else {}
         result = func(*args, **kwargs)
         target = args[0] if written else result
         outputs = [value for value in tree_flatten(target)[0] if isinstance(value, Tensor)]
         if not any(value.requires_grad and value.is_floating_point() for value in outputs):
             return result
         carriers = [self._set(value, None, path) if value.requires_grad else None for value in outputs]
-        with torch.no_grad():
-            moved = self._push(func, name, before, structure, actions, written)
-            record = _Record(
-                Operation(path, name, _kind(name, path, args, kwargs), tuple(outputs[0].shape), repr(carriers[0]))
-            )
-            for value, carrier, tangents in zip(outputs, carriers, moved, strict=True):
-                if carrier is None:
-                    continue
-                action = self._action(value)
-                local = -action if tangents is None else tangents - action
-                record.outputs.append((get_gradient_edge(value), local))
+        record = _Record(
+            Operation(path, name, _kind(name, path, args, kwargs), tuple(outputs[0].shape), repr(carriers[0]))
+        )
+        if not self._commutes(name, given, carriers, args, outputs):
+            with torch.no_grad():
+                actions = actions or {i: self._action(leaves[i]) for i in places}
+                moved = self._push(func, name, before, structure, actions, written)
+                for value, carrier, tangents in zip(outputs, carriers, moved, strict=True):
+                    if carrier is not None:
+                        action = self._action(value)
+                        local = -action if tangents is None else tangents - action
+                        record.outputs.append((get_gradient_edge(value), local))
         self.records.append(record)
         return result
+
+    def _commutes(
+        self,
+        name: str,
+        given: Sequence[Representation],
+        carriers: Sequence[Representation | None],
+        args: tuple,
+        outputs: Sequence[Tensor],
+    ) -> bool:
+        """Whether a call's Lie derivative is zero by construction, so that nothing has to be computed."""
+        if all(isinstance(carrier, (Invariant, type(None))) for carrier in (*given, *carriers)):
+            return True
+        # Scalar fields on one grid: sums of fields, and maps of the channels at every place, move with them. A constant
+        # moves too, but not its intensity, and not over an edge to zeros.
+        same = all(carrier == given[0] for carrier in (*given[1:], *carriers)) and isinstance(given[0], _FIELDS)
+        if not same or self.settings.resampling.padding == "zeros" or any(g.intensity for g in self.basis):
+            return False
+        if name in {"add", "add_", "sub", "sub_"}:
+            tensors = [arg for arg in args[:2] if isinstance(arg, Tensor)]
+            return len(tensors) == len(given) and all(arg.shape == outputs[0].shape for arg in tensors)
+        if name == "conv2d":
+            image, weight = args[0], args[1] if len(args) > 1 else None
+            return weight is not None and tuple(weight.shape[2:]) == (1, 1) and image.shape[2:] == outputs[0].shape[2:]
+        if name == "linear":
+            return isinstance(given[0], (Tokens, ChannelsLast)) and len(given) == 1
+        return name == "batch_norm" and isinstance(given[0], Image)
 
     def _push(
         self, func: Any, name: str, leaves: list[Any], structure: Any, actions: Mapping[int, Tensor], written: bool
@@ -637,6 +665,9 @@ class _Recorder(TorchFunctionMode):
                 return moved
             # Padding by -inf ahead of a maximum leaves slopes that are no numbers: such entries carry no action.
             return torch.where(torch.isfinite(moved), moved, 0.0)
+
+
+_FIELDS = (Image, ChannelsLast, Tokens)
 
 
 def _writes(func: Any, name: str, args: tuple, kwargs: dict) -> bool:
