@@ -165,7 +165,8 @@ def report(arguments: argparse.Namespace, name: str) -> dict[str, float]:
     print(f"\n{name}: B={arguments.batch}, {arguments.size} px, K=6 tangents for the 9 named affine generators,")
     print(f"{arguments.threads} thread(s), {arguments.device}, torch {torch.__version__}, {arguments.repeats} repeats")
     print(
-        f"{'pass':32}{'seconds':>10}{'units':>8}{'(min to max)':>18}" + ("" if arguments.no_memory else f"{'MiB':>10}")
+        f"{'pass':32}{'seconds':>10}{'units':>8}{'(min to max)':>18}"
+        + ("" if arguments.no_memory else f"{'peak MiB':>10}")
     )
     ratios = {}
     for label, values in times.items():
@@ -178,6 +179,37 @@ def report(arguments: argparse.Namespace, name: str) -> dict[str, float]:
         f"nine transforms by double backward: {usual:.1f} units, {usual / ratios['forward, affine']:.0f} times as much"
     )
     return ratios
+
+
+def report_layers(arguments: argparse.Namespace, name: str) -> float:
+    """Measures the attribution by layer of one image, in plain forward passes of it, and prints the line.
+
+    Args:
+        arguments: The command line.
+        name: The model.
+
+    Returns:
+        Median cost in forward passes.
+    """
+    model, images = load(name, 1, arguments.size, arguments.device)
+    probes = arguments.layerwise
+    plain, taken, usual = [], [], []
+    with torch.no_grad():
+        model(images)
+        for _ in range(arguments.repeats):
+            plain.append(seconds(lambda: model(images), arguments.device))
+            layers = lambda: lm.layerwise_equivariance_error(model, images, "affine", probes=probes)  # noqa: E731
+            taken.append(seconds(layers, arguments.device))
+            one = lambda: linearise(model, images, lm.generators("rotation"), method="double_backward")  # noqa: E731
+            usual.append(seconds(one, arguments.device))
+    cost = median(t / f for t, f in zip(taken, plain, strict=True))
+    other = 6 * probes * median(t / f for t, f in zip(usual, plain, strict=True))
+    print(
+        f"by layer, one image, K=6, {probes} probes: {cost:.0f} forward passes, {cost / (7 + probes):.1f} times 1 + K + n;\n"
+        f"double backward for each transform and probe: {other:.0f}, {other / cost:.0f} times as much",
+        flush=True,
+    )
+    return cost
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
@@ -197,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the table shows the median")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--no-memory", action="store_true", help="skip the peak memory, which takes a process each")
+    parser.add_argument("--layerwise", type=int, metavar="PROBES", help="measure the attribution by layer as well")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -206,7 +239,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         with torch.no_grad():
             print(json.dumps(memory_above_start(runs(model, images)[arguments.memory_of], arguments.device)))
         return {}
-    return {name: report(arguments, name) for name in arguments.models}
+    ratios = {}
+    for name in arguments.models:
+        ratios[name] = report(arguments, name)
+        if arguments.layerwise:
+            ratios[name]["by layer"] = report_layers(arguments, name)
+    return ratios
 
 
 if __name__ == "__main__":
