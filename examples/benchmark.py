@@ -205,8 +205,8 @@ def report_layers(arguments: argparse.Namespace, name: str) -> float:
     cost = median(t / f for t, f in zip(taken, plain, strict=True))
     other = 6 * probes * median(t / f for t, f in zip(usual, plain, strict=True))
     print(
-        f"by layer, one image, K=6, {probes} probes: {cost:.0f} forward passes, {cost / (7 + probes):.1f} (1 + K + n);\n"
-        f"double backward for each transform and probe: {other:.0f}, {other / cost:.0f} times as much",
+        f"by layer, one image, K=6, {probes} probes: {cost:.0f} forward passes, {cost / (7 + probes):.1f} (1 + K + n);"
+        f"\ndouble backward for each transform and probe: {other:.0f}, {other / cost:.0f} times as much",
         flush=True,
     )
     return cost

@@ -403,7 +403,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, default=32)
     add("--num-images", type=int, default=256, help="validation images measured each epoch")
     add("--seeds", type=int, default=1, help="how many seeds; with more than one, errors are over seeds")
-    add("--threads", type=int, default=2, help="torch threads")
+    add("--threads", type=int, default=1, help="torch threads; a second one gains little on images this small")
     add("--out", type=Path, default=Path("runs"), help="folder for TensorBoard runs, table and picture")
     options = parser.parse_args(argv)
     for name in ("epochs", "batch_size", "num_images", "seeds", "threads"):
