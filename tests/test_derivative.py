@@ -9,7 +9,7 @@ import torch
 from cases import ImageToImage, TokensOut, channels_last, cnn, images, vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import central_difference, spectrum
+from references import central_difference, moved, spectrum
 from torch import nn
 from torch.nn import functional as F
 
@@ -57,6 +57,25 @@ def test_every_method_agrees_with_finite_differences(name):
             torch.testing.assert_close(found[generator.name], slow, rtol=1e-5, atol=1e-5 * slow.abs().max().item())
     for found in results.values():
         torch.testing.assert_close(found, results["double_backward"], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("stencil", [("bspline", "reflection", False), ("fourier", "circular", True)], ids=str)
+def test_a_wide_image_by_explicit_matrices(stencil):
+    """Nothing of the library on the other side: both actions are matrices written out pixel by pixel."""
+    model, x = ImageToImage().double(), torch.randn(2, 3, 8, 12, dtype=torch.float64)
+    names = dict(zip(("interpolation", "padding", "align_corners"), stencil, strict=True))
+    generators = lm.generators("rotation", "scale", "stretch_x", "translation_y", "saturation")
+    found = lm.lie_derivative(model, x, generators, resampling=lm.Resampling(*stencil))
+    assert model(x).shape == (2, 2, 6, 9)
+    for generator in generators:
+
+        def transformed(t, g=generator):
+            with torch.no_grad():
+                return moved(model(moved(x, g, t, **names)), g, -t, **names)
+
+        slow = central_difference(transformed, 1e-3)
+        assert slow.abs().max() > 0.05
+        torch.testing.assert_close(found[generator.name].detach(), slow, rtol=1e-5, atol=1e-5 * slow.abs().max().item())
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 4, 5, 100])
@@ -242,6 +261,15 @@ def test_fallback_is_visible():
     torch.testing.assert_close(found, lm.lie_derivative(lambda v: (v * v).flatten(1), x, "rotation"))
     with pytest.raises(RuntimeError, match="method 'forward', but an operation lacks a rule"):
         lm.lie_derivative(lambda v: OldSquare.apply(v).flatten(1), x, "rotation", method="forward")
+
+
+def test_an_operation_without_a_forward_rule_in_inference_mode():
+    x = images()
+    wanted = lm.lie_derivative(lambda v: (v * v).flatten(1), x, "rotation")
+    with torch.inference_mode():
+        # Without gradients tensors carry their tangents through the operation's own forward.
+        found = lm.lie_derivative(lambda v: OldSquare.apply(v).flatten(1), x * 1, "rotation")
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Finite actions and their derivatives at 0: signs, axes and units on asymmetric images, and the group law."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import central_difference, waves
+from references import central_difference, moved, waves
 
 import lie_metric as lm
 from lie_metric import transforms as T
@@ -127,11 +128,54 @@ def test_group_law_up_to_interpolation(name, s, t):
     torch.testing.assert_close(T.apply(T.apply(blob, name, t), name, -t), blob, rtol=0, atol=5e-4)
 
 
+STENCILS = [
+    *itertools.product(("bspline", "cubic", "bilinear"), ("reflection", "border", "zeros", "circular"), (False, True)),
+    *itertools.product(("fourier",), ("circular", "reflection"), (False, True)),
+]
+OBLIQUE = lm.Generator("oblique", ((0.3, -0.8, 0.4), (0.5, 0.2, -0.7)), 0.6)
+
+
+@pytest.mark.parametrize("stencil", STENCILS, ids=str)
+@pytest.mark.parametrize("generator", [OBLIQUE, *lm.generators("rotation")], ids=lambda g: g.name)
+def test_finite_action_is_that_of_an_explicit_matrix(generator, stencil):
+    """A wide image, far enough moved that much of it is read beyond the frame."""
+    image = torch.randn(2, 5, 7, dtype=torch.float64)
+    wanted = moved(
+        image, generator, 0.9, **dict(zip(("interpolation", "padding", "align_corners"), stencil, strict=True))
+    )
+    torch.testing.assert_close(T.apply(image, generator, 0.9, lm.Resampling(*stencil)), wanted, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stencil", STENCILS, ids=str)
+def test_no_time_moves_nothing_bit_for_bit(stencil, dtype):
+    images = torch.randn(2, 1, 6, 9).to(dtype)
+    for generator in (OBLIQUE, *lm.generators("all")):
+        for t in (0.0, torch.zeros(2)):
+            assert torch.equal(T.apply(images, generator, t, lm.Resampling(*stencil)), images)
+
+
+def test_vmap_over_images_and_parameters():
+    images, t = torch.randn(3, 2, 6, 7, dtype=torch.float64), torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64)
+    torch.testing.assert_close(torch.vmap(T.rotate)(images, t), T.rotate(images, t))
+
+    def turned(v):
+        return T.rotate(images[0], v).square().sum()
+
+    gradients = torch.vmap(torch.func.grad(turned))(t)
+    curvatures = torch.vmap(torch.func.hessian(turned))(t)
+    for v, gradient, curvature in zip(t.tolist(), gradients, curvatures, strict=True):
+        torch.testing.assert_close(gradient, central_difference(lambda h, v=v: turned(v + h)), rtol=1e-6, atol=1e-6)
+        slope = torch.func.grad(turned)
+        second = central_difference(lambda h, v=v: slope(torch.tensor(v + h, dtype=torch.float64)))  # noqa: B023
+        torch.testing.assert_close(curvature, second, rtol=1e-5, atol=1e-5)
+
+
 def test_parameters_by_image_and_gradients_with_respect_to_them():
     images = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     t = torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64, requires_grad=True)
     together = T.rotate(images, t)
-    alone = torch.stack([T.rotate(image, float(v)) for image, v in zip(images, t, strict=True)])
+    alone = torch.stack([T.rotate(image, float(v)) for image, v in zip(images, t.detach(), strict=True)])
     torch.testing.assert_close(together, alone)
     assert torch.autograd.gradcheck(lambda v: T.rotate(images, v), (t,))
     assert T.saturate(images, t).shape == images.shape
