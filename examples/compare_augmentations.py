@@ -465,6 +465,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict]]:
         for family in ("equivariance", "equivariance_lee")
     }
     told = [sentence(m, families["equivariance"][m], families["equivariance_lee"][m]) for m in results]
+    if options.seeds == 1:
+        told.append("One training for each regime: errors are over images, not over trainings; see --seeds.")
     print("\n".join(told))
     folder = options.out / dataset
     with (folder / "table.csv").open("w", newline="") as file:
