@@ -299,15 +299,16 @@ def linearise(
             output_representation = infer_output_representation(primal, inputs, model)
         output_representation.check(primal, "output")
         along_basis = products[: len(basis)] - output_representation.tangents(primal, basis, resampling)
-    matrix = matrix.to(inputs.device, torch.float32 if inputs.device.type == "mps" else torch.float64)
-    return Linearisation(
-        primal,
-        _combine(matrix, along_basis, primal.shape),
-        _combine(matrix, moved, inputs.shape),
-        products[len(basis) :],
-        output_representation,
-        used,
-    )
+        # Inside the isolation, because autocast would combine them in half precision.
+        matrix = matrix.to(inputs.device, torch.float32 if inputs.device.type == "mps" else torch.float64)
+        return Linearisation(
+            primal,
+            _combine(matrix, along_basis, primal.shape),
+            _combine(matrix, moved, inputs.shape),
+            products[len(basis) :],
+            output_representation,
+            used,
+        )
 
 
 def _combine(matrix: Tensor, values: Tensor, shape: torch.Size) -> Tensor:

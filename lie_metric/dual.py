@@ -12,7 +12,8 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
 
@@ -70,11 +71,29 @@ def push_forward(function: Callable[[Tensor], Tensor], inputs: Tensor, tangents:
         >>> push_forward(lambda v: v.square(), x, torch.eye(2))[1].tolist()
         [[2.0, 0.0], [0.0, 4.0]]
     """
-    result = function(Dual.wrap(inputs, tangents))
+    with _declared_derivatives():
+        result = function(Dual.wrap(inputs, tangents))
     if not isinstance(result, Dual):
         return result, result.new_zeros((len(tangents), *result.shape))
     with torch._C.DisableTorchFunctionSubclass():
         return _plain(result), result.tangents.expand(len(tangents), *result.shape)
+
+
+@contextmanager
+def _declared_derivatives() -> Iterator[None]:
+    """Refuses custom autograd functions: their body would be differentiated, not the derivative that they declare."""
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(leaf, Dual) for leaf in tree_flatten((args, kwargs))[0]):
+            raise Unsupported(f"{cls.__name__} declares its own derivative")
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original
 
 
 def _plain(value: Tensor) -> Tensor:

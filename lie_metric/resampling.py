@@ -8,6 +8,7 @@ are fixed sums over neighbours, so the derivative of any displacement at t = 0 i
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -92,6 +93,13 @@ def coordinate_dtype(device: torch.device) -> torch.dtype:
 def _working(image: Tensor) -> Tensor:
     """The image in the dtype in which it is resampled: half types in float32."""
     return image.float() if image.dtype in {torch.float16, torch.bfloat16} else image
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager:
+    """Sets autocast aside, under which matrix products would round pixels to half precision, even at t = 0."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _fold(index: Tensor, size: int, resampling: Resampling) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,7 +190,8 @@ def slopes(image: Tensor, resampling: Resampling) -> tuple[Tensor, Tensor]:
     height, width = image.shape[-2:]
     along_x = _slope_matrix(width, resampling, 0, image.dtype, image.device)
     along_y = _slope_matrix(height, resampling, 0, image.dtype, image.device)
-    return image @ along_x.mT, along_y @ image
+    with _full_precision(image.device):
+        return image @ along_x.mT, along_y @ image
 
 
 def displace(image: Tensor, displacement: Tensor, resampling: Resampling) -> Tensor:
@@ -258,7 +267,9 @@ def _interpolate(image: Tensor, x: Tensor, y: Tensor, resampling: Resampling) ->
     # Positions are split into pixel and fraction before they take the image's dtype, so that nothing of the fraction
     # is lost to the size of the pixel index.
     i, j = x.detach().floor(), y.detach().floor()
-    return sample(image, i.long(), (x - i).to(image.dtype), j.long(), (y - j).to(image.dtype), resampling).to(dtype)
+    u, v = (x - i).to(image.dtype), (y - j).to(image.dtype)
+    with _full_precision(image.device):
+        return sample(image, i.long(), u, j.long(), v, resampling).to(dtype)
 
 
 def _piecewise(image: Tensor, i: Tensor, u: Tensor, j: Tensor, v: Tensor, resampling: Resampling) -> Tensor:

@@ -4,6 +4,7 @@ import warnings
 from collections import OrderedDict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from cases import ImageToImage, TokensOut, channels_last, cnn, images, vit
@@ -270,6 +271,66 @@ def test_an_operation_without_a_forward_rule_in_inference_mode():
         # Without gradients tensors carry their tangents through the operation's own forward.
         found = lm.lie_derivative(lambda v: OldSquare.apply(v).flatten(1), x * 1, "rotation")
     torch.testing.assert_close(found, wanted)
+
+
+class NumpySine(torch.autograd.Function):
+    """An operation that leaves torch, with the backward that belongs to it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.from_numpy(np.sin(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+
+class OpaqueSine(NumpySine):
+    """As above, without one torch function that meets the input itself."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(x)).sin()
+
+
+class Tripled(torch.autograd.Function):
+    """An operation that declares another derivative than its body has."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x * 3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def jvp(ctx, t):
+        return t * 5
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 5
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [(NumpySine, torch.sin), (OpaqueSine, torch.sin), (Tripled, lambda v: 5 * v)],
+    ids=["numpy", "opaque", "declared"],
+)
+@pytest.mark.filterwarnings("ignore:Method 'double_backward' is used")
+def test_a_custom_function_has_the_derivative_that_it_declares(function, wanted, mode):
+    """Beside a path of its own, so that what is lost does not show as a derivative of exactly zero."""
+    x = images()
+    expected = lm.lie_derivative(lambda v: (v + wanted(v)).flatten(1), x, "rotation", method="double_backward")
+    with mode():
+        found = lm.lie_derivative(lambda v: (v + function.apply(v)).flatten(1), x, "rotation")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,18 @@ def test_nothing_is_changed(method, fails):
     assert_same(before, everything(model))
 
 
+@pytest.mark.parametrize("method", ["auto", "forward vmap", "reverse", "double_backward"])
+@pytest.mark.parametrize("generators", ["rotation", "affine"])
+def test_autocast_does_not_reach_the_measurement(method, generators):
+    model, x = cnn().float().eval(), images().float()
+    wanted = lm.lie_derivative(model, x, generators, method=method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16
+        found = lm.lie_derivative(model, x, generators, method=method)
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value)
+
+
 def test_dropout_and_batch_statistics_do_not_act():
     model = cnn().train()
     torch.testing.assert_close(lm.lie_derivative(model, images()), lm.lie_derivative(model, images()))

@@ -138,8 +138,8 @@ OBLIQUE = lm.Generator("oblique", ((0.3, -0.8, 0.4), (0.5, 0.2, -0.7)), 0.6)
 @pytest.mark.parametrize("stencil", STENCILS, ids=str)
 @pytest.mark.parametrize("generator", [OBLIQUE, *lm.generators("rotation")], ids=lambda g: g.name)
 def test_finite_action_is_that_of_an_explicit_matrix(generator, stencil):
-    """A wide image, far enough moved that much of it is read beyond the frame."""
-    image = torch.randn(2, 5, 7, dtype=torch.float64)
+    """A wide image, moved so far that much of it is read beyond the frame; one even side, one odd."""
+    image = torch.randn(2, 5, 8, dtype=torch.float64)
     wanted = moved(
         image, generator, 0.9, **dict(zip(("interpolation", "padding", "align_corners"), stencil, strict=True))
     )
@@ -153,6 +153,24 @@ def test_no_time_moves_nothing_bit_for_bit(stencil, dtype):
     for generator in (OBLIQUE, *lm.generators("all")):
         for t in (0.0, torch.zeros(2)):
             assert torch.equal(T.apply(images, generator, t, lm.Resampling(*stencil)), images)
+
+
+@pytest.mark.parametrize("interpolation", ["bspline", "cubic", "bilinear", "fourier"])
+def test_autocast_does_not_round_the_pixels(interpolation):
+    images, stencil = torch.rand(2, 3, 9, 12), lm.Resampling(interpolation)
+    generators = lm.generators("all")
+
+    def everything():
+        return [T.apply(images, g, t, stencil) for g in generators for t in (0.0, 0.3)], T.tangents(
+            images, generators, stencil
+        )
+
+    wanted, wanted_tangents = everything()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (images @ images.mT).dtype == torch.bfloat16
+        found, tangents = everything()
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert torch.equal(tangents, wanted_tangents)
 
 
 def test_vmap_over_images_and_parameters():
@@ -187,7 +205,9 @@ def test_dtypes_are_kept_and_half_types_are_computed_in_float32(dtype):
     turned = T.rotate(image, 0.2)
     assert turned.dtype == dtype
     assert torch.equal(turned, T.rotate(image.float(), 0.2).to(dtype))
-    assert T.tangents(image, lm.generators("rotation"), lm.Resampling()).dtype == dtype
+    tangent = T.tangents(image, lm.generators("rotation"), lm.Resampling())
+    assert tangent.dtype == dtype
+    assert torch.equal(tangent, T.tangents(image.float(), lm.generators("rotation"), lm.Resampling()).to(dtype))
 
 
 @pytest.mark.parametrize(
