@@ -5,6 +5,10 @@ and its tangents by a rule for its kind: linear functions map the tangents as on
 them by a derivative that is taken once for all; normalisation and softmax have symmetric Jacobians, which are the
 fused kernels of their backward passes; any other function is differentiated on its own by ``vmap`` over ``jvp``. What
 cannot be followed (an in-place change of a tensor that others share) raises :class:`Unsupported`.
+
+Memory decides the speed: writing K tangents to fresh memory costs up to seven times as much as changing them where they
+are. So a diagonal Jacobian is kept as a factor of the size of one tangent, which the next one multiplies, and which is
+applied when the tangents are needed: in place if no other tensor can still see them.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = ["Dual", "Unsupported", "push_forward"]
 
@@ -29,17 +33,84 @@ class Unsupported(RuntimeError):
     """A model does something that tangents carried by tensors cannot follow."""
 
 
+class _Tangents:
+    """Tangents of shape (K, *S), still to be multiplied by one factor for all of them.
+
+    Attributes:
+        raw: Shape (K, *S).
+        factor: What broadcasts to S without changing it, or None for 1.
+        sharing: All tangents, this one included, that may use the memory of ``raw``; one list that they have in common.
+    """
+
+    def __init__(self, raw: Tensor, factor: Tensor | float | None = None) -> None:
+        self.raw, self.factor = raw, factor
+        self.sharing: list[Callable[[], object]] = [weakref.ref(self)]
+
+    def share(self, group: list[Callable[[], object]]) -> None:
+        """Joins those that use the same memory."""
+        if group is not self.sharing:
+            group[:] = [other for other in group if other() is not None]
+            group.append(weakref.ref(self))
+            self.sharing = group
+
+    def scaled(self, factor: Tensor | float | None = None) -> _Tangents:
+        """The same tangents times a factor."""
+        if factor is None:
+            factor = self.factor
+        elif self.factor is not None:
+            factor = self.factor * factor
+        result = _Tangents(self.raw, factor)
+        result.share(self.sharing)
+        return result
+
+    def alone(self) -> bool:
+        """Whether nobody else can see the memory, and no two entries are at one place."""
+        others = (other() for other in self.sharing)
+        return all(other is None or other is self for other in others) and _is_dense(self.raw)
+
+    def get(self) -> Tensor:
+        """The tangents, after the factor."""
+        if self.factor is not None:
+            factor, self.factor = self.factor, None
+            if self.alone():
+                self.raw.mul_(factor)
+            else:
+                self.replace(self.raw * factor)
+        return self.raw
+
+    def replace(self, raw: Tensor) -> None:
+        """Turns to memory of its own."""
+        mine = [other for other in self.sharing if other() is self]
+        self.sharing[:] = [other for other in self.sharing if other() is not self]
+        self.raw, self.sharing = raw, mine
+
+
+def _is_dense(value: Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
 class Dual(Tensor):
     """A tensor of shape S with tangents of shape (K, *S)."""
 
-    tangents: Tensor
+    moving: _Tangents
     aliases: list[weakref.ref[Dual]]
 
+    @property
+    def tangents(self) -> Tensor:
+        """Shape (K, *S). Not to be written into."""
+        return self.moving.get()
+
     @staticmethod
-    def wrap(value: Tensor, tangents: Tensor, source: Dual | None = None) -> Dual:
+    def wrap(value: Tensor, tangents: Tensor | _Tangents, source: Dual | None = None) -> Dual:
         """A tensor with its tangents; ``source`` is a dual tensor with whose memory it may share."""
         dual = value.as_subclass(Dual)
-        dual.tangents = tangents
+        dual.moving = tangents if isinstance(tangents, _Tangents) else _Tangents(tangents)
         shares = source is not None and _storage(value) == _storage(source)
         dual.aliases = source.aliases if source is not None and shares else []
         dual.aliases.append(weakref.ref(dual))
@@ -71,8 +142,10 @@ def push_forward(function: Callable[[Tensor], Tensor], inputs: Tensor, tangents:
         >>> push_forward(lambda v: v.square(), x, torch.eye(2))[1].tolist()
         [[2.0, 0.0], [0.0, 4.0]]
     """
+    moving = _Tangents(tangents)
+    moving.sharing.append(lambda: tangents)  # the caller's, who may still need them
     with _declared_derivatives():
-        result = function(Dual.wrap(inputs, tangents))
+        result = function(Dual.wrap(inputs, moving))
     if not isinstance(result, Dual):
         return result, result.new_zeros((len(tangents), *result.shape))
     with torch._C.DisableTorchFunctionSubclass():
@@ -114,11 +187,14 @@ def _call(func: Any, args: tuple, kwargs: dict) -> Any:
             raise Unsupported(f"a tensor without tangents is changed in place by {name}")
         if any(other() is not None and other() is not target for other in target.aliases):
             raise Unsupported(f"{name} changes memory in place that other tensors share")
-        result = _evaluate(func, name, args, kwargs)
+        if name in _SUMS and target.moving.alone():
+            result = _SUMS[name](func, args, kwargs, target.moving)
+        else:
+            result = _evaluate(func, name, args, kwargs)
         if not isinstance(result, Dual) or result.shape != target.shape or result.dtype != target.dtype:
             raise Unsupported(f"{name} changes a tensor in place in a way that is not followed")
         target.data = _plain(result)
-        target.tangents = result.tangents
+        target.moving = result.moving
         return target
     return _evaluate(func, name, args, kwargs)
 
@@ -130,8 +206,18 @@ def _evaluate(func: Any, name: str, args: tuple, kwargs: dict) -> Any:
     if rule is not None:
         result = rule(func, args, kwargs)
         if result is not NotImplemented:
-            return result
-    return _any_function(func, args, kwargs)
+            return _note_sharing(result, args, kwargs)
+    return _note_sharing(_any_function(func, args, kwargs), args, kwargs)
+
+
+def _note_sharing(result: Any, args: tuple, kwargs: dict) -> Any:
+    """Remembers whose tangents are in the same memory; whatever the rule did, it is told by the memory's address."""
+    groups: dict[int, list[Callable[[], object]]] = {}
+    for leaf in tree_leaves((args, kwargs, result)):
+        if isinstance(leaf, Dual):
+            moving = leaf.moving
+            moving.share(groups.setdefault(_storage(moving.raw), moving.sharing))
+    return result
 
 
 @lru_cache(maxsize=4096)
@@ -265,7 +351,23 @@ def _pointwise(func: Any, args: tuple, kwargs: dict) -> Any:
     dual, rest = args[0], args[1:]
     value = _plain(dual)
     pair: Any = torch.func.jvp(lambda v: func(v, *rest, **kwargs), (value,), (torch.ones_like(value),))
-    return Dual.wrap(pair[0], dual.tangents * pair[1], dual)
+    return Dual.wrap(pair[0], _times(dual, pair[0], pair[1]), dual)
+
+
+def _times(dual: Dual, value: Tensor, factor: Tensor | float) -> _Tangents:
+    """Tangents times a factor, later if that is possible; ``value`` is the result, ``factor`` nobody else's."""
+    kept = value.shape == dual.shape and value.dtype == dual.moving.raw.dtype
+    if kept and (not isinstance(factor, Tensor) or factor.dtype == value.dtype):
+        return dual.moving.scaled(factor)
+    tangents = _aligned(dual, value.ndim) * factor
+    return _Tangents(tangents.expand(tangents.shape[0], *value.shape).to(value.dtype))
+
+
+def _lasting(factor: Any, value: Tensor) -> Any:
+    """A factor of the model's as a number or a tensor that nobody can change, or None if its copy costs too much."""
+    if isinstance(factor, Tensor):
+        return factor.clone() if 4 * factor.numel() <= value.numel() else None
+    return factor if isinstance(factor, (int, float)) else None
 
 
 def _aligned(dual: Dual, axes: int) -> Tensor:
@@ -275,26 +377,39 @@ def _aligned(dual: Dual, axes: int) -> Tensor:
     return tangents.reshape(tangents.shape[0], *[1] * missing, *tangents.shape[1:]) if missing else tangents
 
 
-def _sum(func: Any, args: tuple, kwargs: dict, sign: int = 1) -> Any:
+def _sum(func: Any, args: tuple, kwargs: dict, into: _Tangents | None = None, sign: int = 1) -> Any:
+    """A sum; the tangents of its first argument are ``into`` if they are no longer needed."""
     if len(args) != 2 or set(kwargs) - {"alpha"}:
         return NotImplemented
     value = func(*_strip(args), **kwargs)
     factor = sign * kwargs.get("alpha", 1)
     first, second = args
     if isinstance(first, Dual) and isinstance(second, Dual):
-        # The same call on the tangents is one fused pass.
-        tangents = func(_aligned(first, value.ndim), _aligned(second, value.ndim), **kwargs)
-    elif isinstance(first, Dual):
-        tangents = _aligned(first, value.ndim)
-    else:
-        tangents = _aligned(second, value.ndim)
-        tangents = tangents if factor == 1 else factor * tangents
-    tangents = tangents.expand(tangents.shape[0], *value.shape).to(value.dtype)
-    return Dual.wrap(value, tangents)
+        return Dual.wrap(value, _sum_of_both(first, second, value, factor, into))
+    dual, factor = (first, 1) if isinstance(first, Dual) else (second, factor)
+    if dual.shape == value.shape and dual.moving.raw.dtype == value.dtype:
+        return Dual.wrap(value, dual.moving.scaled(None if factor == 1 else factor))
+    tangents = _aligned(dual, value.ndim)
+    tangents = tangents if factor == 1 else factor * tangents
+    return Dual.wrap(value, tangents.expand(tangents.shape[0], *value.shape).to(value.dtype))
 
 
-def _difference(func: Any, args: tuple, kwargs: dict) -> Any:
-    return _sum(func, args, kwargs, sign=-1)
+def _sum_of_both(first: Dual, second: Dual, value: Tensor, factor: float, into: _Tangents | None) -> Tensor:
+    one, other = first.moving, second.moving
+    alike = first.shape == second.shape and one.raw.shape == other.raw.shape and one.raw.dtype == other.raw.dtype
+    out = one.raw if alike and into is one else None
+    if alike and isinstance(other.factor, Tensor):
+        return torch.addcmul(one.get(), other.raw, other.factor, value=factor, out=out)
+    if alike and isinstance(one.factor, Tensor) and factor == 1:
+        return torch.addcmul(other.get(), one.raw, one.factor, out=out)
+    if out is not None:
+        return one.get().add_(other.get(), alpha=factor)
+    tangents = torch.add(_aligned(first, value.ndim), _aligned(second, value.ndim), alpha=factor)
+    return tangents.expand(tangents.shape[0], *value.shape).to(value.dtype)
+
+
+def _difference(func: Any, args: tuple, kwargs: dict, into: _Tangents | None = None) -> Any:
+    return _sum(func, args, kwargs, into, sign=-1)
 
 
 def _product(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -304,11 +419,19 @@ def _product(func: Any, args: tuple, kwargs: dict) -> Any:
     a, b = _strip(args)
     value = func(a, b)
     if isinstance(first, Dual) and isinstance(second, Dual):
+        if first.shape != value.shape:
+            (first, a), (second, b) = (second, b), (first, a)
+        one = first.moving
+        if first.shape == value.shape and one.raw.dtype == second.moving.raw.dtype == value.dtype:
+            tangents = one.raw * (b if one.factor is None else one.factor * b)
+            return Dual.wrap(value, tangents.addcmul_(_aligned(second, value.ndim), a))
         tangents = torch.addcmul(_aligned(first, value.ndim) * b, _aligned(second, value.ndim), a)
-    elif isinstance(first, Dual):
-        tangents = _aligned(first, value.ndim) * b
-    else:
-        tangents = _aligned(second, value.ndim) * a
+        return Dual.wrap(value, tangents.to(value.dtype))
+    dual, factor = (first, b) if isinstance(first, Dual) else (second, a)
+    lasting = _lasting(factor, value)
+    if lasting is not None:
+        return Dual.wrap(value, _times(dual, value, lasting))
+    tangents = _aligned(dual, value.ndim) * factor
     return Dual.wrap(value, tangents.expand(tangents.shape[0], *value.shape).to(value.dtype))
 
 
@@ -316,6 +439,8 @@ def _quotient(func: Any, args: tuple, kwargs: dict) -> Any:
     if len(args) != 2 or kwargs or not _only_first(args, kwargs):
         return NotImplemented
     value = func(*_strip(args))
+    if isinstance(args[1], (int, float)) and args[1]:
+        return Dual.wrap(value, _times(args[0], value, 1 / args[1]))
     tangents = _aligned(args[0], value.ndim) / args[1]
     return Dual.wrap(value, tangents.expand(tangents.shape[0], *value.shape).to(value.dtype))
 
@@ -331,8 +456,13 @@ def _matmul(func: Any, args: tuple, kwargs: dict) -> Any:
         tangents = torch.matmul(_aligned(first, value.ndim), b)
     if isinstance(second, Dual):
         other = torch.matmul(a, _aligned(second, value.ndim))
-        tangents = other if tangents is None else tangents + other
+        tangents = other if tangents is None else _added(tangents, other)
     return Dual.wrap(value, cast(Tensor, tangents))
+
+
+def _added(fresh: Tensor, other: Tensor) -> Tensor:
+    """The sum of two tensors of which the first is nobody else's."""
+    return fresh.add_(other) if fresh.shape == other.shape else fresh + other
 
 
 def _cat(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -417,23 +547,30 @@ def _attention(func: Any, args: tuple, kwargs: dict) -> Any:
         or given.get("is_causal")
         or given.get("dropout_p")
         or given.get("enable_gqa")
-        or q.shape[:-2] != k.shape[:-2]
+        or not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
         or q.ndim != 4
     ):
         return NotImplemented
     scale = given.get("scale") or 1 / math.sqrt(q.shape[-1])
-    queries, keys, values = _plain(q) * scale, _plain(k).mT, _plain(v)
-    scores = queries @ keys
+    heads = q.shape[:2]
+    queries, keys, values = (_plain(entry).flatten(0, 1).contiguous() for entry in (q, k, v))
+    queries = queries * scale
+    scores = torch.bmm(queries, keys.mT)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        apart = scores.unflatten(0, heads)
+        apart = apart.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else apart + mask
+        scores = apart.flatten(0, 1)
     weights = scores.softmax(-1)
-    moved = []
-    # One tangent at a time: the scores of all of them would be the largest tensor of the model.
-    for dq, dk, dv in zip(q.tangents, k.tangents, v.tangents, strict=True):
-        change = torch.cat([dq * scale, queries], dim=-1) @ torch.cat([keys, dk.mT], dim=-2)
-        change = torch.ops.aten._softmax_backward_data(change, weights, -1, weights.dtype)
-        moved.append(torch.cat([change, weights], dim=-1) @ torch.cat([values, dv], dim=-2))
-    return Dual.wrap(weights @ values, torch.stack(moved))
+    # One tangent at a time, in memory used again: the scores of all of them would be the largest tensor of the model.
+    change, pulled = scores, torch.empty_like(weights)
+    moved = values.new_empty((len(q.tangents), *heads, q.shape[-2], v.shape[-1]))
+    for dq, dk, dv, result in zip(q.tangents, k.tangents, v.tangents, moved.flatten(1, 2), strict=True):
+        torch.bmm((dq * scale).flatten(0, 1), keys.mT, out=change)
+        change.baddbmm_(queries, dk.flatten(0, 1).contiguous().mT)
+        torch.ops.aten._softmax_backward_data.out(change, weights, -1, weights.dtype, grad_input=pulled)
+        torch.bmm(pulled, values, out=result)
+        result.baddbmm_(weights, dv.flatten(0, 1).contiguous())
+    return Dual.wrap(torch.bmm(weights, values).unflatten(0, heads), moved)
 
 
 def _padding(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -447,6 +584,9 @@ def _identity_in_evaluation(func: Any, args: tuple, kwargs: dict) -> Any:
     given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
     return given["input"] if given.get("training") is False else NotImplemented
 
+
+_SUMS: dict[str, Callable[..., Any]] = {"add": _sum, "sub": _difference}
+"""Sums, that can be formed in the memory of their first argument."""
 
 _NO_DERIVATIVE = {"detach", "get data", "argmax", "argmin", "sign", "floor", "ceil", "round", "zeros_like", "ones_like"}
 

@@ -127,3 +127,22 @@ def test_exponential_of_named_generators():
 def test_bad_input(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+def test_only_numbers_multiply():
+    rotation, scale = lm.generators("rotation", "scale")
+    with pytest.raises(TypeError, match="unsupported operand"):
+        rotation * scale
+    assert (0 * rotation).coefficients == (0,) * 7
+    assert (rotation - rotation).coefficients == (0,) * 7
+
+
+@given(st.lists(number, min_size=9, max_size=9))
+def test_named_affine_generators_from_their_span(weights):
+    """Any combination of the nine is the same combination of their spanning six."""
+    asked = lm.generators("affine")
+    basis, combine = spanning_set(asked)
+    total = sum((weight * generator for weight, generator in zip(weights, asked, strict=True)), 0 * asked[0])
+    short = torch.tensor(weights, dtype=torch.float64) @ combine
+    rows = torch.tensor([g.coefficients for g in basis], dtype=torch.float64)
+    assert (short @ rows).tolist() == pytest.approx(list(total.coefficients), abs=1e-12)

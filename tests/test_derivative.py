@@ -473,3 +473,64 @@ def test_recurrent_layers_in_float32(kind, method):
     layer.double()
     wanted = lm.lie_derivative(model, x.double(), "rotation", method="double_backward")["rotation"]
     torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["auto", "forward", "forward vmap", "forward loop", "reverse", "double_backward"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_chunks_do_not_change_the_result_of_any_method(method, gradients):
+    wanted = lm.lie_derivative(cnn(), images(), method="double_backward")
+    for chunk_size in (1, 3):
+        with torch.set_grad_enabled(gradients):
+            found = lm.lie_derivative(cnn(), images(), method=method, chunk_size=chunk_size)
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
+
+
+def test_the_small_timm_transformer():
+    """timm's own model for tests, in float64, by every method and by finite differences."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model, x = timm.create_model("test_vit", img_size=32, num_classes=3).double().eval(), images(2, 32)
+    slow = central_difference(lambda t: model(lm.transforms.apply(x, "rotation", t)), 1e-4).detach()
+    assert slow.abs().max() > 1e-3
+    with torch.no_grad():
+        for method in ("auto", "forward", "forward vmap", "reverse", "double_backward"):
+            found = lm.lie_derivative(model, x, "rotation", method=method)["rotation"]
+            torch.testing.assert_close(found, slow, rtol=1e-5, atol=1e-5 * slow.abs().max().item())
+
+
+def test_out_of_memory_at_the_smallest_chunk_is_raised(monkeypatch):
+    def never(function, inputs, tangents):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(derivative, "push_forward", never)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+            lm.lie_derivative(cnn(), images(), method="forward")
+
+
+def test_reverse_needs_a_row_of_outputs_for_each_image():
+    with pytest.raises(ValueError, match="`method` must not be 'reverse' for an output of shape"):
+        lm.lie_derivative(lambda x: x.mean(0).flatten()[None], images(), "rotation", method="reverse")
+
+
+@pytest.mark.parametrize("method", ["reverse", "double_backward"])
+def test_inputs_that_ask_for_gradients(method):
+    """The result is differentiable with respect to the images too, and a constant model has none."""
+    x = images().requires_grad_()
+    found = lm.lie_derivative(lambda v: v.pow(3).mean((2, 3)), x, "saturation", method=method)["saturation"]
+    torch.testing.assert_close(found, 3 * x.pow(3).mean((2, 3)))
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(gradient, 9 * x.square() / 256)
+    assert x.grad is None
+    assert not lm.lie_derivative(lambda v: v.new_ones(len(v), 2), x, "rotation", method=method)["rotation"].any()
+
+
+@pytest.mark.parametrize("method", ["auto", "forward", "reverse", "double_backward"])
+def test_planted_violation_has_its_size(method):
+    """f(x) = Σ w x with a fixed w: L_X f is Σ w X·x, whatever the method."""
+    w = torch.randn(3, 16, 16, dtype=torch.float64)
+    found = lm.lie_derivative(lambda x: (x * w).sum((1, 2, 3)), images(), "all", method=method)
+    actions = lm.transforms.tangents(images(), AFFINE, lm.Resampling())
+    for generator, action in zip(AFFINE, actions, strict=True):
+        torch.testing.assert_close(found[generator.name], (action * w).sum((1, 2, 3)), rtol=1e-10, atol=1e-10)

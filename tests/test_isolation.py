@@ -145,3 +145,42 @@ def test_a_compiled_model_stays_compiled():
     compiled(torch.rand(2, 4)).sum().backward()
     lm.lie_derivative(lambda x: compiled(x[:, 0, :, 0]), torch.rand(2, 1, 4, 4), "rotation")
     assert type(compiled(torch.rand(2, 4)).grad_fn).__name__ == "CompiledFunctionBackward"
+
+
+def test_autocast_around_the_measurement_does_not_lower_the_precision():
+    """In float32, which autocast lowers; it leaves float64 alone."""
+    model, x = cnn().float(), images().float()
+    wanted = lm.lie_derivative(model, x, "rotation")["rotation"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.eval()(x).dtype == torch.bfloat16
+        found = lm.lie_derivative(model, x, "rotation")["rotation"]
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["affine", "plain", "no running statistics"])
+def test_batch_norm_inside_is_that_of_torch(kind, training):
+    options = {"affine": {}, "plain": {"affine": False}, "no running statistics": {"track_running_stats": False}}
+    norm, x = nn.BatchNorm2d(3, eps=0.1, **options[kind]).double(), images()
+    for value in (*norm.parameters(), *(b for b in norm.buffers() if b.is_floating_point())):
+        torch.nn.init.uniform_(value, 0.5, 2)
+    wanted = copy.deepcopy(norm).train(training)(x)
+    with isolated(lambda v: v):
+        torch.testing.assert_close(norm.train(training)(x), wanted, rtol=1e-12, atol=1e-12)
+    with isolated(norm):
+        torch.testing.assert_close(norm(x), copy.deepcopy(norm).eval()(x), rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_is_compiled_inside():
+    compiled_graphs = []
+
+    def backend(graph, example_inputs):
+        compiled_graphs.append(graph)
+        return graph.forward
+
+    function = torch.compile(lambda x: x.sin() + 1, backend=backend)
+    with isolated(None):
+        function(torch.ones(2))
+    assert not compiled_graphs
+    function(torch.ones(2))
+    assert len(compiled_graphs) == 1

@@ -1,5 +1,6 @@
 """What is promised of the package as a whole."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,18 @@ def test_public_names():
 
 def test_types_are_announced():
     assert (Path(lm.__file__).parent / "py.typed").exists()
+
+
+def test_names_of_the_modules_point_somewhere():
+    assert len(set(lm.__all__)) == len(lm.__all__)
+    for module in (lm.functional, lm.transforms, lm.representations):
+        assert module.__all__
+        assert all(callable(getattr(module, name)) for name in module.__all__)
+
+
+def test_reference_values_are_whole():
+    cases = json.loads((Path(__file__).parent / "reference_values.json").read_text())["end_to_end"]
+    assert {case["model"] for case in cases} == {"resnet18", "vit_tiny_patch16_224"}
+    for case in cases:
+        for output in ("probabilities", "logits"):
+            assert {"rotation", "scale", "translation_x", "translation_y"} <= set(case[output])

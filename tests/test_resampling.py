@@ -1,6 +1,7 @@
 """The grid-sample op against torch, SciPy and analytic derivatives, to every order and in every mode."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -238,3 +239,54 @@ def test_error_of_the_slope_against_the_analytic_derivative(interpolation, recor
 def test_bad_input(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+@pytest.mark.parametrize("interpolation", ["bspline", "cubic", "bilinear"])
+def test_nothing_of_a_small_step_is_lost_to_the_pixel_index(interpolation):
+    """At pixel 4000, float32 positions are 2e-4 apart: coordinates are split into pixel and fraction in float64."""
+    row = torch.sin(torch.arange(4096, dtype=torch.float64) / 3).expand(1, 1, 1, 4096)
+    step = torch.full((1, 1, 4096, 2), 1e-5, dtype=torch.float64)
+    step[..., 1] = 0
+    resampling = lm.Resampling(interpolation, "circular")
+    found = displace(row.float(), step, resampling).double() - row.float()
+    wanted = 1e-5 * slopes(row, resampling)[0]
+    # What is left is the rounding of the values themselves, 6e-8 of a change of 3e-6.
+    assert (found - wanted).abs().max() < 2e-7
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("padding", ["circular", "reflection"])
+def test_fourier_keeps_a_constant_and_passes_through_half_of_the_nyquist_wave(size, padding):
+    """An even period has one wave of half a cycle per pixel, which only its cosine carries: cos(πu) between pixels."""
+    resampling = lm.Resampling("fourier", padding)
+    step = torch.zeros(1, 1, size, 2, dtype=torch.float64)
+    step[..., 0] = 0.3
+    ones = torch.ones(1, 1, 1, size, dtype=torch.float64)
+    torch.testing.assert_close(displace(ones, step, resampling), ones, rtol=0, atol=1e-13)
+    if size == 8 and padding == "circular":
+        sign = (-1.0) ** torch.arange(size, dtype=torch.float64).expand(1, 1, 1, size)
+        found = displace(sign, step, resampling)
+        torch.testing.assert_close(found, sign * math.cos(0.3 * math.pi), rtol=0, atol=1e-12)
+        assert slopes(sign, resampling)[0].abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_grid_is_shared_or_one_for_each_image(batch):
+    grid = GRID[:batch]
+    for interpolation in ("bspline", "fourier"):
+        resampling = lm.Resampling(interpolation)
+        together = grid_sample(IMAGE, grid, resampling)
+        alone = [grid_sample(IMAGE[n : n + 1], grid[min(n, batch - 1)][None], resampling) for n in range(2)]
+        assert together.shape == (2, 3, 7, 5)
+        torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (2, 2)])
+@pytest.mark.parametrize("resampling", ALL, ids=str)
+def test_tiny_images_have_finite_values_and_slopes(resampling, shape):
+    image = torch.randn(1, 1, *shape, dtype=torch.float64)
+    moved = displace(image, torch.full((1, *shape, 2), 0.3, dtype=torch.float64), resampling)
+    assert moved.isfinite().all()
+    zero, one = torch.zeros(1, *shape, 2, dtype=torch.float64), torch.ones(1, *shape, 2, dtype=torch.float64)
+    _, change = torch.func.jvp(lambda d: displace(image, d, resampling), (zero,), (one,))
+    torch.testing.assert_close(change, sum(slopes(image, resampling)), rtol=1e-11, atol=1e-12)

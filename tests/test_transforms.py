@@ -228,3 +228,30 @@ def test_dtypes_are_kept_and_half_types_are_computed_in_float32(dtype):
 def test_bad_input(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tangents_of_half_types_are_rounded_once(dtype):
+    image = torch.rand(2, 1, 12, 10).to(dtype)
+    generators = lm.generators("all")
+    found = T.tangents(image, generators, lm.Resampling())
+    assert torch.equal(found, T.tangents(image.float(), generators, lm.Resampling()).to(dtype))
+
+
+@pytest.mark.parametrize("stencil", STENCILS, ids=str)
+def test_tangents_are_the_derivative_of_apply_for_every_stencil(stencil):
+    resampling, image = lm.Resampling(*stencil), torch.randn(1, 1, 5, 8, dtype=torch.float64)
+    generators = (OBLIQUE, *lm.generators("all"))
+    zero = torch.tensor(0.0, dtype=torch.float64)
+    for generator, tangent in zip(generators, T.tangents(image, generators, resampling), strict=True):
+        _, moved = torch.func.jvp(lambda t, g=generator: T.apply(image, g, t, resampling), (zero,), (zero + 1,))
+        torch.testing.assert_close(tangent, moved, rtol=1e-11, atol=1e-12)
+
+
+def test_tangents_of_a_combination_are_the_combination_of_tangents():
+    image = torch.randn(2, 3, 6, 9, dtype=torch.float64)
+    rotation, shear, saturation = lm.generators("rotation", "shear_x", "saturation")
+    mixed = 0.7 * rotation - 1.3 * shear + 0.4 * saturation
+    a, b, c, whole = T.tangents(image, (rotation, shear, saturation, mixed), lm.Resampling())
+    torch.testing.assert_close(whole, 0.7 * a - 1.3 * b + 0.4 * c, rtol=1e-12, atol=1e-12)
+    assert T.tangents(image, (), lm.Resampling()).shape == (0, 2, 3, 6, 9)
