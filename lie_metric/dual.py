@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from types import CodeType
 from typing import Any, cast
 
 import torch
@@ -119,6 +120,7 @@ class Dual(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Computes a torch function of dual tensors, and the tangents of its result."""
+        _refuse_bodies()
         with torch._C.DisableTorchFunctionSubclass():
             return _call(func, args, kwargs or {})
 
@@ -152,21 +154,52 @@ def push_forward(function: Callable[[Tensor], Tensor], inputs: Tensor, tangents:
         return _plain(result), result.tangents.expand(len(tangents), *result.shape)
 
 
+_bodies: dict[CodeType, str] = {}
+"""The code of the forward methods of all custom autograd functions, as :func:`push_forward` found them."""
+
+
 @contextmanager
 def _declared_derivatives() -> Iterator[None]:
-    """Refuses custom autograd functions: their body would be differentiated, not the derivative that they declare."""
-    original = torch.autograd.Function.__dict__["apply"]
+    """Refuses custom autograd functions: their body would be differentiated, not the derivative that they declare.
+
+    Two nets, because ``apply`` may have been bound to another name before (then the frame of the body tells, as soon as
+    it calls a torch function), and because a body may leave torch at once (then the call by ``apply`` tells).
+    """
+    original = torch.autograd.Function.__dict__.get("apply")
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(leaf, Dual) for leaf in tree_flatten((args, kwargs))[0]):
+        if any(isinstance(leaf, Dual) for leaf in tree_leaves((args, kwargs))):
             raise Unsupported(f"{cls.__name__} declares its own derivative")
-        return original.__get__(None, cls)(*args, **kwargs)
+        if original is not None:
+            return original.__get__(None, cls)(*args, **kwargs)
+        return super(torch.autograd.Function, cls).apply(*args, **kwargs)
 
-    torch.autograd.Function.apply = classmethod(apply)
+    _find_bodies(torch.autograd.Function)
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        torch.autograd.Function.apply = original
+        if original is None:
+            del torch.autograd.Function.apply
+        else:
+            torch.autograd.Function.apply = original
+
+
+def _find_bodies(parent: type) -> None:
+    for function in type.__subclasses__(parent):
+        _find_bodies(function)
+        method: Any = vars(function).get("forward")
+        code = getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
+        if code is not None:
+            _bodies[code] = function.__name__
+
+
+def _refuse_bodies() -> None:
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not push_forward.__code__:
+        if frame.f_code in _bodies:
+            raise Unsupported(f"{_bodies[frame.f_code]} declares its own derivative")
+        frame = frame.f_back
 
 
 def _plain(value: Tensor) -> Tensor:

@@ -333,6 +333,17 @@ def test_a_custom_function_has_the_derivative_that_it_declares(function, wanted,
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("function", [NumpySine, Tripled])
+@pytest.mark.filterwarnings("ignore:Method 'double_backward' is used")
+def test_a_custom_function_known_by_another_name(function):
+    """Libraries export ``swish = Swish.apply``, a method that was bound before the measurement began."""
+    x, bound = images(), function.apply
+    expected = lm.lie_derivative(lambda v: (v + bound(v)).flatten(1), x, "rotation", method="double_backward")
+    with torch.no_grad():
+        found = lm.lie_derivative(lambda v: (v + bound(v)).flatten(1), x, "rotation")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "cut",
     [
