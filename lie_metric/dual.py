@@ -175,7 +175,7 @@ def _declared_derivatives() -> Iterator[None]:
         return super(torch.autograd.Function, cls).apply(*args, **kwargs)
 
     _find_bodies(torch.autograd.Function)
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    torch.autograd.Function.apply = classmethod(apply)
     try:
         yield
     finally:
@@ -186,7 +186,8 @@ def _declared_derivatives() -> Iterator[None]:
 
 
 def _find_bodies(parent: type) -> None:
-    for function in type.__subclasses__(parent):
+    functions: list[type] = type.__subclasses__(parent)
+    for function in functions:
         _find_bodies(function)
         method: Any = vars(function).get("forward")
         code = getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
