@@ -252,22 +252,28 @@ def spanning_set(asked: Sequence[Generator]) -> tuple[tuple[Generator, ...], Ten
     return tuple(asked[index] for index in chosen), matrix
 
 
-def exponential(generator: Generator, t: Tensor) -> Tensor:
-    """The affine maps exp(tA) in homogeneous coordinates.
+def exponential(asked: Generator | Sequence[Generator], t: Tensor) -> Tensor:
+    """The affine maps exp(tA), or exp(Σ_k t_k A_k), in homogeneous coordinates.
 
     A true one-parameter group: ``exponential(g, s) @ exponential(g, t) == exponential(g, s + t)`` up to rounding, and
     the identity exactly at t = 0.
 
     Args:
-        generator: The generator with its 2×3 matrix A.
-        t: Group parameter, any shape, floating point; gradients flow to it.
+        asked: A generator with its 2×3 matrix A, or K of them.
+        t: Group parameter, any shape, floating point; gradients flow to it. With K generators its last axis is K.
 
     Returns:
-        Matrices of shape (*t.shape, 3, 3) in the dtype of ``t``; they map output to input coordinates.
+        Matrices of shape (*t.shape, 3, 3), without the axis of K, in the dtype of ``t``; they map output to input
+        coordinates.
 
     Example:
         >>> exponential(GENERATORS["translation_x"], torch.tensor(0.5))[:2].tolist()
         [[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]
+        >>> exponential(generators("translation"), torch.tensor([0.5, 2.0]))[:2].tolist()
+        [[1.0, 0.0, 0.5], [0.0, 1.0, 2.0]]
     """
-    matrix = torch.tensor([*generator.matrix, (0.0, 0.0, 0.0)], dtype=t.dtype, device=t.device)
-    return torch.linalg.matrix_exp(t[..., None, None] * matrix)
+    if isinstance(asked, Generator):
+        asked, t = (asked,), t[..., None]
+    matrices = [[*generator.matrix, (0.0, 0.0, 0.0)] for generator in asked]
+    total = (t[..., None, None] * torch.tensor(matrices, dtype=t.dtype, device=t.device)).sum(-3)
+    return torch.linalg.matrix_exp(total)

@@ -149,18 +149,64 @@ def apply(image: Tensor, generator: Generator | str, t: Parameter, resampling: R
             f"`generator` must be a single generator, got the group {generator!r}. "
             f"Choose one of {[entry.name for entry in found]}."
         )
-    chosen = found[0]
     batch = image if image.ndim == 4 else image[None]
-    t = _parameter(t, batch)
-    result = batch
-    if any(map(any, chosen.matrix)):
-        coordinates, unit = _coordinates(image, resampling)
-        step = exponential(chosen, t)[:, None, None, :2] - torch.eye(2, 3, dtype=t.dtype, device=t.device)
-        displacement = unit * (step @ coordinates[..., None])[..., 0]
-        result = displace(batch, displacement, resampling)
-    if chosen.intensity:
-        result = result * (chosen.intensity * t).exp()[:, None, None, None].to(result.dtype)
+    result = warp(batch, found, _parameter(t, batch)[:, None], resampling)
     return result if image.ndim == 4 else result[0]
+
+
+def warp(image: Tensor, asked: Sequence[Generator], t: Tensor, resampling: Resampling) -> Tensor:
+    r"""The finite action of :math:`\exp(\sum_k t_k X_k)`, with its own parameters for each image.
+
+    Args:
+        image: Shape (N, C, H, W).
+        asked: K generators.
+        t: Shape (N or 1, K), in the dtype of coordinates.
+        resampling: The stencil and padding.
+
+    Returns:
+        The transformed images, of the shape and dtype of ``image``.
+
+    Example:
+        >>> row = torch.arange(4.0).expand(1, 1, 4, 4)
+        >>> step = torch.tensor([[0.5, 0.0]], dtype=torch.float64)
+        >>> warp(row, generators("translation"), step, Resampling("bilinear", "border"))[0, 0, 0].tolist()
+        [1.0, 2.0, 3.0, 3.0]
+    """
+    result = image
+    if any(any(map(any, generator.matrix)) for generator in asked):
+        coordinates, unit = _coordinates(image, resampling)
+        step = exponential(asked, t)[:, None, None, :2] - torch.eye(2, 3, dtype=t.dtype, device=t.device)
+        displacement = unit * (step @ coordinates[..., None])[..., 0]
+        result = displace(image, displacement, resampling)
+    if any(generator.intensity for generator in asked):
+        intensity = torch.tensor([generator.intensity for generator in asked], dtype=t.dtype, device=t.device)
+        result = result * (t @ intensity).exp()[:, None, None, None].to(result.dtype)
+    return result
+
+
+def reads_inside(image: Tensor, asked: Sequence[Generator], t: Tensor, resampling: Resampling) -> Tensor:
+    """Which pixels of :func:`warp` are read inside the frame of the image.
+
+    Args:
+        image: Shape (N, C, H, W), of which the size counts.
+        asked: K generators.
+        t: Shape (N or 1, K).
+        resampling: Tells where the frame ends: at the outer edges of the pixels, or at the centres of the outermost.
+
+    Returns:
+        Booleans of shape (N or 1, H, W).
+
+    Example:
+        >>> step = torch.tensor([[0.5]], dtype=torch.float64)  # one pixel of four
+        >>> reads_inside(torch.zeros(1, 1, 4, 4), generators("translation_x"), step, Resampling())[0, 0].tolist()
+        [True, True, True, False]
+    """
+    coordinates, unit = _coordinates(image, resampling)
+    points = (exponential(asked, t)[:, None, None, :2] @ coordinates[..., None])[..., 0]
+    (height, width), edge = image.shape[-2:], 0 if resampling.align_corners else 1
+    reach = torch.tensor([width - 1 + edge, height - 1 + edge], dtype=points.dtype, device=points.device) / 2
+    # Rounding must not take away what stands on the frame itself.
+    return (unit * points.abs() <= reach + 1e-9).all(-1)
 
 
 def _parameter(t: Parameter, batch: Tensor) -> Tensor:
