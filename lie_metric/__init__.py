@@ -1,6 +1,6 @@
 """Equivariance curves while you train: Lie derivatives of vision models."""
 
-from lie_metric import figures, functional, representations, transforms
+from lie_metric import figures, functional, lattice, representations, transforms
 from lie_metric.algebra import Generator, generators
 from lie_metric.callbacks import EquivarianceMonitor, LayerwiseMonitor
 from lie_metric.derivative import lie_derivative
@@ -19,6 +19,7 @@ __all__ = [
     "figures",
     "functional",
     "generators",
+    "lattice",
     "layerwise_equivariance_error",
     "lie_derivative",
     "representations",
