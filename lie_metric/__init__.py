@@ -1,6 +1,6 @@
 """Equivariance curves while you train: Lie derivatives of vision models."""
 
-from lie_metric import figures, functional, lattice, representations, transforms
+from lie_metric import figures, functional, lattice, representations, testing, transforms
 from lie_metric.algebra import Generator, generators
 from lie_metric.callbacks import EquivarianceMonitor, LayerwiseMonitor
 from lie_metric.derivative import lie_derivative
@@ -23,5 +23,6 @@ __all__ = [
     "layerwise_equivariance_error",
     "lie_derivative",
     "representations",
+    "testing",
     "transforms",
 ]
