@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra import Generator
+from lie_metric.functional.noise_floor import below_floor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,14 +91,17 @@ def unit_of(generator: str) -> str:
     return UNITS.get(generator, "unit of t")
 
 
-def equivariance_curves(axis: Axes, curves: Mapping[str, Curve], generator: str) -> None:
+def equivariance_curves(axis: Axes, curves: Mapping[str, Curve], generator: str, *, floor: float | None = None) -> None:
     """Draws one generator's curve of every regime, with a band of one standard error.
 
     Args:
         axis: Where to draw.
         curves: The curves by regime.
         generator: The generator's name, from which title and unit follow.
+        floor: The stencil's own error, see :func:`lie_metric.functional.noise_floor`; what lies below is shaded.
     """
+    if floor is not None:
+        axis.axhspan(0, floor, color="0.9", linewidth=0)
     for (regime, curve), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
         low = [value - error for value, error in zip(curve.values, curve.errors, strict=True)]
         high = [value + error for value, error in zip(curve.values, curve.errors, strict=True)]
@@ -110,40 +114,49 @@ def equivariance_curves(axis: Axes, curves: Mapping[str, Curve], generator: str)
     axis.grid(alpha=0.25)
 
 
-def heat_map(axis: Axes, regimes: Regimes, generators: Sequence[str]) -> None:
+def heat_map(
+    axis: Axes, regimes: Regimes, generators: Sequence[str], *, floors: Mapping[str, float] | None = None
+) -> None:
     """Draws the last value of each curve, regimes down and generators across, with its standard error.
 
-    Colours compare regimes within a column, against the first regime; columns have different units.
+    Colours compare regimes within a column, against the first regime; columns have different units. A value at or below
+    its floor is grey on a neutral ground and marked "≤ floor", whatever the first regime has.
 
     Args:
         axis: Where to draw.
         regimes: The curves by regime and generator.
         generators: The columns.
+        floors: For each generator the stencil's own error, see :func:`lie_metric.functional.noise_floor`.
     """
     rows = list(regimes)
     values = [[regimes[row][column].values[-1] for column in generators] for row in rows]
     errors = [[regimes[row][column].errors[-1] for column in generators] for row in rows]
     ratio = [[value / first if first else 1.0 for value, first in zip(line, values[0], strict=True)] for line in values]
-    axis.imshow(ratio, cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
+    hidden = [list(below_floor(dict(zip(generators, line, strict=True)), floors or {}).values()) for line in values]
+    # 1 is the neutral colour.
+    shown = [[1.0 if h else r for h, r in zip(*lines, strict=True)] for lines in zip(hidden, ratio, strict=True)]
+    axis.imshow(shown, cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
     for i in range(len(rows)):
         for j in range(len(generators)):
-            dark = abs(ratio[i][j] - 1) > 0.5
-            axis.text(
-                j, i, f"{values[i][j]:.2f}\n±{errors[i][j]:.2f}", ha="center", va="center", fontsize=8,
-                color="white" if dark else "black",
-            )  # fmt: skip
+            second = "≤ floor" if hidden[i][j] else f"±{errors[i][j]:.2f}"
+            colour = "0.55" if hidden[i][j] else "white" if abs(ratio[i][j] - 1) > 0.5 else "black"
+            axis.text(j, i, f"{values[i][j]:.2f}\n{second}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(generators)), [name.replace("_", "\n") for name in generators], fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.set_title(f"after training (colour: against {rows[0]!r})", fontsize=10)
 
 
-def comparison(panels: Mapping[str, Regimes], *, title: str, caption: str) -> Figure:
+def comparison(
+    panels: Mapping[str, Regimes], *, title: str, caption: str, floors: Mapping[str, float] | None = None
+) -> Figure:
     """Curves of every regime and generator over epochs, and the table of final values, one row for each panel.
 
     Args:
         panels: For each row's title (a model, say) the curves by regime and generator.
         title: Heading of the picture.
         caption: Line below it: what is measured, on what, and with which stencil.
+        floors: For each generator the stencil's own error, see :func:`lie_metric.functional.noise_floor`: values at or
+            below it are marked.
 
     Returns:
         A figure; save it with ``figure.savefig(path)``.
@@ -174,13 +187,14 @@ def comparison(panels: Mapping[str, Regimes], *, title: str, caption: str) -> Fi
     for row, (name, regimes) in enumerate(panels.items()):
         for column, generator in enumerate(generators):
             axis = figure.add_subplot(grid[row, column])
-            equivariance_curves(axis, {regime: curves[generator] for regime, curves in regimes.items()}, generator)
+            chosen = {regime: curves[generator] for regime, curves in regimes.items()}
+            equivariance_curves(axis, chosen, generator, floor=(floors or {}).get(generator))
             axis.set_xlabel("epoch (0: untrained)", fontsize=8)
             if column == 0:
                 axis.annotate(
                     name, (-0.38, 0.5), xycoords="axes fraction", rotation=90, va="center", fontsize=11, weight="bold"
                 )
-        heat_map(figure.add_subplot(grid[row, columns - 1]), regimes, generators)
+        heat_map(figure.add_subplot(grid[row, columns - 1]), regimes, generators, floors=floors)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles,

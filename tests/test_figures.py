@@ -30,6 +30,16 @@ def test_curves_and_table_say_what_they_show(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
+def test_values_below_the_floor_are_marked():
+    figure = comparison(panels(), title="", caption="", floors={"rotation": torch.tensor(0.7)})
+    texts = figure.axes[2].texts
+    assert [text.get_text() for text in texts] == ["1.00\n±0.10"] * 2 + ["0.50\n±0.05", "0.50\n≤ floor"]
+    assert [text.get_color() for text in texts] == ["black", "black", "black", "0.55"]
+    assert figure.axes[2].images[0].get_array().tolist() == [[1, 1], [0.5, 1]]
+    assert [len(axis.patches) for axis in figure.axes[:2]] == [0, 1]
+    assert figure.axes[1].patches[0].get_extents().height > 0
+
+
 def test_an_unnamed_generator_has_a_unit():
     assert unit_of("spiral") == "unit of t"
 
