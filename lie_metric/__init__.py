@@ -1,6 +1,6 @@
 """Equivariance curves while you train: Lie derivatives of vision models."""
 
-from lie_metric import figures, functional, representations, transforms
+from lie_metric import figures, functional, lattice, representations, testing, transforms
 from lie_metric.algebra import Generator, generators
 from lie_metric.callbacks import EquivarianceMonitor, LayerwiseMonitor
 from lie_metric.derivative import lie_derivative
@@ -19,8 +19,10 @@ __all__ = [
     "figures",
     "functional",
     "generators",
+    "lattice",
     "layerwise_equivariance_error",
     "lie_derivative",
     "representations",
+    "testing",
     "transforms",
 ]

@@ -102,6 +102,37 @@ class Generator:
         """
         return cls(name, matrix.tolist() if isinstance(matrix, Tensor) else matrix)  # type: ignore[arg-type]
 
+    @classmethod
+    def combination(
+        cls, name: str, generators: Sequence[Generator], coefficients: Sequence[float] | Tensor
+    ) -> Generator:
+        """A linear combination of generators, such as a row of ``LocalEquivarianceError.principal_directions()``.
+
+        Args:
+            name: Name under which results are reported.
+            generators: K generators.
+            coefficients: K numbers.
+
+        Returns:
+            The generator Σ c_k X_k.
+
+        Raises:
+            ValueError: If there are not as many numbers as generators.
+
+        Example:
+            >>> Generator.combination("shear_x", generators("rotation", "hyperbolic_rotation"), [0.5, 0.5])
+            Generator(name='shear_x', matrix=((0.0, 1.0, 0.0), (0.0, 0.0, 0.0)), intensity=0.0)
+        """
+        numbers = coefficients.tolist() if isinstance(coefficients, Tensor) else list(coefficients)
+        if len(numbers) != len(generators):
+            raise ValueError(
+                f"`coefficients` must hold {len(generators)} numbers, one for each generator, got {len(numbers)}. "
+                "Pass one row of principal directions, e.g. `directions[0]`."
+            )
+        rows = [generator.coefficients for generator in generators]
+        total = [sum(c * entry for c, entry in zip(numbers, column, strict=True)) for column in zip(*rows, strict=True)]
+        return _from_coefficients(name, total or [0.0] * 7)
+
     @property
     def coefficients(self) -> tuple[float, ...]:
         """The seven numbers of the generator: the matrix row by row, then the intensity."""

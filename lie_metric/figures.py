@@ -6,11 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import Generator
+from lie_metric.functional.noise_floor import below_floor
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["UNITS", "Curve", "comparison", "equivariance_curves", "heat_map", "layerwise", "modules_over_epochs"]
+__all__ = [
+    "UNITS",
+    "Curve",
+    "comparison",
+    "equivariance_curves",
+    "heat_map",
+    "layerwise",
+    "modules_over_epochs",
+    "vector_field",
+]
 
 UNITS: dict[str, str] = {
     "translation_x": "half side",
@@ -76,14 +91,17 @@ def unit_of(generator: str) -> str:
     return UNITS.get(generator, "unit of t")
 
 
-def equivariance_curves(axis: Axes, curves: Mapping[str, Curve], generator: str) -> None:
+def equivariance_curves(axis: Axes, curves: Mapping[str, Curve], generator: str, *, floor: float | None = None) -> None:
     """Draws one generator's curve of every regime, with a band of one standard error.
 
     Args:
         axis: Where to draw.
         curves: The curves by regime.
         generator: The generator's name, from which title and unit follow.
+        floor: The stencil's own error, see :func:`lie_metric.functional.noise_floor`; what lies below is shaded.
     """
+    if floor is not None:
+        axis.axhspan(0, floor, color="0.9", linewidth=0)
     for (regime, curve), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
         low = [value - error for value, error in zip(curve.values, curve.errors, strict=True)]
         high = [value + error for value, error in zip(curve.values, curve.errors, strict=True)]
@@ -96,40 +114,49 @@ def equivariance_curves(axis: Axes, curves: Mapping[str, Curve], generator: str)
     axis.grid(alpha=0.25)
 
 
-def heat_map(axis: Axes, regimes: Regimes, generators: Sequence[str]) -> None:
+def heat_map(
+    axis: Axes, regimes: Regimes, generators: Sequence[str], *, floors: Mapping[str, float] | None = None
+) -> None:
     """Draws the last value of each curve, regimes down and generators across, with its standard error.
 
-    Colours compare regimes within a column, against the first regime; columns have different units.
+    Colours compare regimes within a column, against the first regime; columns have different units. A value at or below
+    its floor is grey on a neutral ground and marked "≤ floor", whatever the first regime has.
 
     Args:
         axis: Where to draw.
         regimes: The curves by regime and generator.
         generators: The columns.
+        floors: For each generator the stencil's own error, see :func:`lie_metric.functional.noise_floor`.
     """
     rows = list(regimes)
     values = [[regimes[row][column].values[-1] for column in generators] for row in rows]
     errors = [[regimes[row][column].errors[-1] for column in generators] for row in rows]
     ratio = [[value / first if first else 1.0 for value, first in zip(line, values[0], strict=True)] for line in values]
-    axis.imshow(ratio, cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
+    hidden = [list(below_floor(dict(zip(generators, line, strict=True)), floors or {}).values()) for line in values]
+    # 1 is the neutral colour.
+    shown = [[1.0 if h else r for h, r in zip(*lines, strict=True)] for lines in zip(hidden, ratio, strict=True)]
+    axis.imshow(shown, cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
     for i in range(len(rows)):
         for j in range(len(generators)):
-            dark = abs(ratio[i][j] - 1) > 0.5
-            axis.text(
-                j, i, f"{values[i][j]:.2f}\n±{errors[i][j]:.2f}", ha="center", va="center", fontsize=8,
-                color="white" if dark else "black",
-            )  # fmt: skip
+            second = "≤ floor" if hidden[i][j] else f"±{errors[i][j]:.2f}"
+            colour = "0.55" if hidden[i][j] else "white" if abs(ratio[i][j] - 1) > 0.5 else "black"
+            axis.text(j, i, f"{values[i][j]:.2f}\n{second}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(generators)), [name.replace("_", "\n") for name in generators], fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.set_title(f"after training (colour: against {rows[0]!r})", fontsize=10)
 
 
-def comparison(panels: Mapping[str, Regimes], *, title: str, caption: str) -> Figure:
+def comparison(
+    panels: Mapping[str, Regimes], *, title: str, caption: str, floors: Mapping[str, float] | None = None
+) -> Figure:
     """Curves of every regime and generator over epochs, and the table of final values, one row for each panel.
 
     Args:
         panels: For each row's title (a model, say) the curves by regime and generator.
         title: Heading of the picture.
         caption: Line below it: what is measured, on what, and with which stencil.
+        floors: For each generator the stencil's own error, see :func:`lie_metric.functional.noise_floor`: values at or
+            below it are marked.
 
     Returns:
         A figure; save it with ``figure.savefig(path)``.
@@ -160,13 +187,14 @@ def comparison(panels: Mapping[str, Regimes], *, title: str, caption: str) -> Fi
     for row, (name, regimes) in enumerate(panels.items()):
         for column, generator in enumerate(generators):
             axis = figure.add_subplot(grid[row, column])
-            equivariance_curves(axis, {regime: curves[generator] for regime, curves in regimes.items()}, generator)
+            chosen = {regime: curves[generator] for regime, curves in regimes.items()}
+            equivariance_curves(axis, chosen, generator, floor=(floors or {}).get(generator))
             axis.set_xlabel("epoch (0: untrained)", fontsize=8)
             if column == 0:
                 axis.annotate(
                     name, (-0.38, 0.5), xycoords="axes fraction", rotation=90, va="center", fontsize=11, weight="bold"
                 )
-        heat_map(figure.add_subplot(grid[row, columns - 1]), regimes, generators)
+        heat_map(figure.add_subplot(grid[row, columns - 1]), regimes, generators, floors=floors)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -277,4 +305,68 @@ def modules_over_epochs(values: Mapping[int, Mapping[str, float]], *, title: str
     axis.set_xlabel("epoch", fontsize=8)
     axis.set_title(title, fontsize=9)
     figure.colorbar(picture, ax=axis)
+    return figure
+
+
+def vector_field(
+    generators: Generator | Sequence[Generator], image: Tensor | None = None, *, titles: Sequence[str] | None = None
+) -> Figure:
+    """The velocities with which generators move the content of an image, one panel for each.
+
+    Convention:
+        T_t reads the image at exp(tA)p, so the content at p moves with the velocity -Ap: the arrows. x points right, y
+        points down, the origin is the image centre and 1 is half of the shorter side. Arrows of different panels are
+        not to one scale.
+
+    Args:
+        generators: One or several, e.g. ``lm.Generator.combination("least", metric.generators, directions[0])``.
+        image: Shape (C, H, W) or (H, W), drawn below the arrows; the first channel unless there are three. The default
+            is an empty square.
+        titles: Headings; the default are the generators' names.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        ValueError: If there is nothing to draw, the image has other axes, or the titles are not one for each.
+
+    Example:
+        >>> from lie_metric import generators
+        >>> figure = vector_field(generators("rotation", "saturation"), torch.rand(1, 8, 12))
+        >>> [axis.get_title() for axis in figure.axes]
+        ['rotation', 'saturation']
+    """
+    asked = (generators,) if isinstance(generators, Generator) else tuple(generators)
+    headings = [generator.name for generator in asked] if titles is None else list(titles)
+    if not asked or len(headings) != len(asked):
+        raise ValueError(
+            f"`generators` must hold at least one, and `titles` one for each, got {len(asked)} and {len(headings)}."
+        )
+    if image is not None and image.ndim not in {2, 3}:
+        raise ValueError(f"`image` must have axes (C, H, W) or (H, W), got shape {tuple(image.shape)}.")
+    _, Figure, FigureCanvasAgg = _matplotlib()
+    picture = torch.zeros(1, 1, 1) if image is None else image.detach().cpu().float().reshape(-1, *image.shape[-2:])
+    height, width = picture.shape[-2:]
+    half_width, half_height = width / min(height, width), height / min(height, width)
+    count = 15
+    x = torch.linspace(-1, 1, count) * half_width * (1 - 1 / count)
+    y = torch.linspace(-1, 1, count) * half_height * (1 - 1 / count)
+    points = torch.stack([x.expand(count, count), y[:, None].expand(count, count), torch.ones(count, count)], dim=-1)
+    figure = Figure(figsize=(3.2 * len(asked) * half_width / half_height, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, generator, heading in zip(figure.subplots(1, len(asked), squeeze=False)[0], asked, headings, strict=True):
+        if image is not None:
+            low, high = picture.min(), picture.max()
+            shown = (picture - low) / (high - low).clamp(min=1e-12)
+            shown = shown.movedim(0, -1) if len(shown) == 3 else shown[0]
+            extent = (-half_width, half_width, half_height, -half_height)
+            axis.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, extent=extent, alpha=0.6)
+        velocity = -(points @ torch.tensor(generator.matrix).mT)
+        if bool(velocity.any()):
+            axis.quiver(*points[..., :2].unbind(-1), *velocity.unbind(-1), angles="xy", color=_COLOURS[2], pivot="mid")
+        axis.set(xlim=(-half_width, half_width), ylim=(half_height, -half_height), aspect="equal")
+        axis.set_title(heading, fontsize=10)
+        axis.set_xlabel(f"intensities × exp({generator.intensity:.2g} t)" if generator.intensity else "", fontsize=8)
+        axis.tick_params(labelsize=7)
     return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from lie_metric import transforms
 from lie_metric.algebra import Generator
 from lie_metric.resampling import Resampling
 
-__all__ = ["ChannelsLast", "Image", "Invariant", "Representation", "Tokens", "infer_output_representation"]
+__all__ = ["ChannelsLast", "Image", "Invariant", "Representation", "Tokens", "infer_output_representation", "map_grid"]
 
 
 @runtime_checkable
@@ -21,7 +21,8 @@ class Representation(Protocol):
     """The protocol by which a tensor carries an action; any object with these methods is one.
 
     The actions must fit together: :meth:`tangents` is the derivative of :meth:`act` at t = 0 and linear in the
-    generator.
+    generator. Measures of finite transforms other than T_t, such as flips, need one more method,
+    ``map(tensor, function)``, see :func:`map_grid`.
     """
 
     def check(self, tensor: Tensor, name: str) -> None:
@@ -37,8 +38,47 @@ class Representation(Protocol):
         """The tensor as blocks (B, positions, elements); means over images pool the positions of a block."""
 
 
+def map_grid(representation: Representation, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """The tensor with a function on images applied to what of it stands on a grid.
+
+    Args:
+        representation: How the tensor is laid out; it must have a method ``map(tensor, function)``.
+        tensor: The tensor.
+        function: From images (B, C, H, W) to images.
+
+    Returns:
+        The tensor in the same layout; what stands on no grid is unchanged.
+
+    Raises:
+        TypeError: If the representation has no method ``map``.
+
+    Example:
+        >>> map_grid(ChannelsLast(), torch.tensor([[[[1], [2]]]]), lambda image: image.flip(-1)).flatten().tolist()
+        [2, 1]
+    """
+    mapping = getattr(representation, "map", None)
+    if not callable(mapping):
+        raise TypeError(
+            f"`representation` must have a method `map(tensor, function)` for transforms that are not of a "
+            f"one-parameter group, got {representation!r}. Add one that applies `function` to the images "
+            "(B, C, H, W) within the tensor."
+        )
+    return mapping(tensor, function)
+
+
+class _Mapped:
+    """The finite action of a generator, for every layout that says where its images are."""
+
+    def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed tensor, of the same shape; what stands on no grid stays."""
+        return self.map(tensor, lambda image: transforms.apply(image, generator, t, resampling))
+
+
 @dataclass(frozen=True)
-class Invariant:
+class Invariant(_Mapped):
     """The trivial representation: nothing acts, as on class scores. X · y = 0.
 
     Example:
@@ -60,7 +100,7 @@ class Invariant:
         """Zeros of shape (K, *tensor.shape)."""
         return tensor.new_zeros((len(generators), *tensor.shape))
 
-    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+    def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """The tensor itself."""
         return tensor
 
@@ -70,7 +110,7 @@ class Invariant:
 
 
 @dataclass(frozen=True)
-class Image:
+class Image(_Mapped):
     """Images or feature maps (B, C, H, W); every channel is a scalar field, moved by the transform.
 
     Example:
@@ -91,9 +131,9 @@ class Image:
         """The infinitesimal actions, shape (K, B, C, H, W)."""
         return transforms.tangents(tensor, generators, resampling)
 
-    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
-        """The transformed image."""
-        return transforms.apply(tensor, generator, t, resampling)
+    def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """The function of the image."""
+        return function(tensor)
 
     def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """One block (B, H·W, C)."""
@@ -101,7 +141,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class ChannelsLast:
+class ChannelsLast(_Mapped):
     """Feature maps (B, H, W, C); every channel is a scalar field, moved by the transform.
 
     Example:
@@ -120,11 +160,11 @@ class ChannelsLast:
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, B, H, W, C)."""
-        return transforms.tangents(tensor.movedim(-1, 1), generators, resampling).movedim(2, -1)
+        return self.map(tensor, lambda image: transforms.tangents(image, generators, resampling))
 
-    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
-        """The transformed feature map."""
-        return transforms.apply(tensor.movedim(-1, 1), generator, t, resampling).movedim(1, -1)
+    def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """The function of the feature map with its channels first; it may add leading axes."""
+        return function(tensor.movedim(-1, 1)).movedim(-3, -1)
 
     def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """One block (B, H·W, C)."""
@@ -132,7 +172,7 @@ class ChannelsLast:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(_Mapped):
     """Sequences (B, N, C) whose tokens stand on a grid, row by row, behind prefix tokens on which nothing acts.
 
     Args:
@@ -185,10 +225,9 @@ class Tokens:
         moved = transforms.tangents(self._grid(tensor), generators, resampling).flatten(-2).mT
         return nn.functional.pad(moved, (0, 0, self.prefix, 0))
 
-    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
-        """The transformed sequence; prefix tokens stay."""
-        moved = transforms.apply(self._grid(tensor), generator, t, resampling).flatten(-2).mT
-        return torch.cat([tensor[:, : self.prefix], moved], dim=1)
+    def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """The function of the grid tokens as an image; prefix tokens stay."""
+        return torch.cat([tensor[:, : self.prefix], function(self._grid(tensor)).flatten(-2).mT], dim=1)
 
     def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """The grid (B, rows · columns, C), and before it, where there are any, the prefix tokens (B, 1, prefix · C)."""

@@ -91,7 +91,29 @@ def tangents(image: Tensor, asked: Sequence[Generator], resampling: Resampling) 
     dtype = image.dtype
     if dtype in {torch.float16, torch.bfloat16}:
         image = image.float()
-    slope_x, slope_y = slopes(image, resampling)
+    return from_slopes(image, *slopes(image, resampling), asked, resampling).to(dtype)
+
+
+def from_slopes(
+    image: Tensor, slope_x: Tensor, slope_y: Tensor, asked: Sequence[Generator], resampling: Resampling
+) -> Tensor:
+    """The infinitesimal actions, with the slopes of the image given.
+
+    Args:
+        image: Shape (..., H, W), float32 or float64.
+        slope_x: ∂x image per pixel, of the shape of ``image``.
+        slope_y: ∂y image per pixel.
+        asked: K generators.
+        resampling: The stencil, which fixes the unit of length.
+
+    Returns:
+        Shape (K, ..., H, W).
+
+    Example:
+        >>> one = torch.ones(1, 2, 2)
+        >>> from_slopes(0 * one, one, 0 * one, generators("rotation"), Resampling())[0, 0].tolist()  # y ∂x, y in pixels
+        [[-0.5, -0.5], [0.5, 0.5]]
+    """
     coordinates, unit = _coordinates(image, resampling)
     results = []
     for generator in asked:
@@ -106,7 +128,7 @@ def tangents(image: Tensor, asked: Sequence[Generator], resampling: Resampling) 
             if moves:
                 total = velocity * slope if total is None else torch.addcmul(total, velocity, slope)
         results.append(torch.zeros_like(image) if total is None else total)
-    return torch.stack(results).to(dtype) if results else image.new_zeros((0, *image.shape), dtype=dtype)
+    return torch.stack(results) if results else image.new_zeros((0, *image.shape))
 
 
 def apply(image: Tensor, generator: Generator | str, t: Parameter, resampling: Resampling | None = None) -> Tensor:

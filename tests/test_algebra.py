@@ -146,3 +146,12 @@ def test_named_affine_generators_from_their_span(weights):
     short = torch.tensor(weights, dtype=torch.float64) @ combine
     rows = torch.tensor([g.coefficients for g in basis], dtype=torch.float64)
     assert (short @ rows).tolist() == pytest.approx(list(total.coefficients), abs=1e-12)
+
+
+def test_combination():
+    names = lm.generators("rotation", "scale", "saturation")
+    made = lm.Generator.combination("mix", names, [1.0, -0.5, 2.0])
+    assert made == (names[0] - 0.5 * names[1] + 2.0 * names[2]).with_name("mix")
+    assert lm.Generator.combination("mix", names, torch.tensor([1.0, -0.5, 2.0])) == made
+    with pytest.raises(ValueError, match="`coefficients` must hold 3 numbers, one for each generator, got 2"):
+        lm.Generator.combination("mix", names, [1.0, 2.0])

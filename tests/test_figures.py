@@ -1,8 +1,10 @@
 """Pictures: what stands on them."""
 
 import pytest
+import torch
 
-from lie_metric.figures import Curve, comparison, unit_of
+import lie_metric as lm
+from lie_metric.figures import Curve, comparison, unit_of, vector_field
 
 pytest.importorskip("matplotlib")
 
@@ -28,6 +30,16 @@ def test_curves_and_table_say_what_they_show(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
+def test_values_below_the_floor_are_marked():
+    figure = comparison(panels(), title="", caption="", floors={"rotation": torch.tensor(0.7)})
+    texts = figure.axes[2].texts
+    assert [text.get_text() for text in texts] == ["1.00\n±0.10"] * 2 + ["0.50\n±0.05", "0.50\n≤ floor"]
+    assert [text.get_color() for text in texts] == ["black", "black", "black", "0.55"]
+    assert figure.axes[2].images[0].get_array().tolist() == [[1, 1], [0.5, 1]]
+    assert [len(axis.patches) for axis in figure.axes[:2]] == [0, 1]
+    assert figure.axes[1].patches[0].get_extents().height > 0
+
+
 def test_an_unnamed_generator_has_a_unit():
     assert unit_of("spiral") == "unit of t"
 
@@ -41,3 +53,45 @@ def test_bad_input():
     uneven["vit"] = panels(generators=("scale",))["cnn"]
     with pytest.raises(ValueError, match="same generators for every regime"):
         comparison(uneven, title="", caption="")
+
+
+class TestVectorField:
+    def test_arrows_point_to_where_the_content_goes(self):
+        """Small steps of the library's own transforms move a bright spot along the arrow at its place."""
+        spiral = lm.Generator.affine("spiral", [[-0.5, 1, 0.3], [-1, -0.5, 0]])
+        figure = vector_field(spiral)
+        arrows = figure.axes[0].collections[0]
+        grid = torch.arange(41.0) - 20
+        for index in (32, 50, 112, 160):
+            at = torch.tensor(arrows.get_offsets()[index])
+            arrow = torch.tensor([arrows.U[index], arrows.V[index]])
+            spot = (-((grid / 20.5 - at[0]) ** 2 + (grid[:, None] / 20.5 - at[1]) ** 2) / 0.05).exp()[None]
+            step = (lm.transforms.apply(spot, spiral, 0.05) - spot)[0]
+            dipole = torch.stack([(step * grid).sum(), (step * grid[:, None]).sum()])
+            drift = dipole / spot.sum() / 20.5 / 0.05
+            if at.abs().max() < 0.6 and arrow.norm() > 0.2:
+                centre = at * step.sum() / spot.sum() / 0.05  # a spot that grows weighs more at its place
+                assert torch.nn.functional.cosine_similarity(drift - centre, arrow.float(), dim=0) > 0.98
+
+    def test_panels(self, tmp_path):
+        figure = vector_field(lm.generators("rotation", "saturation"), torch.rand(3, 8, 12), titles=["least", "most"])
+        assert [axis.get_title() for axis in figure.axes] == ["least", "most"]
+        assert [len(axis.collections) for axis in figure.axes] == [1, 0]
+        assert figure.axes[1].get_xlabel() == "intensities × exp(1 t)"
+        assert figure.axes[0].get_xlim() == (-1.5, 1.5)
+        assert figure.axes[0].get_ylim() == (1, -1)
+        figure.savefig(tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+    @pytest.mark.parametrize(
+        ("arguments", "match"),
+        [
+            (([],), "at least one"),
+            ((lm.generators("rotation"), torch.rand(2, 3, 8, 8)), r"`image` must have axes \(C, H, W\)"),
+        ],
+    )
+    def test_bad_input(self, arguments, match):
+        with pytest.raises(ValueError, match=match):
+            vector_field(*arguments)
+        with pytest.raises(ValueError, match="`titles` one for each, got 1 and 2"):
+            vector_field(lm.generators("rotation"), titles=["a", "b"])

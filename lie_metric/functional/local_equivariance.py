@@ -13,14 +13,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator
+from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
 from lie_metric.derivative import Generators, Linearisation, Method, Output, linearise, validate_options
 from lie_metric.representations import Invariant, Representation
 from lie_metric.resampling import Resampling, coordinate_dtype
 
-__all__ = ["LeeOutput", "Measure", "gram", "lee", "relative", "sensitivity"]
+__all__ = ["LeeOutput", "Measure", "Normalise", "gram", "lee", "principal_directions", "relative", "sensitivity"]
 
+Normalise = Literal["input"]
 Measure = Literal["relative", "lee", "sensitivity"]
 LeeOutput = Literal["output", "probabilities", "auto"]
 Sums = Mapping[str, Tensor]
@@ -113,7 +114,9 @@ def _sum(
     probabilities = f.to(wide).softmax(-1) if on_probabilities else None
     dimension = f[0].numel()
     blocks = result.representation.components(f)
-    rows: dict[str, list[Tensor]] = {name: [] for name in ("gram", "violation", "square", "total", "weight", "noise")}
+    rows: dict[str, list[Tensor]] = {
+        name: [] for name in ("gram", "energy", "violation", "square", "total", "weight", "noise")
+    }
     for image in range(len(f)):
         # Squares are taken in float64, one image at a time: large outputs would fill the memory twice.
         L = result.lie_derivatives[:, image].reshape(len(asked), -1).to(wide)
@@ -127,10 +130,12 @@ def _sum(
         rows["weight"].append(
             torch.cat([torch.full(block.shape[2:], block.shape[1], dtype=wide, device=f.device) for block in blocks])
         )
+        moved = result.tangents[:, image].reshape(len(asked), -1).to(wide)
+        energy = moved @ moved.mT
+        rows["energy"].append(energy / moved.shape[1])
         if noise is not None:
-            moved = result.tangents[:, image].reshape(len(asked), -1).to(wide).square().sum(1)
             gain = result.products[-1, image].to(wide).square().sum() / noise[image].to(wide).square().sum()
-            rows["noise"].append(gain * moved)
+            rows["noise"].append(gain * energy.diagonal())
     group = group.to(f.device)
     sums = {}
     for name, values in rows.items():
@@ -163,6 +168,14 @@ def _gram(sums: Sums) -> Tensor:
     return sums["gram"] / sums["images"][..., None, None]
 
 
+def _energy(sums: Sums) -> Tensor:
+    return sums["energy"] / sums["images"][..., None, None]
+
+
+def _gram_and_energy(sums: Sums) -> Tensor:
+    return torch.stack([_gram(sums), _energy(sums)])
+
+
 def _relative(sums: Sums) -> Tensor:
     return (sums["violation"] / _spread(sums)[..., None]).sqrt()
 
@@ -171,6 +184,35 @@ def _sensitivity(sums: Sums) -> Tensor:
     floor = (sums["square"] * (_ROUNDINGS * sums["rounding"]) ** 2)[..., None]
     noise = torch.where(sums["noise"] > floor, sums["noise"], torch.nan)
     return (sums["violation"] / noise).sqrt()
+
+
+# Input energies below this part of the largest are rounding of float32 tangents: such combinations move no image.
+_UNMOVED = 1e-12
+
+
+def _validate_normalise(normalise: Normalise | None) -> None:
+    if normalise not in {None, "input"}:
+        raise ValueError(f"`normalise` must be None or 'input', got {normalise!r}. 'input' gives gains.")
+
+
+def _principal_directions(
+    gram: Tensor, energy: Tensor, asked: Sequence[Generator], normalise: Normalise | None
+) -> tuple[Tensor, Tensor]:
+    """Ascending eigenvalues and unit eigenvectors as rows, of G or of the pair G and E, on what the generators span."""
+    # Coefficients that add up to no generator at all are left out: with the rest, every element of the span has one
+    # way to be written, the one of least norm.
+    span = torch.linalg.qr(spanning_set(asked)[1].to(gram)).Q
+    if not bool(torch.isfinite(gram).all()):
+        return span.new_full(span.shape[1:], torch.nan), torch.full_like(span.mT, torch.nan)
+    if normalise == "input":
+        sizes, axes = torch.linalg.eigh(span.mT @ energy @ span)
+        moving = sizes > _UNMOVED * energy.diagonal().sum()
+        span = span @ (axes[:, moving] / sizes[moving].sqrt())
+    values, vectors = torch.linalg.eigh(span.mT @ gram @ span)
+    rows = torch.nn.functional.normalize((span @ vectors).mT, dim=1)
+    # An eigenvector is defined up to its sign: the largest coefficient is made positive.
+    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    return values, rows * largest.sign()
 
 
 _STATISTICS: dict[str, Callable[[Sums], Tensor]] = {"relative": _relative, "lee": _lee, "sensitivity": _sensitivity}
@@ -377,3 +419,54 @@ def gram(model: Callable[..., Any], images: Tensor, generators: Generators = "af
         [[0.0, 0.0], [0.0, 1.0]]
     """
     return _measure(_gram, "lee", model, images, generators, options)[1]
+
+
+def principal_directions(
+    model: Callable[..., Any],
+    images: Tensor,
+    generators: Generators = "affine",
+    *,
+    normalise: Normalise | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    r"""The combinations of generators that a model violates least and most.
+
+    With ``normalise=None`` the eigenvalues and eigenvectors of the Gram matrix, the extrema of :math:`c^T G c` over
+    unit coefficients c: they depend on the units of t, in which a radian is as much as half of a side. With
+    ``normalise="input"`` those of
+
+    .. math:: G c = \lambda E c, \qquad E_{ij} = E_x \langle X_i \cdot x, X_j \cdot x \rangle / \dim x
+
+    where λ is the mean square of the output's Lie derivative over that of the change of the input, a squared gain that
+    depends on the span of the generators alone. Combinations that move no image (E c = 0) have no gain and are left
+    out.
+
+    Dependent generators, as the nine named affine ones, which span six dimensions, give one value for each dimension
+    of the span; coefficients are those of least norm among all that give the same combination.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W).
+        generators: As in :func:`lie_metric.lie_derivative`; K of them, spanning R dimensions.
+        normalise: None, or "input" for gains.
+        options: As in :func:`lee`.
+
+    Returns:
+        The eigenvalues, ascending, shape (R,), and unit vectors of coefficients as rows, shape (R, K), the largest
+        coefficient positive, float64. NaN where the Gram matrix is.
+
+    Raises:
+        ValueError: If ``normalise`` is neither.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> left = lambda x: x.mean((1, 2))  # one number for each column of pixels
+        >>> values, directions = principal_directions(left, torch.rand(8, 1, 8, 8), "translation", normalise="input",
+        ...     resampling=lm.Resampling(padding="circular"))
+        >>> directions.round().tolist()  # a shift along y is not seen
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
+    _validate_normalise(normalise)
+    asked = resolve(generators)
+    _, both = _measure(_gram_and_energy, "lee", model, images, asked, options)
+    return _principal_directions(both[0], both[1], asked, normalise)

@@ -16,11 +16,15 @@ from lie_metric.functional.local_equivariance import (
     GROUPS,
     LeeOutput,
     Measure,
+    Normalise,
     _gram,
+    _gram_and_energy,
     _local_equivariance_compute,
     _local_equivariance_update,
     _local_equivariance_validate,
+    _principal_directions,
     _standard_error,
+    _validate_normalise,
     _value,
 )
 from lie_metric.representations import Representation
@@ -28,7 +32,7 @@ from lie_metric.resampling import Resampling
 
 __all__ = ["LocalEquivarianceError"]
 
-_STATES = ("images", "gram", "violation", "square", "total", "weight", "noise")
+_STATES = ("images", "gram", "energy", "violation", "square", "total", "weight", "noise")
 
 
 def _gather(result: Tensor, group: Any = None) -> list[Tensor]:
@@ -142,7 +146,15 @@ class LocalEquivarianceError(Metric):
         self._seen = 0
         self._continuing = False
         count = len(self.generators)
-        shapes = {"images": (), "square": (), "gram": (count, count), "violation": (count,), "noise": (count,)}
+        matrix = (count, count)
+        shapes = {
+            "images": (),
+            "square": (),
+            "gram": matrix,
+            "energy": matrix,
+            "violation": (count,),
+            "noise": (count,),
+        }
         for name in _STATES:
             # The width of the output is not known yet: one column, which broadcasts in every sum.
             shape = (GROUPS, *shapes.get(name, (1,)))
@@ -325,15 +337,25 @@ class LocalEquivarianceError(Metric):
             )
         return ((vector @ matrix) * vector).sum(-1)
 
-    def principal_directions(self) -> tuple[Tensor, Tensor]:
+    def principal_directions(self, normalise: Normalise | None = None) -> tuple[Tensor, Tensor]:
         """The combinations of generators that the model violates least and most.
 
+        See :func:`lie_metric.functional.principal_directions`; draw one with :func:`lie_metric.figures.vector_field`.
+
+        Args:
+            normalise: None for the eigenvalues of :attr:`gram`, LEE of unit combinations; "input" for squared gains,
+                mean squares of the Lie derivative over those of the change of the input.
+
         Returns:
-            The eigenvalues of the Gram matrix, ascending, shape (K,): LEE of unit combinations; and the eigenvectors as
-            rows, shape (K, K). Dependent generators add eigenvalues of zero: ask for independent ones.
+            The eigenvalues, ascending, shape (R,), one for each dimension that the generators span; and unit vectors of
+            coefficients, in the order of :attr:`names`, as rows, shape (R, K).
+
+        Raises:
+            ValueError: If ``normalise`` is neither.
         """
-        values, vectors = torch.linalg.eigh(self.gram)
-        return values, vectors.mT
+        _validate_normalise(normalise)
+        gram, energy = self._synced(lambda sums: _value(sums, _gram_and_energy, "lee", self.names))
+        return _principal_directions(gram, energy, self.generators, normalise)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plots one value, or a sequence of values over steps, of every generator.

@@ -336,6 +336,134 @@ def test_bad_readings():
         F.lee(Net(), images(), "rotation", chunks=2)
 
 
+class Planted(nn.Module):
+    """A smooth function of weighted rings of a warped image: rotations of the warped image leave it alone.
+
+    With T_S x(p) = x(Sp), f(x) = g(T_S x) and g invariant to exp(tR), f is invariant to the group of S R S⁻¹.
+    """
+
+    def __init__(self, warp, size=40):
+        super().__init__()
+        torch.manual_seed(0)
+        at = ((torch.arange(size, dtype=torch.float64) + 0.5) / size * 2 - 1).square()
+        radius = (at + at[:, None]).sqrt()
+        self.rings = torch.stack([(-((radius - r) ** 2) / 0.02).exp() for r in torch.linspace(0, 0.4, 5)])
+        self.head = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+        self.warp = lm.Generator.affine("warp", warp)
+
+    @property
+    def symmetry(self):
+        step = torch.linalg.matrix_exp(torch.tensor([*self.warp.matrix, (0, 0, 0)], dtype=torch.float64))
+        rotation = torch.tensor([(0, 1, 0), (-1, 0, 0), (0, 0, 0)], dtype=torch.float64)
+        return (step @ rotation @ torch.linalg.inv(step))[:2]
+
+    def forward(self, x):
+        warped = lm.transforms.apply(x, self.warp, 1.0)
+        return self.head(torch.einsum("bchw,rhw->br", warped, self.rings) / 20)
+
+
+def blobs(n=24, size=40):
+    """Smooth images that vanish at the frame."""
+    source = torch.Generator().manual_seed(3)
+    at = (torch.arange(size, dtype=torch.float64) + 0.5) / size * 2 - 1
+    total = torch.zeros(n, 1, size, size, dtype=torch.float64)
+    for _ in range(8):
+        cx, cy = (torch.rand(2, n, 1, 1, 1, generator=source, dtype=torch.float64) - 0.5) * 1.0
+        height = torch.randn(n, 1, 1, 1, generator=source, dtype=torch.float64)
+        total += height * (-((at - cx) ** 2 + (at[:, None] - cy) ** 2) / 0.04).exp()
+    return total
+
+
+def angle(generator, matrix):
+    found, wanted = torch.tensor(generator.matrix, dtype=torch.float64).flatten(), matrix.flatten()
+    return torch.rad2deg(torch.acos(((found @ wanted) / found.norm() / wanted.norm()).abs().clamp(max=1)))
+
+
+@pytest.mark.parametrize("normalise", [None, "input"])
+@pytest.mark.parametrize("names", ["affine", ("translation", "rotation", "scale", "shear_x", "stretch_x")], ids=str)
+@pytest.mark.parametrize(
+    "warp",
+    [
+        [[0, 0, 0], [0, 0, 0]],
+        [[0.3, 0, 0], [0, -0.2, 0]],
+        [[0, 0.4, 0], [0.1, 0, 0]],
+        [[0.1, -0.2, 0.15], [0.2, 0.1, -0.1]],
+    ],
+    ids=["none", "stretch", "shear", "all"],
+)
+def test_a_planted_symmetry_is_the_least_violated_direction(warp, names, normalise):
+    model = Planted(warp)
+    metric = lm.LocalEquivarianceError(names, with_noise=False)
+    metric.update(model, blobs())
+    values, directions = metric.principal_directions(normalise)
+    assert values.shape == (6,)
+    assert directions.shape == (6, len(metric.names))
+    least = lm.Generator.combination("least", metric.generators, directions[0])
+    assert angle(least, model.symmetry) < 1
+    assert values[0] < 1e-4 * values[1]
+    most = lm.Generator.combination("most", metric.generators, directions[-1])
+    assert angle(most, model.symmetry) > 30
+
+
+def test_gains_solve_the_generalised_problem():
+    model, x = Net(), images(12)
+    metric = lm.LocalEquivarianceError(NAMES)
+    metric.update(model, x)
+    values, directions = metric.principal_directions("input")
+    L, _ = explicit(model, x)
+    X = lm.transforms.tangents(x, lm.generators(NAMES), lm.Resampling()).flatten(2)
+    for value, c in zip(values, directions, strict=True):
+        out, into = (torch.einsum("k,kbn->bn", c, v).square().mean() for v in (L, X))
+        assert value.item() == pytest.approx((out / into).item(), rel=1e-8)
+    assert values.diff().min() > 0
+    for c in torch.randn(200, 6, dtype=torch.float64):
+        out, into = (torch.einsum("k,kbn->bn", c, v).square().mean() for v in (L, X))
+        assert values[0] * (1 - 1e-9) <= out / into <= values[-1] * (1 + 1e-9)
+    function = F.principal_directions(model, x, NAMES, normalise="input")
+    torch.testing.assert_close(function, (values, directions), rtol=1e-8, atol=1e-10)
+    doubled, _ = F.principal_directions(lambda v: 2 * model.eval()(v / 3), 3 * x, NAMES, normalise="input")
+    torch.testing.assert_close(doubled, 4 / 9 * values, rtol=1e-8, atol=0)
+
+
+def test_directions_do_not_depend_on_how_generators_are_written():
+    """The nine affine names and any basis of what they span give the same gains."""
+    model, x = Net(), images()
+    nine, _ = F.principal_directions(model, x, "affine", normalise="input")
+    basis = ("translation", "shear", "stretch")
+    six, _ = F.principal_directions(model, x, basis, normalise="input")
+    small = [0.01 * g for g in lm.generators(basis)]
+    torch.testing.assert_close(nine, six, rtol=1e-7, atol=0)
+    torch.testing.assert_close(F.principal_directions(model, x, small, normalise="input")[0], six, rtol=1e-7, atol=0)
+    values, directions = F.principal_directions(model, x, "affine")
+    metric = lm.LocalEquivarianceError("affine")
+    metric.update(model, x)
+    torch.testing.assert_close(metric.directional(directions), values, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(directions @ directions.mT, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+def test_combinations_that_move_no_image_have_no_gain():
+    rows = images()[..., :1].expand(-1, -1, -1, 9).contiguous()  # nothing changes along x
+    values, directions = F.principal_directions(Net(), rows, ("translation", "saturation"), normalise="input")
+    assert values.shape == (2,)
+    assert directions[:, 0].abs().max() < 1e-6
+    options = {"normalise": "input", "resampling": lm.PAPER}  # whose slopes of a constant are 0 exactly
+    flat = F.principal_directions(Net(), torch.ones_like(rows), "translation", **options)
+    assert flat[0].shape == (0,)
+    assert flat[1].shape == (0, 2)
+
+
+def test_directions_of_nothing_measured_or_not_finite_are_nan():
+    with pytest.warns(UserWarning, match="NaN"):
+        values, directions = lm.LocalEquivarianceError("affine").principal_directions("input")
+    assert values.isnan().all()
+    assert directions.isnan().all()
+    assert directions.shape == (6, 9)
+    with pytest.raises(ValueError, match="`normalise` must be None or 'input', got 'output'"):
+        lm.LocalEquivarianceError("affine").principal_directions("output")
+    with pytest.raises(ValueError, match="`normalise` must be None or 'input'"):
+        F.principal_directions(Net(), images(), normalise="output")
+
+
 def _work(rank, path, counts, results):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
@@ -344,7 +472,7 @@ def _work(rank, path, counts, results):
         metric = lm.LocalEquivarianceError(NAMES, lee_output="probabilities", seed=1)
         for part in x.split(2) if len(x) else ():
             metric.update(Net(), part)
-        results[rank] = (metric.measures(), metric.compute(), metric.gram)
+        results[rank] = (metric.measures(), metric.compute(), metric.gram, metric.principal_directions("input"))
     finally:
         torch.distributed.destroy_process_group()
 
@@ -360,7 +488,8 @@ def test_two_processes_give_the_values_of_one(tmp_path, counts):
     if counts == (6, 5):
         single.update(Net(), x)
         for rank in (0, 1):
-            measures, value, gram = results[rank]
+            measures, value, gram, directions = results[rank]
+            torch.testing.assert_close(directions, single.principal_directions("input"), rtol=1e-6, atol=1e-9)
             torch.testing.assert_close(measures, single.measures(), rtol=1e-8, atol=1e-12)
             torch.testing.assert_close(value, single.compute(), rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(gram, single.gram, rtol=1e-9, atol=1e-12)

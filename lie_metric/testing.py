@@ -1,0 +1,382 @@
+"""A test kit for people who write equivariant layers: violations without units, and assertions on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import generators as resolve
+from lie_metric.derivative import (
+    Generators,
+    Method,
+    Output,
+    linearise,
+    select_output,
+    validate_inputs,
+    validate_options,
+)
+from lie_metric.functional.local_equivariance import _noise
+from lie_metric.isolation import evaluation, random_state
+from lie_metric.lattice import LatticeTransforms, elements
+from lie_metric.representations import Image, Representation, infer_output_representation, map_grid
+from lie_metric.resampling import Resampling, coordinate_dtype
+
+__all__ = [
+    "LATTICE_TOLERANCES",
+    "TOLERANCES",
+    "assert_equivariant",
+    "assert_lattice_equivariant",
+    "equivariance_violation",
+    "lattice_violation",
+]
+
+TOLERANCES: dict[torch.dtype, float] = {torch.float64: 1e-8, torch.float32: 1e-3}
+"""Largest violation that passes for rounding in :func:`assert_equivariant`; half types are measured in float32."""
+
+LATTICE_TOLERANCES: dict[torch.dtype, float] = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
+"""Largest violation that passes for rounding in :func:`assert_lattice_equivariant`, by the dtype of the output."""
+
+# One draw can by chance be nearly orthogonal to the one row of a scalar function's Jacobian; several hardly can.
+_DRAWS = 4
+
+
+def equivariance_violation(
+    model: Callable[..., Any],
+    inputs: Tensor,
+    generators: Generators = "affine",
+    *,
+    output: Output = "logits",
+    input_representation: Representation | None = None,
+    output_representation: Representation | None = None,
+    resampling: Resampling | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    r"""The size of the Lie derivative against the sizes of what it is made of, image by image.
+
+    .. math::
+        v_X(x) = \frac{\|L_X f(x)\|}
+        {\sqrt{\|Df(x)[X \cdot x]\|^2 + \|X \cdot f(x)\|^2 + \overline{\|Df(x)\,u\|^2}}}, \qquad \|u\| = \|X \cdot x\|
+
+    with u Gaussian noise (the bar is a mean over four draws). The first two terms are the two sides of
+    :math:`Df[X \cdot x] = X \cdot f`. An invariant function has neither, and is compared with its response to any other
+    change of the same norm. The number does not change when inputs or outputs are multiplied, shifted by a constant
+    or t is measured in other units; it lies between 0 and √2, is at rounding level for an equivariant function and
+    around 1 for one that knows nothing of X. Where all terms vanish (a constant function) it is 0.
+
+    Convention:
+        An image is moved with the slopes of the stencil. A function that is linear over positions, such as a
+        convolution under circular translation, can be exactly equivariant to them. A pointwise nonlinearity can only
+        be as equivariant as the stencil obeys the chain rule: see :func:`lie_metric.functional.noise_floor`, and use
+        smooth inputs with ``Resampling("fourier")``, or a wider tolerance.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        inputs: Shape (B, ...), floating point and finite.
+        generators: As in :func:`lie_metric.lie_derivative`.
+        output: As in :func:`lie_metric.lie_derivative`.
+        input_representation: As in :func:`lie_metric.lie_derivative`.
+        output_representation: As in :func:`lie_metric.lie_derivative`.
+        resampling: As in :func:`lie_metric.lie_derivative`.
+        method: As in :func:`lie_metric.lie_derivative`.
+        chunk_size: As in :func:`lie_metric.lie_derivative`.
+        seed: Fixes the noise.
+
+    Returns:
+        For each generator's name a float64 tensor of shape (B,).
+
+    Raises:
+        ValueError: If the output does not have one entry for each image on its first axis.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+        >>> energy = lambda x: x.square().mean((1, 2, 3))  # invariant to circular shifts
+        >>> v = equivariance_violation(energy, x, ("translation_x", "saturation"), resampling=lm.Resampling("fourier"))
+        >>> bool((v["translation_x"] < 1e-12).all()), bool((v["saturation"] > 0.5).all())
+        (True, True)
+    """
+    return _violation(
+        model,
+        inputs,
+        generators,
+        seed,
+        output=output,
+        input_representation=input_representation,
+        output_representation=output_representation,
+        resampling=resampling,
+        method=method,
+        chunk_size=chunk_size,
+    )[0]
+
+
+def _violation(
+    model: Callable[..., Any], inputs: Tensor, generators: Generators, seed: int, **options: Any
+) -> tuple[dict[str, Tensor], torch.dtype]:
+    """The violations, and the dtype in which the model ran."""
+    asked = resolve(generators)
+    validate_options(**options)
+    validate_inputs(model, inputs, options["input_representation"])
+    count = len(inputs)
+    with torch.no_grad():
+        noise = torch.stack([_noise(inputs, range(k * count, (k + 1) * count), seed) for k in range(_DRAWS)])
+        result = linearise(model, inputs, asked, directions=noise, **options)
+        _check_rows(result.output, count)
+        moved = result.representation.tangents(result.output, asked, options["resampling"] or Resampling())
+        gain = (_energy(result.products, 2) / _energy(noise, 2)).mean(0)
+        pushed = _energy(result.lie_derivatives + moved, 2)  # Df[X·x]
+        size = (pushed + _energy(moved, 2) + gain * _energy(result.tangents, 2)).sqrt()
+        values = _ratio(_energy(result.lie_derivatives, 2).sqrt(), size)
+    names = [generator.name for generator in asked]
+    return dict(zip(names, values.unbind(), strict=True)), result.output.dtype
+
+
+def assert_equivariant(
+    model: Callable[..., Any],
+    inputs: Tensor,
+    generators: Generators = "affine",
+    tolerance: float | None = None,
+    *,
+    output: Output = "logits",
+    input_representation: Representation | None = None,
+    output_representation: Representation | None = None,
+    resampling: Resampling | None = None,
+    method: Method = "auto",
+    chunk_size: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Fails if the Lie derivative of a model is more than rounding, naming the worst generator and image.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        inputs: Shape (B, ...), floating point and finite.
+        generators: As in :func:`lie_metric.lie_derivative`.
+        tolerance: The largest :func:`equivariance_violation` that passes; the default is :data:`TOLERANCES` of the
+            dtype in which the model ran.
+        output: As in :func:`lie_metric.lie_derivative`.
+        input_representation: As in :func:`lie_metric.lie_derivative`.
+        output_representation: As in :func:`lie_metric.lie_derivative`.
+        resampling: As in :func:`lie_metric.lie_derivative`.
+        method: As in :func:`lie_metric.lie_derivative`.
+        chunk_size: As in :func:`lie_metric.lie_derivative`.
+        seed: Fixes the noise.
+
+    Raises:
+        AssertionError: If a violation is above the tolerance, or NaN.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> layer = torch.nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular")
+        >>> assert_equivariant(layer, torch.randn(2, 1, 8, 8), "translation", resampling=lm.Resampling("fourier"))
+    """
+    _check_tolerance(tolerance)
+    found, dtype = _violation(
+        model,
+        inputs,
+        generators,
+        seed,
+        output=output,
+        input_representation=input_representation,
+        output_representation=output_representation,
+        resampling=resampling,
+        method=method,
+        chunk_size=chunk_size,
+    )
+    _assert_below(
+        found,
+        TOLERANCES[dtype] if tolerance is None else tolerance,
+        dtype,
+        "The Lie derivative is not zero to rounding; its stencil alone leaves an error on content that is not smooth",
+    )
+
+
+def lattice_violation(
+    model: Callable[..., Any],
+    inputs: Tensor,
+    transforms: LatticeTransforms = "D4",
+    *,
+    output: Output = "logits",
+    input_representation: Representation | None = None,
+    output_representation: Representation | None = None,
+) -> dict[str, Tensor]:
+    r"""The difference between transforming before and after the model, against the outputs' size, image by image.
+
+    .. math:: v_g(x) = \frac{\|f(g x) - g f(x)\|}{\max(\|f(g x)\|, \|f(x)\|)}
+
+    for transforms that permute pixels, so that nothing is interpolated: 0 up to rounding if and only if f is
+    equivariant at x, at most 2. Where both outputs vanish it is 0. The model runs in evaluation mode, once for each
+    transform and once more.
+
+    Convention:
+        Quarter turns are clockwise as displayed; a roll is counted in pixels of the input and moves a smaller output
+        by the same part of its width. See :mod:`lie_metric.lattice`.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        inputs: Shape (B, ...), floating point and finite.
+        transforms: Names of elements of D4, groups ("rotations_90", "flips", "D4", "roll"),
+            :class:`~lie_metric.lattice.Roll` objects, or a sequence of them.
+        output: As in :func:`lie_metric.lie_derivative`.
+        input_representation: How the inputs are laid out; the default is an image.
+        output_representation: How the output is; inferred where its shape leaves no choice.
+
+    Returns:
+        For each transform's name a float64 tensor of shape (B,).
+
+    Raises:
+        TypeError: If a representation cannot say where its images are.
+        ValueError: If the inputs stand on no grid, a transform does not fit the size of the inputs or outputs, or the
+            outputs do not have one entry for each image.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(2, 1, 4, 4)
+        >>> lattice_violation(lambda x: x.mean((1, 2, 3)), x, "rotate_90")["rotate_90"].max().item() < 1e-6
+        True
+        >>> lattice_violation(lambda x: x[:, 0, 0], torch.eye(4).expand(1, 1, 4, 4), "flip_horizontal")
+        {'flip_horizontal': tensor([1.4142], dtype=torch.float64)}
+    """
+    return _lattice_violation(model, inputs, transforms, output, input_representation, output_representation)[0]
+
+
+def _lattice_violation(
+    model: Callable[..., Any],
+    inputs: Tensor,
+    transforms: LatticeTransforms,
+    output: Output,
+    input_representation: Representation | None,
+    output_representation: Representation | None,
+) -> tuple[dict[str, Tensor], torch.dtype]:
+    asked = elements(transforms)
+    validate_options(output, input_representation, output_representation, None, "auto", None)
+    validate_inputs(model, inputs, input_representation)
+    carrier = input_representation or Image()
+    size = _grid_size(carrier, inputs)
+    # All transforms act before the model runs, so that a size that does not fit is met first.
+    moved = [map_grid(carrier, inputs, element) for element in asked]
+    found = {}
+    with torch.no_grad(), random_state(), evaluation(model):
+        plain = select_output(model(inputs), output)
+        _check_rows(plain, len(inputs))
+        layout = output_representation or infer_output_representation(plain, inputs, model)
+        layout.check(plain, "output")
+        for element, image in zip(asked, moved, strict=True):
+            wanted = map_grid(layout, plain, lambda grid, g=element: g.on_grid(grid, size))  # type: ignore[misc]
+            result = select_output(model(image), output)
+            if result.shape != wanted.shape:
+                raise ValueError(
+                    f"`output` must keep its shape {tuple(wanted.shape)} under {element.name!r}, got "
+                    f"{tuple(result.shape)}. Select a tensor of fixed size with `output=`."
+                )
+            larger = torch.maximum(_energy(result), _energy(wanted)).sqrt()
+            found[element.name] = _ratio(_energy(_wide(result) - _wide(wanted)).sqrt(), larger)
+    return found, plain.dtype
+
+
+def assert_lattice_equivariant(
+    model: Callable[..., Any],
+    inputs: Tensor,
+    transforms: LatticeTransforms = "D4",
+    tolerance: float | None = None,
+    *,
+    output: Output = "logits",
+    input_representation: Representation | None = None,
+    output_representation: Representation | None = None,
+) -> None:
+    """Fails if a model is not equivariant to transforms that permute pixels, naming the worst transform and image.
+
+    Args:
+        model: As in :func:`lattice_violation`.
+        inputs: As in :func:`lattice_violation`.
+        transforms: As in :func:`lattice_violation`.
+        tolerance: The largest :func:`lattice_violation` that passes; the default is :data:`LATTICE_TOLERANCES` of the
+            output's dtype.
+        output: As in :func:`lattice_violation`.
+        input_representation: As in :func:`lattice_violation`.
+        output_representation: As in :func:`lattice_violation`.
+
+    Raises:
+        AssertionError: If a violation is above the tolerance, or NaN.
+
+    Example:
+        >>> import torch
+        >>> from lie_metric.lattice import Roll
+        >>> layer = torch.nn.Conv2d(1, 3, 3, stride=2, padding=1, padding_mode="circular")
+        >>> assert_lattice_equivariant(layer, torch.randn(2, 1, 16, 16), Roll(2, 4))
+    """
+    _check_tolerance(tolerance)
+    found, dtype = _lattice_violation(model, inputs, transforms, output, input_representation, output_representation)
+    allowed = LATTICE_TOLERANCES[dtype] if tolerance is None else tolerance
+    _assert_below(found, allowed, dtype, "Transforming before and after the model differs by more than rounding")
+
+
+def _assert_below(found: Mapping[str, Tensor], tolerance: float, dtype: torch.dtype, reason: str) -> None:
+    table = torch.stack(list(found.values()))
+    if bool((table <= tolerance).all()):
+        return
+    # NaN is the worst of all.
+    transform, image = divmod(int(table.nan_to_num(nan=torch.inf).argmax()), table.shape[1])
+    name = list(found)[transform]
+    raise AssertionError(
+        f"`model` must be equivariant within {tolerance:g} ({str(dtype).removeprefix('torch.')}), got a violation of "
+        f"{float(table[transform, image]):.3g} under {name!r} at image {image}, the worst of {len(table)} transforms "
+        f"and {table.shape[1]} images. {reason}; give a `tolerance` if that is expected. Largest of each: "
+        + ", ".join(f"{key} {float(value.max()):.3g}" for key, value in found.items())
+        + "."
+    )
+
+
+def _check_tolerance(tolerance: object) -> None:
+    if tolerance is None:
+        return
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
+        raise TypeError(f"`tolerance` must be a number or None, got {tolerance!r}. None takes the one of the dtype.")
+    if not tolerance >= 0:
+        raise ValueError(f"`tolerance` must not be negative, got {tolerance!r}. A violation is at most 2.")
+
+
+def _check_rows(output: Tensor, count: int) -> None:
+    if output.shape[:1] != (count,):
+        raise ValueError(
+            f"`output` must have one entry for each of the {count} images on its first axis, got shape "
+            f"{tuple(output.shape)}. Select or reshape it with `output=`."
+        )
+
+
+def _grid_size(representation: Representation, inputs: Tensor) -> tuple[int, int]:
+    seen: list[tuple[int, int]] = []
+
+    def look(image: Tensor) -> Tensor:
+        seen.append((image.shape[-2], image.shape[-1]))
+        return image
+
+    map_grid(representation, inputs, look)
+    if not seen:
+        raise ValueError(
+            f"`input_representation` must hold images, got {representation!r}, on which no transform acts. "
+            "Pass e.g. `lie_metric.representations.Image()`."
+        )
+    return seen[0]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(coordinate_dtype(tensor.device))
+
+
+def _energy(values: Tensor, axes: int = 1) -> Tensor:
+    """Squared norms over all but the leading axes."""
+    return _wide(values).flatten(axes).square().sum(-1) if values.ndim > axes else _wide(values).square()
+
+
+def _ratio(violation: Tensor, size: Tensor) -> Tensor:
+    """The quotient, 0 where both vanish; NaN stays NaN."""
+    return torch.where(size == 0, violation, violation / size)
