@@ -111,7 +111,9 @@ def _timm() -> Any:
     return timm
 
 
-def resolve_models(names: Sequence[str], *, pretrained: bool = True, exclude: Sequence[str] = ()) -> list[ModelSpec]:
+def resolve_models(
+    names: Sequence[str | ModelSpec], *, pretrained: bool = True, exclude: Sequence[str] = ()
+) -> list[ModelSpec]:
     """The models that names stand for, each once, in order.
 
     Each name is one of
@@ -121,7 +123,8 @@ def resolve_models(names: Sequence[str], *, pretrained: bool = True, exclude: Se
     - ``hf-hub:USER/MODEL``;
     - ``module:callable`` or ``path/to/file.py:callable``, which returns a model when called without arguments;
     - a timm name or a callable with ``@path/to/checkpoint``, e.g. ``resnet18@runs/best.ckpt``;
-    - any of the single ones with a name of its own in front, e.g. ``mine=module:callable``.
+    - any of the single ones with a name of its own in front, e.g. ``mine=module:callable``;
+    - a :class:`ModelSpec`, which stands for itself.
 
     Args:
         names: The names.
@@ -140,10 +143,10 @@ def resolve_models(names: Sequence[str], *, pretrained: bool = True, exclude: Se
         raise ValueError(f"`models` must be one name or more in a sequence, got {names!r}.")
     found: dict[str, ModelSpec] = {}
     for name in names:
-        for spec in _resolve(name, pretrained):
+        for spec in [name] if isinstance(name, ModelSpec) else _resolve(name, pretrained):
             if found.setdefault(spec.name, spec) != spec:
                 raise ValueError(
-                    f"`models` must have names of their own, got {spec.name!r} for two models. Write e.g. NAME={name}."
+                    f"`models` must have names of their own, got {spec.name!r} for two models. Write NAME=... for one."
                 )
     chosen = [spec for spec in found.values() if not any(fnmatch.fnmatchcase(spec.name, one) for one in exclude)]
     if not chosen:

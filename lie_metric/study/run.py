@@ -25,7 +25,7 @@ __all__ = ["run_study"]
 
 
 def run_study(
-    models: Sequence[str],
+    models: Sequence[str | ModelSpec],
     out: Path | str,
     settings: Settings,
     *,
@@ -121,8 +121,8 @@ def _one(
         rows, layers, remarks = measure_model(
             model, images, settings, device=device, batch_size=batch_size, workers=workers, chunk_size=chunk_size
         )
-    # Warnings of the library begin with the name of an argument or measure.
-    remarks += dict.fromkeys(str(one.message) for one in caught if str(one.message).startswith(("`", "The contrib")))
+    said = dict.fromkeys(str(one.message) for one in caught)
+    remarks += [text for text in said if " is NaN" in text or text.startswith("The contributions miss")]
     about = {"family": family, "tag": tag, "reason": "; ".join(remarks)[:500]}
     return [{**row, **about} for row in rows], layers
 
