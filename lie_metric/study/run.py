@@ -10,6 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,10 @@ def run_study(
     folder = Path(out)
     record_settings(folder, settings.record(images.fingerprint))
     counts = {"measured": 0, "failed": 0, "skipped": 0}
-    with (
-        Table(folder / f"rows-{part}-of-{parts}.csv", COLUMNS) as table,
-        Table(folder / f"layers-{part}-of-{parts}.csv", LAYER_COLUMNS) as layer_table,
-    ):
+    with ExitStack() as opened:
+        table = opened.enter_context(Table(folder / f"rows-{part}-of-{parts}.csv", COLUMNS))
+        if settings.layerwise:
+            layer_table = opened.enter_context(Table(folder / f"layers-{part}-of-{parts}.csv", LAYER_COLUMNS))
         present = read_rows(folder)
         there = {(row["model"], row["generator"]) for row in present if row["status"] == "ok"}
         failed = {row["model"] for row in present if row["status"] == "failed"}
@@ -103,7 +104,8 @@ def run_study(
                 torch.cuda.empty_cache()
             common = {"model": spec.name, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
             # Layers first: a model whose main rows are there is finished.
-            layer_table.append({**row, "model": spec.name} for row in layers)
+            if layers:
+                layer_table.append({**row, "model": spec.name} for row in layers)
             table.append({**row, **common, **versions} for row in rows if (spec.name, row["generator"]) not in there)
     return counts
 

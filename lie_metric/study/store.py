@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,17 +161,20 @@ def record_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not target.exists():
             # Complete at once and first come, first served: several processes may start together.
-            with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".settings-", delete=False) as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            draft = folder / f".settings-{uuid.uuid4().hex}"
             try:
-                os.link(file.name, target)
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                os.replace(file.name, target)
-            Path(file.name).unlink(missing_ok=True)
+                with draft.open("w") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                try:
+                    os.link(draft, target)
+                except FileExistsError:
+                    pass
+                except OSError:  # a file system without links
+                    os.replace(draft, target)
+            finally:
+                draft.unlink(missing_ok=True)
         found = json.loads(target.read_text())
     except OSError as error:
         raise StudyError(_unwritable(target, error)) from error

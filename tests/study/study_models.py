@@ -10,7 +10,8 @@ from torch import nn
 def _net(seed, classes=10):
     torch.manual_seed(seed)
     model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, classes)
+        nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(16, classes),
     )  # fmt: skip
     model.family = f"net{seed % 2}"
     model.pretrained_cfg = {"input_size": (1, 16, 16), "mean": (0.2,), "std": (0.3,), "crop_pct": 1.0}
