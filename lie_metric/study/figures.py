@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,9 @@ _LABELS = {
     "sensitivity": "response over that to noise",
 }
 Models = Sequence[Mapping[str, Any]]
+
+_MOST = 12
+"""Families, the largest ones, in pictures where each has its own place; the page has all of them."""
 
 
 def draw(
@@ -64,7 +68,7 @@ def _scatter(figure_type: Any, models: Models, measure: str) -> Any:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     families = sorted({one["family"] for one in models})
     for axis, generator in zip(axes, generators, strict=False):
-        for family, colour in zip(families, _cycle(len(families)), strict=True):
+        for family, colour in zip(families, _colours(len(families)), strict=True):
             points = [
                 (one["accuracy"], one["accuracy_se"], *one["values"][generator][measure])
                 for one in models
@@ -94,7 +98,9 @@ def _scatter(figure_type: Any, models: Models, measure: str) -> Any:
 
 
 def _forest(figure_type: Any, found: Sequence[Mapping[str, Any]]) -> Any:
-    groups = list(dict.fromkeys(one["group"] for one in found))
+    largest = sorted({(-one["points"], one["group"]) for one in found if one["by"] == "family"})[:_MOST]
+    groups = ["all models", *(group for _, group in largest)]
+    found = [one for one in found if one["by"] != "tag" and one["group"] in groups]
     generators = list(dict.fromkeys(one["generator"] for one in found))
     measures = [name for name in _LABELS if any(one["measure"] == name for one in found)]
     if not found:
@@ -104,11 +110,11 @@ def _forest(figure_type: Any, found: Sequence[Mapping[str, Any]]) -> Any:
     )
     axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
     for axis, measure in zip(axes, measures, strict=True):
-        for place, (group, colour) in enumerate(zip(groups, _cycle(len(groups)), strict=True)):
+        for place, (group, colour) in enumerate(zip(groups, _colours(len(groups)), strict=True)):
             chosen = [one for one in found if one["measure"] == measure and one["group"] == group]
             y = [generators.index(one["generator"]) + 0.8 * (place / len(groups) - 0.4) for one in chosen]
             axis.hlines(y, [one["low"] for one in chosen], [one["high"] for one in chosen], colors=colour, linewidth=1)
-            axis.plot([one["rho"] for one in chosen], y, "o", color=colour, markersize=3, label=group or "all models")
+            axis.plot([one["rho"] for one in chosen], y, "o", color=colour, markersize=3, label=group)
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set(xlim=(-1.05, 1.05), title=measure)
     axes[0].set_yticks(range(len(generators)), ["geometric mean" if one == "all" else one for one in generators])
@@ -120,30 +126,35 @@ def _forest(figure_type: Any, found: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _layers(figure_type: Any, models: Models, layers: Sequence[Mapping[str, Any]]) -> Any:
-    if not layers:
-        return None
     family_of = {one["model"]: one["family"] for one in models}
-    families = sorted({family_of[row["model"]] for row in layers if row["model"] in family_of})
-    generators = list(dict.fromkeys(row["generator"] for row in layers))
-    counts = {name: len({row["model"] for row in layers if family_of.get(row["model"]) == name}) for name in families}
-    shares: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    # Signed shares, of each model and generator; types that add nothing in any family are left out.
+    shares: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    parts: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for row in layers:
         family = family_of.get(row["model"])
         if family is not None and row["share"] is not None and math.isfinite(row["share"]):
-            shares[family, row["type"]][row["generator"]] += row["share"] / counts[family]
-    types = sorted({kind for _, kind in shares})
-    figure = figure_type(figsize=(3.2 * len(families) + 1, 0.3 * len(types) + 1.8), layout="constrained")
-    axes = figure.subplots(1, len(families), squeeze=False, sharey=True)[0]
-    for axis, family in zip(axes, families, strict=True):
-        for place, (generator, colour) in enumerate(zip(generators, _cycle(len(generators)), strict=True)):
-            y = [number + 0.8 * (place / len(generators) - 0.4) for number in range(len(types))]
-            widths = [shares[family, kind][generator] for kind in types]
-            axis.barh(y, widths, 0.8 / len(generators), color=colour, label=generator)
-        axis.set_title(f"{family} ({counts[family]})")
-        axis.axvline(0, color="grey", linewidth=0.8)
-    axes[0].set_yticks(range(len(types)), types)
-    axes[0].invert_yaxis()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    figure.supxlabel("signed share of the Lie derivative by type of operation, mean over models")
+            shares[row["type"]][family] += row["share"]
+            parts[family].add((row["model"], row["generator"]))
+    families = sorted(parts, key=lambda name: -len(parts[name]))[:_MOST]
+    means = {kind: [found[name] / len(parts[name]) for name in families] for kind, found in shares.items()}
+    types = sorted(kind for kind, values in means.items() if max(map(abs, values), default=0) > 0.01)
+    if not types:
+        return None
+    figure = figure_type(figsize=(8, 0.25 * len(types) * max(len(families), 2) + 1.5), layout="constrained")
+    axis = figure.subplots()
+    for place, (family, colour) in enumerate(zip(families, _colours(len(families)), strict=True)):
+        y = [number + 0.8 * ((place + 0.5) / len(families) - 0.5) for number in range(len(types))]
+        axis.barh(y, [means[kind][place] for kind in types], 0.8 / len(families), color=colour, label=family)
+    axis.axvline(0, color="grey", linewidth=0.8)
+    axis.set_yticks(range(len(types)), types)
+    axis.invert_yaxis()
+    axis.set_xlabel("signed share of the Lie derivative, mean over models and generators")
+    axis.legend(fontsize="small")
     return figure
+
+
+def _colours(count: int) -> list[Any]:
+    """The house's palette; where it is too short, hues at the golden angle."""
+    if count <= len(set(_cycle(count))):
+        return list(_cycle(count))
+    return [colorsys.hsv_to_rgb(index * 0.618 % 1, 0.75, 0.5 + 0.15 * (index % 3)) for index in range(count)]

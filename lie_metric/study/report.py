@@ -69,21 +69,22 @@ def _geometric(values: Sequence[float]) -> float:
 
 
 def correlations(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rank correlations of each measure with accuracy and size, over all models and within each family.
+    """Rank correlations of each measure with accuracy and size: of all models, of each family, and of each tag.
 
     Args:
         models: What :func:`summarise` returns.
 
     Returns:
-        Dicts of ``measure``, ``generator``, ``against``, ``group`` ("" for all models) and the fields of
+        Dicts of ``measure``, ``generator``, ``against``, ``by`` ("all", "family" or "tag"), ``group`` and the fields of
         :class:`~lie_metric.study.statistics.Correlation`.
     """
-    groups: dict[str, list[Mapping[str, Any]]] = {"": list(models)}
-    for model in models:
-        groups.setdefault(str(model["family"]), []).append(model)
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {("all", "all models"): list(models)}
+    for by in ("family", "tag"):
+        for model in models:
+            groups.setdefault((by, str(model[by])), []).append(model)
     generators = list(dict.fromkeys(name for model in models for name in model["values"]))
     found = []
-    for group, members in groups.items():
+    for (by, group), members in groups.items():
         if len(members) < 3:
             continue
         for generator in generators:
@@ -94,7 +95,13 @@ def correlations(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 for against in _AGAINST:
                     result = spearman([_number(one[against]) for one in members], y)
                     if result.points > 2:
-                        about = {"measure": measure, "generator": generator, "against": against, "group": group}
+                        about = {
+                            "measure": measure,
+                            "generator": generator,
+                            "against": against,
+                            "by": by,
+                            "group": group,
+                        }
                         found.append(about | result._asdict())
     return found
 
@@ -103,11 +110,11 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-_NAMES = {"relative": "relative error", "lee": "raw LEE", "sensitivity": "error against noise"}
+_NAMES = {"relative": "relative error", "lee": "raw LEE", "sensitivity": "response over that to noise"}
 
 
 def answers(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Whether more accurate models respond less to transforms, in words, for each measure, over all and by family.
+    """Whether more accurate models respond less to transforms, in words, by measure: over all and by family.
 
     Args:
         found: What :func:`correlations` returns.
@@ -119,11 +126,11 @@ def answers(found: Sequence[Mapping[str, Any]]) -> list[str]:
     chosen = EVERY if EVERY in generators else min(generators, default="")
     sentences = []
     for one in found:
-        if one["generator"] != chosen or one["against"] != "accuracy":
+        if one["generator"] != chosen or one["against"] != "accuracy" or one["by"] == "tag":
             continue
         result = Correlation(one["rho"], one["low"], one["high"], one["points"])
         what = "geometric mean over generators" if chosen == EVERY else chosen
-        where = f"in the family {one['group']}" if one["group"] else "over all models"
+        where = f"in the family {one['group']}" if one["by"] == "family" else "over all models"
         if math.isnan(result.rho):
             told = "the correlation with accuracy is not defined (a constant)"
         elif math.isnan(result.low):
