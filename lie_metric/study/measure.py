@@ -17,7 +17,6 @@ from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.resampling import Resampling
 from lie_metric.study.data import ImageSet, Prepared, class_numbers
 from lie_metric.study.settings import LIE_MEASURES, Settings
-from lie_metric.study.store import StudyError
 from lie_metric.transforms import translate
 
 __all__ = ["measure_model"]
@@ -51,7 +50,8 @@ def measure_model(
         operation; remarks on values that could not be had.
 
     Raises:
-        StudyError: If images cannot be read, or differ in size for a model that does not say what it takes.
+        StudyError: If images cannot be read.
+        ValueError: If they differ in size and the model does not say what it takes.
     """
     if isinstance(model, nn.Module):
         model.to(device)
@@ -129,8 +129,7 @@ def measure_model(
 def _collate(items: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
     sizes = {tuple(image.shape) for image, _, _ in items}
     if len(sizes) > 1:
-        # The text of an error survives the way out of a worker process, its type too.
-        raise StudyError(
+        raise ValueError(
             f"`data` must hold images of one size for a model without a data config, got {sorted(sizes)[:3]}. Give the "
             "model an attribute `pretrained_cfg` such as {'input_size': (3, 224, 224), 'mean': ..., 'std': ...}."
         )

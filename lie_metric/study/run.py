@@ -94,8 +94,8 @@ def run_study(
             try:
                 rows, layers = _one(spec, images, settings, chosen_device, batch_size, workers, chunk_size)
                 counts["measured"] += 1
-            except StudyError:
-                raise
+            except StudyError as error:
+                raise StudyError(_message(error)) from error
             except Exception as error:
                 rows = [{"generator": "", "status": "failed", "reason": _reason(error)}]
                 layers = []
@@ -132,7 +132,13 @@ def _one(
 def _reason(error: Exception) -> str:
     """The error in one line, with the innermost place in a file."""
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error}"[:400] + f" ({Path(where.filename).name}:{where.lineno})"
+    return f"{type(error).__name__}: {_message(error)}"[:400] + f" ({Path(where.filename).name}:{where.lineno})"
+
+
+def _message(error: Exception) -> str:
+    """The error's text; of one in a process that reads images the last line, without the traceback before it."""
+    text = str(error)
+    return text.strip().splitlines()[-1].partition(": ")[2] if "in DataLoader worker" in text else text
 
 
 def _shard(shard: str) -> tuple[int, int]:

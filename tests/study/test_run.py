@@ -12,6 +12,7 @@ import torch
 
 import lie_metric as lm
 from lie_metric.study import Settings, StudyError, read_layers, read_rows, run_study
+from lie_metric.study import run as study_run
 from lie_metric.study.__main__ import main
 from lie_metric.study.data import load_data
 from lie_metric.study.measure import measure_model
@@ -189,10 +190,36 @@ def test_corrupt_image_keeps_what_was_done(tmp_path, named, capsys):
     assert "`data` must hold readable images, got " in (error := capsys.readouterr().err)
     assert "2.png" in error
     assert read_rows(out) == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_change_or_differ(tmp_path, named, capsys, monkeypatch, workers):
+    from PIL import Image
+
+    data, random = tmp_path / "data", np.random.default_rng(0)
+    for label, size in (("0", 16), ("1", 20)):
+        (data / label).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(random.integers(0, 255, (size, size), np.uint8)).save(data / label / f"{number}.png")
+    options = ["--data", f"folder:{data}", "--num-images", "4", "--quiet", "--workers", workers]
     # Sizes that differ need a model that says what it takes.
-    Image.fromarray(np.zeros((9, 9), np.uint8)).save(data / "1" / "2.png")
-    assert study(*named(["bare"]), *options[:-3], "--out", tmp_path / "sizes") == 1
-    assert "images of one size" in capsys.readouterr().err
+    assert study(*named(["bare", "a"]), *options, "--out", tmp_path / "sizes") == 3
+    rows = read_rows(tmp_path / "sizes")
+    assert [row["model"] for row in rows] == ["bare", *["a"] * 9]
+    assert rows[0]["reason"].startswith("ValueError: `data` must hold images of one size for a model without")
+    # An image that breaks during the study stops it, and is no fault of the model.
+    load = study_run.load_data
+
+    def then_break(*arguments):
+        images = load(*arguments)
+        (data / "1" / "1.png").write_bytes(b"no image")
+        return images
+
+    monkeypatch.setattr(study_run, "load_data", then_break)
+    capsys.readouterr()
+    assert study(*named(["a"]), *options, "--out", tmp_path / "out") == 1
+    assert capsys.readouterr().err.startswith("error: `data` must hold readable images, got ")
+    assert read_rows(tmp_path / "out") == []
 
 
 def test_full_disk(tmp_path, named, small):
