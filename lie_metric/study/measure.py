@@ -152,7 +152,8 @@ def _size(model: Callable[..., Any], image: Tensor, remarks: list[str]) -> Row:
     row: Row = {"input_size": "x".join(map(str, image.shape[1:]))}
     row["parameters"] = sum(one.numel() for one in model.parameters()) if isinstance(model, nn.Module) else None
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # With gradients off the counter fails where a module is called on a parameter (torch 2.15).
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             model(image)
         row["macs"] = counter.get_total_flops() // 2
     except Exception as error:  # a count is no reason to lose the measurement

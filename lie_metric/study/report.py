@@ -114,7 +114,7 @@ _NAMES = {"relative": "relative error", "lee": "raw LEE", "sensitivity": "respon
 
 
 def answers(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Whether more accurate models respond less to transforms, in words, by measure: over all and by family.
+    """Whether more accurate models respond less to transforms, in words, by measure: of all, by family and by tag.
 
     Args:
         found: What :func:`correlations` returns.
@@ -126,11 +126,13 @@ def answers(found: Sequence[Mapping[str, Any]]) -> list[str]:
     chosen = EVERY if EVERY in generators else min(generators, default="")
     sentences = []
     for one in found:
-        if one["generator"] != chosen or one["against"] != "accuracy" or one["by"] == "tag":
+        if one["generator"] != chosen or one["against"] != "accuracy":
             continue
         result = Correlation(one["rho"], one["low"], one["high"], one["points"])
         what = "geometric mean over generators" if chosen == EVERY else chosen
-        where = f"in the family {one['group']}" if one["by"] == "family" else "over all models"
+        where = {"family": f"in the family {one['group']}", "tag": f"with the tag {one['group']}"}.get(
+            one["by"], "over all models"
+        )
         if math.isnan(result.rho):
             told = "the correlation with accuracy is not defined (a constant)"
         elif math.isnan(result.low):

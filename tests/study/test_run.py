@@ -71,6 +71,24 @@ def test_rows_are_those_of_the_metric(tmp_path, named, small):
         assert sum(row["share"] for row in layers if row["generator"] == name) == pytest.approx(1, abs=1e-3)
 
 
+def test_macs_of_a_model_that_projects_a_parameter():
+    class Latent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.latent = torch.nn.Parameter(torch.ones(1, 4))
+            self.inner = torch.nn.Linear(4, 1024)
+
+        def forward(self, x):
+            return x.flatten(1) @ self.inner(self.latent).T.expand(-1, 2)
+
+    settings = Settings("digits", 2, 2, generators=("rotation",))
+    rows, _, remarks = measure_model(
+        Latent(), load_data("digits", 2, 0), settings, device=torch.device("cpu"), batch_size=2
+    )
+    assert rows[0]["macs"] == 4 * 1024 + 2 * 1024
+    assert not any("MACs" in one for one in remarks)
+
+
 def test_consistency():
     class Left(torch.nn.Module):
         def forward(self, x):
