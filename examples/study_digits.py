@@ -173,10 +173,8 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
     told = answers(found)
     accuracy = [one["accuracy"] for one in models]
     print(f"\n{len(models)} models, accuracy {min(accuracy):.3f} to {max(accuracy):.3f}.")
-    print(
-        "Spearman correlations, 95 % bootstrap intervals over models. Seeds of one configuration count as models of their"
-    )
-    print("own: intervals are too narrow. Augmentation moves accuracy and error at once: see the correlations by tag.")
+    print("Spearman correlations, 95 % bootstrap intervals over models. Seeds of one configuration count separately,")
+    print("so intervals are too narrow. Augmentation moves accuracy and error at once: see the correlations by tag.")
     print("\n".join([*told, *map(str, write_report(study))]))
     print(f"{time.monotonic() - started:.0f} s in all, {options.threads} threads.")
     return told

@@ -74,6 +74,8 @@ def measure_model(
     seen = evaluated = 0
     seconds = {"measurement": 0.0, "evaluation": 0.0}
     for batch, labels, indices in loader:
+        if seen >= settings.num_images and not {"accuracy", "consistency"} & set(measures):
+            break
         batch = batch.to(device)
         if not evaluated:
             common |= _size(model, batch[:1], remarks)

@@ -211,8 +211,10 @@ def _callable(source: str) -> Callable[[], Any]:
                 sys.path.insert(0, os.getcwd())
             imported = importlib.import_module(module)
         found = getattr(imported, attribute)
-    except (ImportError, AttributeError, OSError) as error:
-        raise ValueError(f"`models` must name a callable as module:callable, got {source!r}: {error}.") from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(
+            f"`models` must name a callable as module:callable, got {source!r}: {type(error).__name__}: {error}."
+        ) from error
     if not callable(found):
         raise ValueError(f"`models` must name a callable, got {source!r}, which is a {type(found).__name__}.")
     return found

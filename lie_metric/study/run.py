@@ -147,7 +147,8 @@ def _shard(shard: str) -> tuple[int, int]:
     part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= part <= parts:
         raise ValueError(f"`shard` must be i/n with 1 <= i <= n, got {shard!r}.")
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0")) if world > 1 else 0
     return (part - 1) * world + rank + 1, parts * world
 
 
