@@ -310,3 +310,21 @@ def test_settings():
 def test_too_few_images(tmp_path, named):
     with pytest.raises(StudyError, match="`data` must hold at least 400 images, got 360"):
         run_study(named("a"), tmp_path, Settings("digits", 400, layerwise=400))
+
+
+def test_extras_are_named_where_they_are_missing(tmp_path):
+    code = f"""
+import sys, torch, torchmetrics, lightning.pytorch
+for name in ("timm", "torchvision", "matplotlib", "sklearn", "pandas", "PIL", "tqdm"):
+    for loaded in [key for key in sys.modules if key.split(".")[0] == name]:
+        del sys.modules[loaded]
+    sys.modules[name] = None
+from lie_metric.study.__main__ import main
+for model, data in (("resnet18", "digits"), ("math:sqrt", "digits"), ("math:sqrt", "cifar10"), ("math:sqrt", "synthetic")):
+    assert main(["study", model, "--data", data, "--out", {str(tmp_path / "out")!r}]) == 2
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for need in ("timm", "scikit-learn", "torchvision", "Pillow"):
+        assert f"need {need}: pip install 'lie_metric[examples]'" in done.stderr.replace("needs", "need")
+    assert not (tmp_path / "out").exists()
