@@ -320,7 +320,8 @@ for name in ("timm", "torchvision", "matplotlib", "sklearn", "pandas", "PIL", "t
         del sys.modules[loaded]
     sys.modules[name] = None
 from lie_metric.study.__main__ import main
-for model, data in (("resnet18", "digits"), ("math:sqrt", "digits"), ("math:sqrt", "cifar10"), ("math:sqrt", "synthetic")):
+own = "math:sqrt"
+for model, data in (("resnet18", "digits"), (own, "digits"), (own, "cifar10"), (own, "synthetic")):
     assert main(["study", model, "--data", data, "--out", {str(tmp_path / "out")!r}]) == 2
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
