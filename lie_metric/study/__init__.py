@@ -1,0 +1,19 @@
+"""A study over many models: measured one by one, resumable, over as many machines as there are, and its report."""
+
+from lie_metric.study.models import ModelSpec, resolve_models
+from lie_metric.study.report import spearman, write_report
+from lie_metric.study.run import run_study
+from lie_metric.study.settings import Settings
+from lie_metric.study.store import StudyError, read_layers, read_rows
+
+__all__ = [
+    "ModelSpec",
+    "Settings",
+    "StudyError",
+    "read_layers",
+    "read_rows",
+    "resolve_models",
+    "run_study",
+    "spearman",
+    "write_report",
+]

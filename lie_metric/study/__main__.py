@@ -1,0 +1,128 @@
+"""The commands ``lie-metric study`` and ``lie-metric report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lie_metric.resampling import Resampling
+from lie_metric.study.report import write_report
+from lie_metric.study.run import run_study
+from lie_metric.study.settings import MEASURES, Settings
+from lie_metric.study.store import StudyError
+
+__all__ = ["main"]
+
+_MODELS = """models:
+  resnet50  resnet50.a1_in1k  'vit_*'  'resnet50.*'     timm names and wildcards
+  family:resnet                                         every model of a module of timm
+  hf-hub:timm/vit_base_patch16_224.augreg_in21k         from the hub
+  my_package.models:build  models.py:build              a callable that returns a model
+  resnet18@runs/best.ckpt  models.py:build@best.pt      with weights from a checkpoint
+  mine=models.py:build@best.pt                          with a name of your own
+
+data: digits, synthetic, folder:PATH with a folder of images for each class, or a set of torchvision (cifar10, ...).
+Each timm model gets its own input size, crop and normalisation; an own model with an attribute `pretrained_cfg` too.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lie-metric", description="Lie derivatives of many models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    study = commands.add_parser(
+        "study",
+        help="measure models",
+        description="Measures models, one row for each model and generator. Start it again to go on.",
+        epilog=_MODELS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = study.add_argument
+    add("models", nargs="+", metavar="MODELS", help="see below")
+    add("--data", required=True, help="see below")
+    add("--out", required=True, type=Path, metavar="DIR", help="the study's folder")
+    add("--data-root", default=Path("data"), type=Path, help="where torchvision's sets are or go")
+    add("--measures", nargs="+", default=list(MEASURES), choices=MEASURES, metavar="NAME", help=", ".join(MEASURES))
+    add("--generators", nargs="+", default=["affine"], metavar="NAME", help="names or groups of generators")
+    add("--num-images", type=int, default=256, help="images whose Lie derivatives are taken")
+    add("--eval-images", type=int, default=1024, help="images of accuracy and consistency")
+    add("--layerwise", type=int, nargs="?", const=4, default=0, metavar="IMAGES", help="attribute by type of operation")
+    add("--interpolation", default="bspline", help="bspline, cubic, bilinear or fourier")
+    add("--padding", default="reflection", help="see lie_metric.Resampling")
+    add("--align-corners", action="store_true", help="with bilinear and reflection: the paper's convention")
+    add("--random-weights", action="store_true", help="timm models without pretrained weights")
+    add("--exclude", nargs="+", default=[], metavar="PATTERN", help="wildcards of models to leave out")
+    add("--shard", default="1/1", metavar="i/n", help="work on every n-th model; torchrun splits it further")
+    add("--retry-failed", action="store_true", help="try models again that failed")
+    add("--batch-size", type=int, default=8)
+    add("--chunk-size", type=int, default=None, help="tangents at once; smaller takes less memory")
+    add("--workers", type=int, default=0, help="processes that read images")
+    add("--device", default="auto")
+    add("--seed", type=int, default=0)
+    add("--quiet", action="store_true", help="no progress bar")
+    report = commands.add_parser("report", help="merge all shards; tables, one HTML page, and pictures")
+    report.add_argument("folder", type=Path, metavar="DIR")
+    report.add_argument("--no-pictures", action="store_true", help="no PNGs, which need matplotlib")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: The command line; the default is that of the process.
+
+    Returns:
+        0; 1 if the study was stopped, 2 if the command cannot be followed, 3 if models failed.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        if options.command == "report":
+            for path in write_report(options.folder, pictures=not options.no_pictures):
+                sys.stdout.write(f"{path}\n")
+            return 0
+        settings = Settings(
+            options.data,
+            options.num_images,
+            max(options.eval_images, options.num_images),
+            tuple(options.generators),
+            tuple(options.measures),
+            options.layerwise,
+            resampling=Resampling(options.interpolation, options.padding, options.align_corners),
+            pretrained=not options.random_weights,
+            seed=options.seed,
+        )
+        counts = run_study(
+            options.models,
+            options.out,
+            settings,
+            exclude=options.exclude,
+            shard=options.shard,
+            data_root=options.data_root,
+            device=options.device,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            chunk_size=options.chunk_size,
+            retry_failed=options.retry_failed,
+            progress=not options.quiet,
+        )
+    except StudyError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: finished rows are kept; start the same command again to go on.\n")
+        return 130
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    sys.stdout.write(f"{told}. Report: lie-metric report {options.out}\n")
+    return 3 if counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    known = {"study", "report", "-h", "--help"}
+    # python -m lie_metric.study MODELS... is the command of that name.
+    sys.exit(main(given if given and given[0] in known else ["study", *given]))

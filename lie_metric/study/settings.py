@@ -1,0 +1,84 @@
+"""What the values of a study depend on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lie_metric.algebra import generators as resolve
+from lie_metric.resampling import Resampling
+
+__all__ = ["LIE_MEASURES", "MEASURES", "Settings"]
+
+LIE_MEASURES = ("relative", "lee", "sensitivity")
+MEASURES = (*LIE_MEASURES, "accuracy", "consistency")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the values of a study depend on; recorded in its folder, and the same whenever it goes on.
+
+    Args:
+        data: ``"digits"``, ``"synthetic"``, ``"folder:PATH"`` or a set of torchvision.
+        num_images: Images whose Lie derivatives are taken; the first of those evaluated.
+        eval_images: Images of accuracy and consistency; at least ``num_images``.
+        generators: Names or groups, e.g. ``("affine",)``.
+        measures: Among ``relative``, ``lee``, ``sensitivity``, ``accuracy`` and ``consistency``. ``lee`` is of class
+            probabilities, the others of logits.
+        layerwise: Images of the attribution by type of operation; 0 leaves it out.
+        probes: Random probes of the attribution for each image.
+        resampling: The stencil.
+        max_shift: Largest shift of ``consistency`` along each axis, in halves of the shorter side.
+        pretrained: Whether timm models come with pretrained weights.
+        seed: Draws the images, the noise, the shifts and the probes.
+
+    Raises:
+        ValueError: If a value is out of range or unknown.
+    """
+
+    data: str
+    num_images: int = 256
+    eval_images: int = 1024
+    generators: tuple[str, ...] = ("affine",)
+    measures: tuple[str, ...] = MEASURES
+    layerwise: int = 0
+    probes: int = 8
+    resampling: Resampling = field(default_factory=Resampling)
+    max_shift: float = 0.125
+    pretrained: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_images", 2), ("eval_images", self.num_images), ("layerwise", 0), ("probes", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"`seed` must be a non-negative integer, got {self.seed!r}.")
+        if self.layerwise > self.num_images:
+            raise ValueError(f"`layerwise` must be at most `num_images` ({self.num_images}), got {self.layerwise}.")
+        if not 0 < self.max_shift <= 1:
+            raise ValueError(f"`max_shift` must be in (0, 1] half sides, got {self.max_shift!r}.")
+        unknown = [name for name in self.measures if name not in MEASURES]
+        if unknown or not self.measures:
+            raise ValueError(f"`measures` must be among {', '.join(MEASURES)}, got {list(self.measures)!r}.")
+        resolve(self.generators)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The generators of a finished model's rows; one empty name if no Lie derivative is asked for."""
+        if not any(name in self.measures for name in LIE_MEASURES):
+            return ("",)
+        return tuple(generator.name for generator in resolve(self.generators))
+
+    def record(self, fingerprint: str) -> dict[str, Any]:
+        """The settings as they are written down and compared.
+
+        Args:
+            fingerprint: That of the images; it stands for a folder's path, which may differ between machines.
+
+        Returns:
+            Names and values that JSON can hold.
+        """
+        record = asdict(self) | {"data": self.data.partition(":")[0], "fingerprint": fingerprint, "format": 1}
+        return record | {"generators": list(self.names), "measures": sorted(self.measures)}
