@@ -16,6 +16,7 @@ from torch import Tensor
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
 from lie_metric.derivative import Generators, Linearisation, Method, Output, linearise, validate_options
+from lie_metric.functional.sums import GROUPS, ROUNDINGS, Sums, defined, grouped, moments, spread, totals
 from lie_metric.representations import Invariant, Representation
 from lie_metric.resampling import Resampling, coordinate_dtype
 
@@ -24,14 +25,6 @@ __all__ = ["LeeOutput", "Measure", "Normalise", "gram", "lee", "principal_direct
 Normalise = Literal["input"]
 Measure = Literal["relative", "lee", "sensitivity"]
 LeeOutput = Literal["output", "probabilities", "auto"]
-Sums = Mapping[str, Tensor]
-
-GROUPS = 64
-"""Groups of images that the jackknife leaves out in turn; fewer images make groups of one."""
-
-# A spread below this many roundings of the output cannot be told from rounding. The second number is where the
-# subtraction of two float64 sums ends.
-_ROUNDINGS, _CANCELLATION = 8.0, 1e-13
 
 
 def _local_equivariance_validate(
@@ -80,7 +73,7 @@ def _local_equivariance_update(
                 f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
                 f"{tuple(result.output.shape)}. Select or reshape it with `output=`."
             )
-        sums = _sum(result, asked, noise, torch.as_tensor(indices) % GROUPS, lee_output, output)
+        sums = _sum(result, asked, noise, indices, lee_output, output)
     return sums, result
 
 
@@ -98,7 +91,7 @@ def _sum(
     result: Linearisation,
     asked: Sequence[Generator],
     noise: Tensor | None,
-    group: Tensor,
+    indices: Sequence[int],
     lee_output: LeeOutput,
     output: Output,
 ) -> dict[str, Tensor]:
@@ -113,10 +106,7 @@ def _sum(
     on_probabilities = lee_output == "probabilities" or (lee_output == "auto" and classifier)
     probabilities = f.to(wide).softmax(-1) if on_probabilities else None
     dimension = f[0].numel()
-    blocks = result.representation.components(f)
-    rows: dict[str, list[Tensor]] = {
-        name: [] for name in ("gram", "energy", "violation", "square", "total", "weight", "noise")
-    }
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("gram", "energy", "violation", "noise")}
     for image in range(len(f)):
         # Squares are taken in float64, one image at a time: large outputs would fill the memory twice.
         L = result.lie_derivatives[:, image].reshape(len(asked), -1).to(wide)
@@ -125,39 +115,20 @@ def _sum(
             p = probabilities[image]
             L = p * (L - (L @ p)[:, None])
         rows["gram"].append(L @ L.mT / dimension)
-        rows["square"].append(f[image].to(wide).square().sum())
-        rows["total"].append(torch.cat([block[image].to(wide).sum(0) for block in blocks]))
-        rows["weight"].append(
-            torch.cat([torch.full(block.shape[2:], block.shape[1], dtype=wide, device=f.device) for block in blocks])
-        )
         moved = result.tangents[:, image].reshape(len(asked), -1).to(wide)
         energy = moved @ moved.mT
         rows["energy"].append(energy / moved.shape[1])
         if noise is not None:
             gain = result.products[-1, image].to(wide).square().sum() / noise[image].to(wide).square().sum()
             rows["noise"].append(gain * energy.diagonal())
-    group = group.to(f.device)
-    sums = {}
-    for name, values in rows.items():
-        if values:
-            stacked = torch.stack(values)
-            sums[name] = stacked.new_zeros((GROUPS, *stacked.shape[1:])).index_add(0, group, stacked)
-        else:
-            sums[name] = torch.full((GROUPS, len(asked)), torch.nan, dtype=wide, device=f.device)
-    sums["images"] = torch.zeros(GROUPS, dtype=wide, device=f.device).index_add(
-        0, group, torch.ones(len(f), dtype=wide, device=f.device)
+    sums = grouped(
+        {name: torch.stack(values) for name, values in rows.items() if values} | moments(f, result.representation),
+        indices,
     )
+    if noise is None:
+        sums["noise"] = torch.full((GROUPS, len(asked)), torch.nan, dtype=wide, device=f.device)
     sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=wide, device=f.device)
     return sums
-
-
-def _spread(sums: Sums) -> Tensor:
-    """Σ‖f - E f‖², each element about its own mean, positions of an image pooled; NaN at rounding level."""
-    square = sums["square"]
-    mean_part = torch.where(sums["weight"] > 0, sums["total"].square() / sums["weight"].clamp(min=1), 0.0).sum(-1)
-    spread = square - mean_part
-    floor = square * ((_ROUNDINGS * sums["rounding"]) ** 2).clamp(min=_CANCELLATION)
-    return torch.where(spread > floor, spread, torch.nan)
 
 
 def _lee(sums: Sums) -> Tensor:
@@ -177,11 +148,11 @@ def _gram_and_energy(sums: Sums) -> Tensor:
 
 
 def _relative(sums: Sums) -> Tensor:
-    return (sums["violation"] / _spread(sums)[..., None]).sqrt()
+    return (sums["violation"] / spread(sums)[..., None]).sqrt()
 
 
 def _sensitivity(sums: Sums) -> Tensor:
-    floor = (sums["square"] * (_ROUNDINGS * sums["rounding"]) ** 2)[..., None]
+    floor = (sums["square"] * (ROUNDINGS * sums["rounding"]) ** 2)[..., None]
     noise = torch.where(sums["noise"] > floor, sums["noise"], torch.nan)
     return (sums["violation"] / noise).sqrt()
 
@@ -224,49 +195,18 @@ _UNDEFINED = {
 }
 
 
-def _total(sums: Sums) -> dict[str, Tensor]:
-    return {name: value if value.ndim == 0 else value.sum(0) for name, value in sums.items()}
-
-
 def _local_equivariance_compute(sums: Sums, measure: str, names: Sequence[str]) -> dict[str, Tensor]:
     """The measure of each generator from the sums."""
     return dict(zip(names, _value(sums, _STATISTICS[measure], measure, names).unbind(), strict=True))
 
 
 def _value(sums: Sums, statistic: Callable[[Sums], Tensor], measure: str, names: Sequence[str]) -> Tensor:
-    total = _total(sums)
+    total = totals(sums)
     value = statistic(total)
     if not bool(torch.isfinite(total["square"])) or not bool(torch.isfinite(total["violation"]).all()):
-        _warn(f"`{measure}` is NaN: the model's outputs or derivatives are not finite.")
+        warnings.warn(f"`{measure}` is NaN: the model's outputs or derivatives are not finite.", stacklevel=5)
         return torch.full_like(value, torch.nan)
-    undefined = ~torch.isfinite(value)
-    if bool(undefined.any()):
-        which = [name for name, bad in zip(names, undefined.flatten().tolist(), strict=False) if bad]
-        _warn(f"`{measure}` is NaN for {which}: {_UNDEFINED.get(measure, 'it is not defined')}.")
-        value = torch.where(undefined, torch.nan, value)
-    return value
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=6)
-
-
-def _standard_error(sums: Sums, statistic: Callable[[Sums], Tensor]) -> Tensor:
-    r"""The grouped jackknife with groups of unequal size (Busing, Meijer & van der Leeden 1999, Eq. 2.3).
-
-    With one image in each group and a mean as the statistic it is the usual :math:`s / \sqrt n`.
-    """
-    total = _total(sums)
-    used = sums["images"] > 0
-    groups = int(used.sum())
-    whole = statistic(total)
-    if groups < 2:
-        return torch.full_like(whole, torch.nan)
-    left = {name: value if value.ndim == 0 else total[name] - value[used] for name, value in sums.items()}
-    share = total["images"] / sums["images"][used]
-    share = share.reshape(-1, *[1] * whole.ndim)
-    pseudo = share * whole - (share - 1) * statistic(left)
-    return ((pseudo - pseudo.mean(0)).square() / (share - 1)).mean(0).sqrt()
+    return defined(value, measure, names, _UNDEFINED.get(measure, "it is not defined"), stacklevel=6)
 
 
 _DEFAULTS: dict[str, Any] = {

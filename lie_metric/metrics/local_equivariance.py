@@ -7,13 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lie_metric.derivative import Generators, Method, Output
 from lie_metric.functional.local_equivariance import (
     _STATISTICS,
-    GROUPS,
     LeeOutput,
     Measure,
     Normalise,
@@ -23,26 +20,18 @@ from lie_metric.functional.local_equivariance import (
     _local_equivariance_update,
     _local_equivariance_validate,
     _principal_directions,
-    _standard_error,
     _validate_normalise,
     _value,
 )
+from lie_metric.functional.sums import standard_error
+from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 
 __all__ = ["LocalEquivarianceError"]
 
-_STATES = ("images", "gram", "energy", "violation", "square", "total", "weight", "noise")
 
-
-def _gather(result: Tensor, group: Any = None) -> list[Tensor]:
-    """Gathers a state; a process without images, whose width is still 1, takes the width of the others."""
-    parts = gather_all_tensors(result, group)
-    width = torch.broadcast_shapes(*(part.shape for part in parts))
-    return [part.expand(width) for part in parts]
-
-
-class LocalEquivarianceError(Metric):
+class LocalEquivarianceError(ModelMetric):
     r"""Lie derivatives of a model, summarised over images: relative, mean square, against noise, and their Gram matrix.
 
     One pass over the images gives every measure, each with its standard error (grouped jackknife over images):
@@ -92,13 +81,6 @@ class LocalEquivarianceError(Metric):
         5.0
     """
 
-    full_state_update = False
-    higher_is_better = False
-    is_differentiable = False
-    plot_lower_bound = 0.0
-
-    rounding: Tensor
-
     def __init__(
         self,
         generators: Generators = "affine",
@@ -115,10 +97,7 @@ class LocalEquivarianceError(Metric):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("dist_sync_fn") is None:
-            kwargs["dist_sync_fn"] = _gather
-        super().__init__(**kwargs)
-        self.generators = _local_equivariance_validate(
+        asked = _local_equivariance_validate(
             generators,
             measure,
             output,
@@ -132,6 +111,14 @@ class LocalEquivarianceError(Metric):
         )
         if measure == "sensitivity" and not with_noise:
             raise ValueError("`with_noise` must be True when `measure` is 'sensitivity', got False.")
+        count = len(asked)
+        square = (count, count)
+        super().__init__(
+            {"gram": square, "energy": square, "violation": (count,), "noise": (count,)}
+            | {"square": (), "total": (1,), "weight": (1,)},
+            **kwargs,
+        )
+        self.generators = asked
         self.measure = measure
         self.output = output
         self.lee_output = lee_output
@@ -143,23 +130,6 @@ class LocalEquivarianceError(Metric):
         self.with_noise = with_noise
         self.seed = seed
         self.method_used: str | None = None
-        self._seen = 0
-        self._continuing = False
-        count = len(self.generators)
-        matrix = (count, count)
-        shapes = {
-            "images": (),
-            "square": (),
-            "gram": matrix,
-            "energy": matrix,
-            "violation": (count,),
-            "noise": (count,),
-        }
-        for name in _STATES:
-            # The width of the output is not known yet: one column, which broadcasts in every sum.
-            shape = (GROUPS, *shapes.get(name, (1,)))
-            self.add_state(f"sum_{name}", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("rounding", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -176,11 +146,7 @@ class LocalEquivarianceError(Metric):
         Raises:
             ValueError: If the outputs have another width than before.
         """
-        # Under several processes image i of rank r is taken for number i · world + r, which is how samplers deal them
-        # out, so that groups and noise are those of one process.
-        rank, world = _process()
-        count = len(images) if isinstance(images, Tensor) and images.ndim else 0
-        indices = [(self._seen + row) * world + rank for row in range(count)]
+        indices = self._indices(images)
         sums, result = _local_equivariance_update(
             model,
             images,
@@ -196,40 +162,14 @@ class LocalEquivarianceError(Metric):
             method=self.method_used or self.method,
             chunk_size=self.chunk_size,
         )
-        before, now = self._state("total").shape[1], sums["total"].shape[1]
-        if before not in {1, now} and now != 1:
-            raise ValueError(
-                f"`images` must lead to outputs of one width, got {now} means after {before}. Use one Metric for each "
-                "kind of output."
-            )
         # A method that was probed once is kept, so that later batches do not probe again.
         self.method_used = result.method
-        self._seen += count
-        for name in _STATES:
-            # Not in place: a state made in inference mode could not be changed outside of it.
-            state = self._state(name)
-            setattr(self, f"sum_{name}", state + sums[name].to(state))
-        self.rounding = torch.maximum(self.rounding, sums["rounding"].to(self.rounding))
-
-    def _state(self, name: str) -> Tensor:
-        state = getattr(self, f"sum_{name}")
-        if not isinstance(state, Tensor):
-            raise TypeError(f"state `{name}` must be a tensor")
-        return state
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Adds a batch and returns the measure of that batch alone, from a single pass over the model."""
-        self._continuing = True
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            self._continuing = False
+        self._add(sums, len(indices))
 
     def reset(self) -> None:
         """Forgets all images."""
         super().reset()
         if not getattr(self, "_continuing", False):
-            self._seen = 0
             self.method_used = None
 
     def compute(self) -> dict[str, Tensor]:
@@ -239,18 +179,6 @@ class LocalEquivarianceError(Metric):
             For each generator's name a float64 number of no axes.
         """
         return _local_equivariance_compute(self._sums(), self.measure, self.names)
-
-    def _sums(self) -> dict[str, Tensor]:
-        return {name: self._state(name) for name in _STATES} | {"rounding": self.rounding}
-
-    def _synced(self, read: Callable[[Mapping[str, Tensor]], Any]) -> Any:
-        """A function of the sums over all processes, as in ``compute``."""
-        if self._is_synced:
-            return read(self._sums())
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
-        ):
-            return read(self._sums())
 
     def _named(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.names, values.unbind(), strict=True))
@@ -292,7 +220,7 @@ class LocalEquivarianceError(Metric):
         if chosen not in _STATISTICS:
             raise ValueError(f"`measure` must be one of {sorted(_STATISTICS)}, got {chosen!r}.")
         self._needs_noise(chosen)
-        return self._named(self._synced(lambda sums: _standard_error(sums, _STATISTICS[chosen])))
+        return self._named(self._errors(_STATISTICS[chosen]))
 
     def measures(self) -> dict[str, dict[str, Tensor]]:
         """Every measure and its standard error, synchronised over processes once.
@@ -306,7 +234,7 @@ class LocalEquivarianceError(Metric):
             found = {}
             for name in available:
                 found[name] = _local_equivariance_compute(sums, name, self.names)
-                found[f"{name}_standard_error"] = self._named(_standard_error(sums, _STATISTICS[name]))
+                found[f"{name}_standard_error"] = self._named(standard_error(sums, _STATISTICS[name]))
             return found
 
         return self._synced(read)
@@ -356,22 +284,3 @@ class LocalEquivarianceError(Metric):
         _validate_normalise(normalise)
         gram, energy = self._synced(lambda sums: _value(sums, _gram_and_energy, "lee", self.names))
         return _principal_directions(gram, energy, self.generators, normalise)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plots one value, or a sequence of values over steps, of every generator.
-
-        Args:
-            val: Results of ``compute`` or ``forward``, one or several; the default is the present one.
-            ax: A matplotlib axis.
-
-        Returns:
-            The figure and the axis.
-        """
-        return self._plot(val, ax)
-
-
-def _process() -> tuple[int, int]:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
