@@ -134,7 +134,7 @@ class TestEquivariant:
         with pytest.raises(AssertionError) as caught:
             testing.assert_equivariant(planted, images(), "translation", resampling=FOURIER)
         text = str(caught.value)
-        assert re.search(r"within 1e-08 \(float64\), got a violation of \S+ under 'translation_x' at image 1", text)
+        assert re.search(r"within 1e-10 \(float64\), got a violation of \S+ under 'translation_x' at image 1", text)
         assert float(re.search(r"violation of (\S+)", text)[1]) == pytest.approx(
             found["translation_x"][1].item(), rel=1e-2
         )

@@ -425,6 +425,24 @@ def test_gains_solve_the_generalised_problem():
     torch.testing.assert_close(doubled, 4 / 9 * values, rtol=1e-8, atol=0)
 
 
+def test_directions_of_parts_are_those_of_the_whole():
+    model, x = Net(), images(10)
+    whole = F.principal_directions(model, x, NAMES, normalise="input")
+    split, through_forward, other = (lm.LocalEquivarianceError(NAMES) for _ in range(3))
+    for part in x.split(3):
+        split.update(model, part)
+        through_forward(model, part)
+    torch.testing.assert_close(split.principal_directions("input"), whole, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(through_forward.principal_directions("input"), whole, rtol=1e-8, atol=1e-9)
+    other.update(model, images(4, seed=2))
+    other.merge_state(split)
+    both = F.principal_directions(model, torch.cat([x, images(4, seed=2)]), NAMES, normalise="input")
+    torch.testing.assert_close(other.principal_directions("input"), both, rtol=1e-8, atol=1e-9)
+    assert split.principal_directions()[0][0] != whole[0][0]
+    split.reset()
+    assert not split.sum_energy.any()
+
+
 def test_directions_do_not_depend_on_how_generators_are_written():
     """The nine affine names and any basis of what they span give the same gains."""
     model, x = Net(), images()
