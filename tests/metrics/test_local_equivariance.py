@@ -429,7 +429,7 @@ def test_directions_of_parts_are_those_of_the_whole():
     model, x = Net(), images(10)
     whole = F.principal_directions(model, x, NAMES, normalise="input")
     split, through_forward, other = (lm.LocalEquivarianceError(NAMES) for _ in range(3))
-    for part in x.split(3):
+    for part in x.split(5):
         split.update(model, part)
         through_forward(model, part)
     torch.testing.assert_close(split.principal_directions("input"), whole, rtol=1e-8, atol=1e-9)
@@ -457,6 +457,11 @@ def test_directions_do_not_depend_on_how_generators_are_written():
     metric.update(model, x)
     torch.testing.assert_close(metric.directional(directions), values, rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(directions @ directions.mT, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-10)
+    for normalise in (None, "input"):
+        for names in ("affine", basis, ("rotation", "scale", "saturation")):
+            _, rows = F.principal_directions(model, x, names, normalise=normalise)
+            assert (rows.max(1).values == rows.abs().max(1).values).all()
+            torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows), dtype=torch.float64))
 
 
 def test_combinations_that_move_no_image_have_no_gain():
