@@ -68,10 +68,10 @@ def equivariance_violation(
 
     with u Gaussian noise (the bar is a mean over four draws). The first two terms are the two sides of
     :math:`Df[X \cdot x] = X \cdot f`. An invariant function has neither, and is compared with its response to any other
-    change of the same norm. The number does not change when inputs or outputs are multiplied, shifted by a constant
-    or t is measured in other units; it lies between 0 and √2, is at rounding level for an equivariant function and
-    around 1 for one that knows nothing of X. Where all terms vanish (a constant function) it is 0; a function that is
-    constant only up to rounding has no size to be compared with, and fails.
+    change of the same norm. The number does not change when the output is multiplied by a number or shifted by a
+    constant, nor when inputs or t are measured in other units. It lies between 0 and √2, is at rounding level for an
+    equivariant function and around 1 for one that knows nothing of X. Where all terms vanish (a constant function) it
+    is 0; a function that is constant only up to rounding has no size to be compared with, and fails.
 
     Convention:
         An image is moved with the slopes of the stencil. A function that is linear over positions, such as a

@@ -116,6 +116,11 @@ class TestEquivariant:
         for name in plain:
             torch.testing.assert_close(other[name], plain[name], rtol=1e-6, atol=0)
 
+    def test_the_unit_of_t_does_not_matter(self):
+        turn = lm.generators("rotation")[0]
+        found = testing.equivariance_violation(cnn(), images(), (turn, (-0.01 * turn).with_name("small")))
+        torch.testing.assert_close(found["small"], found["rotation"], rtol=1e-8, atol=0)
+
     def test_at_most_root_two(self):
         found = testing.equivariance_violation(lambda v: v.flip(-1), images(), "translation_x")["translation_x"]
         assert ((found > 0.9) & (found <= 2**0.5)).all()

@@ -469,6 +469,8 @@ def test_combinations_that_move_no_image_have_no_gain():
     values, directions = F.principal_directions(Net(), rows, ("translation", "saturation"), normalise="input")
     assert values.shape == (2,)
     assert directions[:, 0].abs().max() < 1e-6
+    nothing = F.principal_directions(Net(), rows, lm.Generator.affine("nothing", [[0, 0, 0], [0, 0, 0]]))
+    assert [part.shape for part in nothing] == [(0,), (0, 1)]
     options = {"normalise": "input", "resampling": lm.PAPER}  # whose slopes of a constant are 0 exactly
     flat = F.principal_directions(Net(), torch.ones_like(rows), "translation", **options)
     assert flat[0].shape == (0,)
