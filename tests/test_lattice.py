@@ -112,6 +112,7 @@ class TestOnRepresentations:
         grid = picture(3)
         assert torch.equal(ELEMENTS["rotate_90"].on_grid(grid, (6, 6)), ELEMENTS["rotate_90"](grid))
         assert torch.equal(Roll(4, -2).on_grid(grid, (6, 6)), Roll(2, -1)(grid))
+        assert torch.equal(Roll(4, 4).on_grid(grid, (12, 6)), Roll(2, 1)(grid))
         with pytest.raises(ValueError, match=r"move an output of 3×3 by whole pixels, got 'roll_1_0'.*by 0.5 and 0"):
             Roll(1, 0).on_grid(grid, (6, 6))
 

@@ -116,6 +116,11 @@ class TestEquivariant:
         for name in plain:
             torch.testing.assert_close(other[name], plain[name], rtol=1e-6, atol=0)
 
+    def test_the_unit_of_t_does_not_matter(self):
+        turn = lm.generators("rotation")[0]
+        found = testing.equivariance_violation(cnn(), images(), (turn, (-0.01 * turn).with_name("small")))
+        torch.testing.assert_close(found["small"], found["rotation"], rtol=1e-8, atol=0)
+
     def test_at_most_root_two(self):
         found = testing.equivariance_violation(lambda v: v.flip(-1), images(), "translation_x")["translation_x"]
         assert ((found > 0.9) & (found <= 2**0.5)).all()
@@ -134,7 +139,7 @@ class TestEquivariant:
         with pytest.raises(AssertionError) as caught:
             testing.assert_equivariant(planted, images(), "translation", resampling=FOURIER)
         text = str(caught.value)
-        assert re.search(r"within 1e-08 \(float64\), got a violation of \S+ under 'translation_x' at image 1", text)
+        assert re.search(r"within 1e-10 \(float64\), got a violation of \S+ under 'translation_x' at image 1", text)
         assert float(re.search(r"violation of (\S+)", text)[1]) == pytest.approx(
             found["translation_x"][1].item(), rel=1e-2
         )

@@ -425,6 +425,24 @@ def test_gains_solve_the_generalised_problem():
     torch.testing.assert_close(doubled, 4 / 9 * values, rtol=1e-8, atol=0)
 
 
+def test_directions_of_parts_are_those_of_the_whole():
+    model, x = Net(), images(10)
+    whole = F.principal_directions(model, x, NAMES, normalise="input")
+    split, through_forward, other = (lm.LocalEquivarianceError(NAMES) for _ in range(3))
+    for part in x.split(5):
+        split.update(model, part)
+        through_forward(model, part)
+    torch.testing.assert_close(split.principal_directions("input"), whole, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(through_forward.principal_directions("input"), whole, rtol=1e-8, atol=1e-9)
+    other.update(model, images(4, seed=2))
+    other.merge_state(split)
+    both = F.principal_directions(model, torch.cat([x, images(4, seed=2)]), NAMES, normalise="input")
+    torch.testing.assert_close(other.principal_directions("input"), both, rtol=1e-8, atol=1e-9)
+    assert split.principal_directions()[0][0] != whole[0][0]
+    split.reset()
+    assert not split.sum_energy.any()
+
+
 def test_directions_do_not_depend_on_how_generators_are_written():
     """The nine affine names and any basis of what they span give the same gains."""
     model, x = Net(), images()
@@ -439,6 +457,11 @@ def test_directions_do_not_depend_on_how_generators_are_written():
     metric.update(model, x)
     torch.testing.assert_close(metric.directional(directions), values, rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(directions @ directions.mT, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-10)
+    for normalise in (None, "input"):
+        for names in ("affine", basis, ("rotation", "scale", "saturation")):
+            _, rows = F.principal_directions(model, x, names, normalise=normalise)
+            assert (rows.max(1).values == rows.abs().max(1).values).all()
+            torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows), dtype=torch.float64))
 
 
 def test_combinations_that_move_no_image_have_no_gain():
@@ -446,6 +469,8 @@ def test_combinations_that_move_no_image_have_no_gain():
     values, directions = F.principal_directions(Net(), rows, ("translation", "saturation"), normalise="input")
     assert values.shape == (2,)
     assert directions[:, 0].abs().max() < 1e-6
+    nothing = F.principal_directions(Net(), rows, lm.Generator.affine("nothing", [[0, 0, 0], [0, 0, 0]]))
+    assert [part.shape for part in nothing] == [(0,), (0, 1)]
     options = {"normalise": "input", "resampling": lm.PAPER}  # whose slopes of a constant are 0 exactly
     flat = F.principal_directions(Net(), torch.ones_like(rows), "translation", **options)
     assert flat[0].shape == (0,)
