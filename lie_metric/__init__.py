@@ -1,27 +1,42 @@
 """Equivariance curves while you train: Lie derivatives of vision models."""
 
-from lie_metric import figures, functional, lattice, representations, testing, transforms
+from lie_metric import figures, functional, lattice, orbits, representations, testing, transforms
 from lie_metric.algebra import Generator, generators
 from lie_metric.callbacks import EquivarianceMonitor, LayerwiseMonitor
 from lie_metric.derivative import lie_derivative
+from lie_metric.functional import equivariance_penalty
 from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
-from lie_metric.metrics import LocalEquivarianceError
+from lie_metric.metrics import (
+    FiniteEquivarianceError,
+    LatticeEquivarianceError,
+    LocalEquivarianceError,
+    OrbitVariance,
+    PredictionConsistency,
+    RelaxedEquivarianceError,
+)
 from lie_metric.resampling import PAPER, Resampling
 
 __all__ = [
     "PAPER",
     "EquivarianceMonitor",
+    "FiniteEquivarianceError",
     "Generator",
+    "LatticeEquivarianceError",
     "LayerwiseMonitor",
     "LayerwiseReport",
     "LocalEquivarianceError",
+    "OrbitVariance",
+    "PredictionConsistency",
+    "RelaxedEquivarianceError",
     "Resampling",
+    "equivariance_penalty",
     "figures",
     "functional",
     "generators",
     "lattice",
     "layerwise_equivariance_error",
     "lie_derivative",
+    "orbits",
     "representations",
     "testing",
     "transforms",

@@ -114,6 +114,47 @@ def equivariance_curves(axis: Axes, curves: Mapping[str, Curve], generator: str,
     axis.grid(alpha=0.25)
 
 
+def error_curves(models: Mapping[str, Mapping[str, Curve]], *, caption: str) -> Figure:
+    """Draws the errors of finite transforms over the group parameter, one panel for each generator.
+
+    Args:
+        models: For each model (or regime) its curve of each generator over t.
+        caption: Line below: what was measured, on what, and with which stencil.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        ValueError: If there is nothing to draw.
+
+    Example:
+        >>> figure = error_curves({"cnn": {"rotation": Curve([0.1, 0.2], [0.3, 0.5], [0.0, 0.0])}}, caption="bspline")
+        >>> figure.axes[0].get_xlabel()
+        't (radian)'
+    """
+    names = list(dict.fromkeys(name for curves in models.values() for name in curves))
+    if not names:
+        raise ValueError("`models` must hold at least one curve, got none.")
+    _, Figure, FigureCanvasAgg = _matplotlib()
+    figure = Figure(figsize=(3.4 * len(names), 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for (model, curves), colour in zip(models.items(), _cycle(len(models)), strict=True):
+            if name in curves:
+                curve = curves[name]
+                axis.errorbar(curve.epochs, curve.values, curve.errors, color=colour, label=model, capsize=2)
+        axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.set_xlabel(f"t ({unit_of(name)})", fontsize=8)
+        axis.set_ylabel("error / (√2 output std.)", fontsize=8)
+        axis.set_ylim(bottom=0)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.supxlabel(caption, fontsize=8, color="0.3")
+    return figure
+
+
 def heat_map(
     axis: Axes, regimes: Regimes, generators: Sequence[str], *, floors: Mapping[str, float] | None = None
 ) -> None:

@@ -13,7 +13,16 @@ from lie_metric import transforms
 from lie_metric.algebra import Generator
 from lie_metric.resampling import Resampling
 
-__all__ = ["ChannelsLast", "Image", "Invariant", "Representation", "Tokens", "infer_output_representation", "map_grid"]
+__all__ = [
+    "ChannelsLast",
+    "Image",
+    "Invariant",
+    "Representation",
+    "Tokens",
+    "grid_size",
+    "infer_output_representation",
+    "map_grid",
+]
 
 
 @runtime_checkable
@@ -64,6 +73,38 @@ def map_grid(representation: Representation, tensor: Tensor, function: Callable[
             "(B, C, H, W) within the tensor."
         )
     return mapping(tensor, function)
+
+
+def grid_size(representation: Representation, inputs: Tensor) -> tuple[int, int]:
+    """Height and width of the images within a tensor.
+
+    Args:
+        representation: How the tensor is laid out.
+        inputs: The tensor.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        ValueError: If nothing of the tensor stands on a grid.
+
+    Example:
+        >>> grid_size(ChannelsLast(), torch.zeros(1, 5, 7, 3))
+        (5, 7)
+    """
+    seen: list[tuple[int, int]] = []
+
+    def look(image: Tensor) -> Tensor:
+        seen.append((image.shape[-2], image.shape[-1]))
+        return image
+
+    map_grid(representation, inputs, look)
+    if not seen:
+        raise ValueError(
+            f"`input_representation` must hold images, got {representation!r}, on which no transform acts. "
+            "Pass e.g. `lie_metric.representations.Image()`."
+        )
+    return seen[0]
 
 
 class _Mapped:

@@ -21,7 +21,7 @@ from lie_metric.derivative import (
 from lie_metric.functional.local_equivariance import _noise
 from lie_metric.isolation import evaluation, random_state
 from lie_metric.lattice import LatticeTransforms, elements
-from lie_metric.representations import Image, Representation, infer_output_representation, map_grid
+from lie_metric.representations import Image, Representation, grid_size, infer_output_representation, map_grid
 from lie_metric.resampling import Resampling, coordinate_dtype
 
 __all__ = [
@@ -260,7 +260,7 @@ def _lattice_violation(
     validate_options(output, input_representation, output_representation, None, "auto", None)
     validate_inputs(model, inputs, input_representation)
     carrier = input_representation or Image()
-    size = _grid_size(carrier, inputs)
+    size = grid_size(carrier, inputs)
     # All transforms act before the model runs, so that a size that does not fit is met first.
     moved = [map_grid(carrier, inputs, element) for element in asked]
     found = {}
@@ -350,22 +350,6 @@ def _check_rows(output: Tensor, count: int) -> None:
             f"`output` must have one entry for each of the {count} images on its first axis, got shape "
             f"{tuple(output.shape)}. Select or reshape it with `output=`."
         )
-
-
-def _grid_size(representation: Representation, inputs: Tensor) -> tuple[int, int]:
-    seen: list[tuple[int, int]] = []
-
-    def look(image: Tensor) -> Tensor:
-        seen.append((image.shape[-2], image.shape[-1]))
-        return image
-
-    map_grid(representation, inputs, look)
-    if not seen:
-        raise ValueError(
-            f"`input_representation` must hold images, got {representation!r}, on which no transform acts. "
-            "Pass e.g. `lie_metric.representations.Image()`."
-        )
-    return seen[0]
 
 
 def _wide(tensor: Tensor) -> Tensor:

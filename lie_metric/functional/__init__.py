@@ -1,6 +1,28 @@
 """Measures of equivariance as pure functions."""
 
+from lie_metric.functional.finite_transforms import (
+    finite_equivariance_error,
+    lattice_equivariance_error,
+    orbit_variance,
+    prediction_consistency,
+    relaxed_equivariance_error,
+)
 from lie_metric.functional.local_equivariance import gram, lee, principal_directions, relative, sensitivity
 from lie_metric.functional.noise_floor import below_floor, noise_floor
+from lie_metric.functional.penalty import equivariance_penalty
 
-__all__ = ["below_floor", "gram", "lee", "noise_floor", "principal_directions", "relative", "sensitivity"]
+__all__ = [
+    "below_floor",
+    "equivariance_penalty",
+    "finite_equivariance_error",
+    "gram",
+    "lattice_equivariance_error",
+    "lee",
+    "noise_floor",
+    "orbit_variance",
+    "prediction_consistency",
+    "principal_directions",
+    "relative",
+    "relaxed_equivariance_error",
+    "sensitivity",
+]

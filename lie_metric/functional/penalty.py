@@ -1,0 +1,82 @@
+"""Lie derivatives as a term of the training loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import generators as resolve
+from lie_metric.derivative import Generators, linearise
+from lie_metric.functional.sums import grouped, moments, spread, totals
+
+__all__ = ["equivariance_penalty"]
+
+Normalisation = Literal["none", "spread"]
+
+
+def equivariance_penalty(
+    model: Callable[..., Any],
+    images: Tensor,
+    generators: Generators = ("translation", "rotation"),
+    *,
+    normalise: Normalisation = "spread",
+    **options: Any,
+) -> Tensor:
+    r"""The mean square of the Lie derivative, a penalty that training can lower by gradient descent.
+
+    .. math:: P = \frac1K \sum_k E_x \|L_k f(x)\|^2 / E_x \|f(x) - E f\|^2
+
+    With ``normalise="spread"`` it is the mean of squared :func:`relative` errors, whatever the scale of the outputs;
+    the spread counts as a constant, so that the gradient does not ask for wilder outputs. With "none" the denominator
+    is dim f, and P is the mean :func:`lee`.
+
+    The model is run in evaluation mode (running statistics of batch norm, no dropout) and in full precision; modes,
+    buffers and random states are left as they were. Gradients flow to the parameters.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W), at least two for "spread". A part of the training batch is enough.
+        generators: As in :func:`lie_metric.lie_derivative`. The cost grows with the number that they span.
+        normalise: "spread" or "none".
+        options: Further arguments of :func:`lie_metric.lie_derivative`.
+
+    Returns:
+        A number of no axes, differentiable with respect to the parameters. Add it to the loss with a weight.
+
+    Raises:
+        ValueError: If ``normalise`` is unknown, or a spread is asked of one image.
+        RuntimeError: If gradients are disabled.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> penalty = equivariance_penalty(model, torch.rand(4, 1, 4, 4), "translation")
+        >>> penalty.backward()
+        >>> model[1].weight.grad.shape
+        torch.Size([3, 16])
+    """
+    if normalise not in get_args(Normalisation):
+        raise ValueError(f"`normalise` must be one of {get_args(Normalisation)}, got {normalise!r}.")
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "`equivariance_penalty` must be called with gradients enabled, got a disabled gradient mode. Measure with "
+            "`lie_metric.functional.relative` where no gradient is needed."
+        )
+    if normalise == "spread" and isinstance(images, Tensor) and len(images) < 2:
+        raise ValueError("`images` must be at least two for a spread, got one. Pass more, or `normalise='none'`.")
+    result = linearise(model, images, resolve(generators), **options)
+    f, found = result.output, result.lie_derivatives
+    if normalise == "none":
+        return found.square().mean()
+    parts = grouped(moments(f.detach(), result.representation), range(len(f)))
+    parts["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=torch.float64)
+    denominator = spread(totals(parts))
+    if not bool(torch.isfinite(denominator)):
+        raise ValueError(
+            "`images` must lead to finite outputs that differ by more than rounding, got outputs without a spread. Use "
+            "`normalise='none'`, or other images."
+        )
+    return found.square().flatten(1).sum(1).mean() / denominator.to(found.dtype)

@@ -1,0 +1,271 @@
+"""Metrics of finite transforms. Those with the same orbits and options share one pass in a MetricCollection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lie_metric.derivative import Output
+from lie_metric.figures import Curve
+from lie_metric.functional.finite_transforms import (
+    STATISTICS,
+    SUMS,
+    Loss,
+    Reference,
+    _consistency,
+    _finite_transforms_compute,
+    _finite_transforms_update,
+    _finite_transforms_validate,
+    default_curve,
+    default_shifts,
+)
+from lie_metric.metrics.base import ModelMetric
+from lie_metric.orbits import Orbits, RandomOrbit
+from lie_metric.representations import Representation
+from lie_metric.resampling import Resampling
+
+__all__ = [
+    "FiniteEquivarianceError",
+    "LatticeEquivarianceError",
+    "OrbitVariance",
+    "PredictionConsistency",
+    "RelaxedEquivarianceError",
+]
+
+
+class _FiniteTransforms(ModelMetric):
+    """What the metrics of finite transforms share; each reads its own measure off the same sums."""
+
+    measure: str
+    several: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        transforms: Orbits,
+        *,
+        output: Output = "logits",
+        input_representation: Representation | None = None,
+        output_representation: Representation | None = None,
+        resampling: Resampling | None = None,
+        seed: int = 0,
+        several: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        asked = _finite_transforms_validate(
+            transforms, output, input_representation, output_representation, resampling, seed, several
+        )
+        super().__init__(
+            dict.fromkeys(SUMS, (len(asked),)) | {"size": (), "square": (), "total": (1,), "weight": (1,)}, **kwargs
+        )
+        self.orbits = asked
+        self.output = output
+        self.input_representation = input_representation
+        self.output_representation = output_representation
+        self.resampling = resampling or Resampling()
+        self.seed = seed
+        self.loss: Loss | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The orbits' names, in the order of all results."""
+        return tuple(orbit.name for orbit in self.orbits)
+
+    def update(self, model: Callable[..., Any], images: Tensor, targets: Any = None) -> None:
+        """Adds a batch of images.
+
+        Args:
+            model: A module or callable, see :func:`~lie_metric.lie_derivative`.
+            images: Shape (B, C, H, W), floating point and finite.
+            targets: What the loss compares outputs with; only :class:`OrbitVariance` has one.
+
+        Raises:
+            ValueError: If the outputs have another width than before.
+        """
+        indices = self._indices(images)
+        sums = _finite_transforms_update(
+            model,
+            images,
+            self.orbits,
+            indices=indices,
+            targets=targets,
+            loss=self.loss,
+            seed=self.seed,
+            output=self.output,
+            input_representation=self.input_representation,
+            output_representation=self.output_representation,
+            resampling=self.resampling,
+        )
+        self._add(sums, len(indices))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The measure of each orbit.
+
+        Returns:
+            For each orbit's name a float64 number of no axes.
+        """
+        return _finite_transforms_compute(self._sums(), self.measure, self.names)
+
+    def standard_error(self) -> dict[str, Tensor]:
+        """The standard error over images of the measure, in its units.
+
+        Returns:
+            For each orbit's name a number; NaN for fewer than two images.
+        """
+        return dict(zip(self.names, self._errors(STATISTICS[self.measure][0]).unbind(), strict=True))
+
+
+class FiniteEquivarianceError(_FiniteTransforms):
+    r"""The error of finite transforms, in the spread of the output: a curve over the parameter.
+
+    .. math:: EE(g) = \sqrt{ E_x \| \rho_2(g)^{-1} f(\rho_1(g) x) - f(x) \|^2 / 2\,\mathrm{Var} f }
+
+    See :func:`lie_metric.functional.finite_equivariance_error`. One pass over the model for each element, and one more.
+
+    Args:
+        transforms: Orbits, see :func:`lie_metric.orbits.orbits`; the default is rotations and shifts by 0.05 to 0.8.
+        output: ``"logits"``, ``"probabilities"`` or a callable, see :func:`~lie_metric.lie_derivative`.
+        input_representation: See :func:`~lie_metric.lie_derivative`; it must have a method ``map``.
+        output_representation: See :func:`~lie_metric.lie_derivative`; it must have a method ``map``.
+        resampling: The stencil; the default is ``Resampling()``.
+        seed: Fixes the parameters of random orbits.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> metric = lm.FiniteEquivarianceError(lm.orbits.listed("rotation", (0.1, 0.2)))
+        >>> metric.update(lambda x: x.mean((2, 3)), torch.rand(4, 1, 8, 8))
+        >>> list(metric.compute()), list(metric.curves())
+        (['rotation@0.1', 'rotation@0.2'], ['rotation'])
+    """
+
+    measure = "finite_equivariance_error"
+
+    def __init__(self, transforms: Orbits | None = None, **kwargs: Any) -> None:
+        super().__init__(default_curve() if transforms is None else transforms, **kwargs)
+
+    def curves(self) -> dict[str, Curve]:
+        """The listed parameters of each generator with their errors, for :func:`lie_metric.figures.error_curves`.
+
+        Returns:
+            For each generator's name a curve over t; random and lattice orbits have no place on one.
+        """
+        values, errors = self.compute(), self.standard_error()
+        points: dict[str, list[tuple[float, float, float]]] = {}
+        for orbit in self.orbits:
+            if isinstance(orbit, RandomOrbit) and orbit.low == orbit.high and len(orbit.generators) == 1:
+                point = (orbit.low[0], values[orbit.name].item(), errors[orbit.name].item())
+                points.setdefault(orbit.generators[0].name, []).append(point)
+        return {name: Curve(*(list(part) for part in zip(*sorted(rows), strict=True))) for name, rows in points.items()}
+
+
+class LatticeEquivarianceError(_FiniteTransforms):
+    """The error of transforms that permute pixels: quarter turns, flips, circular shifts. No interpolation.
+
+    See :func:`lie_metric.functional.lattice_equivariance_error`.
+
+    Args:
+        transforms: Names ("rotate_90", "flips", "D4", "roll") or lattice transforms.
+        kwargs: As in :class:`FiniteEquivarianceError`.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> metric = lm.LatticeEquivarianceError("flips")
+        >>> metric.update(lambda x: x.mean((2, 3)), torch.arange(128.0).reshape(8, 1, 4, 4))
+        >>> {name: value.item() for name, value in metric.compute().items()}
+        {'flip_horizontal': 0.0, 'flip_vertical': 0.0}
+    """
+
+    measure = "lattice_equivariance_error"
+
+    def __init__(self, transforms: Orbits = "D4", **kwargs: Any) -> None:
+        super().__init__(transforms, **kwargs)
+
+
+class PredictionConsistency(_FiniteTransforms):
+    """The probability that the predicted class stays the same under a transform.
+
+    See :func:`lie_metric.functional.prediction_consistency` (Zhang 2019; Azulay & Weiss 2019). 1 is best; a constant
+    prediction is perfectly consistent.
+
+    Args:
+        transforms: Orbits; the default is random shifts by up to an eighth of the image and rotations by up to 15°.
+        reference: What a transformed image is compared with: the "image" as it is, or, in "pairs", another transform.
+        kwargs: As in :class:`FiniteEquivarianceError`.
+
+    Raises:
+        ValueError: If the reference is unknown, or "pairs" is asked of an orbit of one element.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> metric = lm.PredictionConsistency()
+        >>> metric.update(lambda x: torch.stack([x.mean((1, 2, 3)), x.amin((1, 2, 3))], 1), torch.rand(4, 1, 8, 8))
+        >>> {name: value.item() for name, value in metric.compute().items()}
+        {'translation~0.25': 1.0, 'rotation~0.2618': 1.0}
+    """
+
+    higher_is_better = True
+    plot_upper_bound = 1.0
+
+    def __init__(self, transforms: Orbits | None = None, *, reference: Reference = "image", **kwargs: Any) -> None:
+        measure = _consistency(reference)
+        chosen = default_shifts() if transforms is None else transforms
+        super().__init__(chosen, several=reference == "pairs", **kwargs)
+        self.reference = reference
+        self.measure = measure
+
+
+class OrbitVariance(_FiniteTransforms):
+    """How much an output varies along the orbit of an image, and with a loss, which part of the loss that is.
+
+    See :func:`lie_metric.functional.orbit_variance`. With a loss, pass the targets to :meth:`update`.
+
+    Args:
+        transforms: Orbits of at least two elements; the default is that of :class:`PredictionConsistency`.
+        loss: From outputs (B, ...) and targets to one number for each image; given one, the share is computed.
+        kwargs: As in :class:`FiniteEquivarianceError`.
+
+    Raises:
+        ValueError: If an orbit has one element.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> metric = lm.OrbitVariance()
+        >>> metric.update(lambda x: x.new_ones(len(x), 2), torch.rand(4, 1, 8, 8))
+        >>> {name: value.item() for name, value in metric.compute().items()}
+        {'translation~0.25': 0.0, 'rotation~0.2618': 0.0}
+    """
+
+    def __init__(self, transforms: Orbits | None = None, *, loss: Loss | None = None, **kwargs: Any) -> None:
+        if loss is not None and not callable(loss):
+            raise TypeError(
+                f"`loss` must be a callable or None, got {loss!r}. Pass e.g. "
+                "`torch.nn.CrossEntropyLoss(reduction='none')`."
+            )
+        super().__init__(default_shifts() if transforms is None else transforms, several=True, **kwargs)
+        self.loss = loss
+        self.measure = "orbit_variance" if loss is None else "orbit_variance_share"
+
+
+class RelaxedEquivarianceError(_FiniteTransforms):
+    """The mean distance between the output of a transformed image and the transformed output, E' of REMUL.
+
+    See :func:`lie_metric.functional.relaxed_equivariance_error` (Elhag et al. 2024).
+
+    Args:
+        transforms: Orbits; the default is that of :class:`PredictionConsistency`.
+        normalise: Whether to divide by the mean norm of the output.
+        kwargs: As in :class:`FiniteEquivarianceError`.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> metric = lm.RelaxedEquivarianceError("flip_horizontal", normalise=True)
+        >>> metric.update(lambda x: x[:, 0, 0, :1], torch.tensor([1.0, 3.0]).expand(2, 1, 2, 2))
+        >>> metric.compute()["flip_horizontal"].item()
+        2.0
+    """
+
+    def __init__(self, transforms: Orbits | None = None, *, normalise: bool = False, **kwargs: Any) -> None:
+        super().__init__(default_shifts() if transforms is None else transforms, **kwargs)
+        self.measure = "relaxed_equivariance_error" + ("_normalised" if normalise else "")

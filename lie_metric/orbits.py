@@ -1,0 +1,285 @@
+"""Finite transforms under which outputs are compared: listed, drawn for each image, or exact on the lattice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import Generator
+from lie_metric.algebra import generators as resolve
+from lie_metric.lattice import ELEMENTS, LatticeTransform, LatticeTransforms, elements
+from lie_metric.resampling import Resampling, coordinate_dtype
+from lie_metric.transforms import reads_inside, warp
+
+__all__ = ["Element", "LatticeOrbit", "Orbit", "Orbits", "RandomOrbit", "lattice", "listed", "orbits", "uniform"]
+
+Generators = str | Generator | Sequence[str | Generator]
+
+
+@dataclass(frozen=True)
+class Element:
+    """One transform of each image of a batch, and how an output is brought back from it.
+
+    Args:
+        forward: From images (B, C, H, W) to the transformed images.
+        backward: From maps (B, C, h, w) on the output's grid to maps transformed by the inverse.
+        inside: From maps on the output's grid to booleans (B or 1, h, w): what of the inverse was read in the frame.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor], Tensor]
+    inside: Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Orbit(Protocol):
+    """A named set of finite transforms.
+
+    Attributes:
+        name: Under which results are reported.
+        complete: Whether the elements are all of a finite group, so that a mean over them has no error of sampling.
+    """
+
+    @property
+    def name(self) -> str:
+        """Under which results are reported."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the elements are all of a group."""
+
+    def __len__(self) -> int:
+        """The number of elements."""
+
+    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+        """The elements for images of the given running numbers, height and width."""
+
+
+Orbits = str | LatticeTransform | Orbit | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class RandomOrbit:
+    r"""Elements :math:`\exp(\sum_k t_k X_k)`, with parameters that are fixed, or uniform and of each image its own.
+
+    Args:
+        name: Under which results are reported.
+        generators: K generators.
+        low: Lower ends of the K parameters, in their units.
+        high: Upper ends; equal to the lower ones for fixed parameters.
+        samples: How many elements are drawn for each image.
+
+    Raises:
+        ValueError: If a parameter is not finite, the ends are in the wrong order, or nothing is drawn.
+
+    Example:
+        >>> [orbit.name for orbit in listed("rotation", (0.1, 0.2))]
+        ['rotation@0.1', 'rotation@0.2']
+    """
+
+    name: str
+    generators: tuple[Generator, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        ends = (*self.low, *self.high)
+        if not all(math.isfinite(end) for end in ends) or any(a > b for a, b in zip(self.low, self.high, strict=True)):
+            raise ValueError(
+                f"`low` and `high` must be finite and in this order, got {self.low} and {self.high}. Give the interval "
+                "of each parameter in units of t, e.g. -0.25 and 0.25."
+            )
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise ValueError(f"`samples` must be a positive integer, got {self.samples!r}.")
+
+    @property
+    def complete(self) -> bool:
+        """False: a continuous group has no finite list of elements."""
+        return False
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+        """The elements for a batch; parameters depend on the seed and each image's number alone."""
+        low, high = torch.tensor(self.low, dtype=torch.float64), torch.tensor(self.high, dtype=torch.float64)
+        source = torch.Generator()
+        rows = []
+        for index in indices if self.low != self.high else (0,):
+            source.manual_seed((seed * 1_000_003 + index) % 2**63)
+            rows.append(torch.rand(self.samples, len(low), dtype=torch.float64, generator=source))
+        parameters = low + (high - low) * torch.stack(rows, 1)
+        return [self._element(t, resampling) for t in parameters]
+
+    def _element(self, t: Tensor, resampling: Resampling) -> Element:
+        def on(image: Tensor) -> Tensor:
+            return t.to(image.device, coordinate_dtype(image.device))
+
+        return Element(
+            lambda image: warp(image, self.generators, on(image), resampling),
+            lambda image: warp(image, self.generators, -on(image), resampling),
+            lambda image: reads_inside(image, self.generators, -on(image), resampling),
+        )
+
+
+@dataclass(frozen=True)
+class LatticeOrbit:
+    """Permutations of pixels: nothing is interpolated, and nothing leaves the frame.
+
+    Args:
+        name: Under which results are reported.
+        transforms: The elements.
+        complete: Whether they are all of a group, the identity among them.
+
+    Example:
+        >>> len(lattice("D4")[-1]), lattice("D4")[-1].name
+        (8, 'D4')
+    """
+
+    name: str
+    transforms: tuple[LatticeTransform, ...]
+    complete: bool = False
+
+    def __len__(self) -> int:
+        return len(self.transforms)
+
+    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+        """The elements, the same for every image."""
+        return [self._element(transform, size) for transform in self.transforms]
+
+    @staticmethod
+    def _element(transform: LatticeTransform, size: tuple[int, int]) -> Element:
+        return Element(
+            transform,
+            lambda grid: transform.inverse.on_grid(grid, size),
+            lambda grid: torch.ones((1, *grid.shape[-2:]), dtype=torch.bool, device=grid.device),
+        )
+
+
+def listed(generators: Generators, parameters: Sequence[float]) -> tuple[RandomOrbit, ...]:
+    """Given parameters of each of some generators, one orbit of one element for each.
+
+    Args:
+        generators: Names, groups or generators.
+        parameters: Values of t in the generators' units: half of the shorter side, radian, log factor, slope.
+
+    Returns:
+        Orbits named ``generator@t``.
+
+    Raises:
+        ValueError: If there are no parameters.
+
+    Example:
+        >>> [orbit.name for orbit in listed("translation", [0.25])]
+        ['translation_x@0.25', 'translation_y@0.25']
+    """
+    values = [float(value) for value in parameters]
+    if not values:
+        raise ValueError("`parameters` must hold at least one value of t, got none. Pass e.g. (0.1, 0.2).")
+    return tuple(
+        RandomOrbit(f"{generator.name}@{value:g}", (generator,), (value,), (value,))
+        for generator in resolve(generators)
+        for value in values
+    )
+
+
+def uniform(generators: Generators, limit: float, samples: int = 4, name: str | None = None) -> RandomOrbit:
+    """Random elements: every parameter uniform in [-limit, limit], drawn anew for each image.
+
+    Several generators act together, as the exponential of their sum: both axes of "translation" make one shift.
+
+    Args:
+        generators: Names, groups or generators.
+        limit: The largest parameter, in units of t.
+        samples: How many elements are drawn for each image.
+        name: Under which results are reported; by default ``asked~limit``, e.g. ``translation~0.25``.
+
+    Returns:
+        The orbit.
+
+    Raises:
+        ValueError: If the limit is not positive.
+
+    Example:
+        >>> orbit = uniform("translation", 0.25, samples=8)
+        >>> orbit.name, len(orbit)
+        ('translation~0.25', 8)
+    """
+    if not limit > 0:
+        raise ValueError(f"`limit` must be positive, got {limit!r}. Give it in units of t, e.g. 0.25.")
+    found = resolve(generators)
+    label = generators if isinstance(generators, str) else "+".join(generator.name for generator in found)
+    ends = tuple(float(limit) for _ in found)
+    return RandomOrbit(name or f"{label}~{limit:g}", found, tuple(-end for end in ends), ends, samples)
+
+
+def lattice(*transforms: LatticeTransforms) -> tuple[LatticeOrbit, ...]:
+    """Transforms that permute pixels, one orbit for each, and one for each whole group that is asked for by name.
+
+    Args:
+        transforms: As in :func:`lie_metric.lattice.elements`. "D4" and "rotations_90" add the mean over the group.
+
+    Returns:
+        The orbits.
+
+    Example:
+        >>> [orbit.name for orbit in lattice("rotations_90")]
+        ['rotate_90', 'rotate_180', 'rotate_270', 'C4']
+    """
+    single = [LatticeOrbit(element.name, (element,)) for element in elements(*transforms)]
+    whole = [_WHOLE[name] for name in transforms if isinstance(name, str) and name in _WHOLE]
+    return (*single, *whole)
+
+
+_WHOLE = {
+    "rotations_90": LatticeOrbit("C4", tuple(ELEMENTS.values())[:4], complete=True),
+    "D4": LatticeOrbit("D4", tuple(ELEMENTS.values()), complete=True),
+}
+
+
+def orbits(*asked: Orbits) -> tuple[Orbit, ...]:
+    """Orbits from names of lattice transforms, from lattice transforms, or as given.
+
+    Args:
+        asked: Names ("rotate_90", "flips", "D4"), lattice transforms, orbits, or sequences of them.
+
+    Returns:
+        The orbits, of distinct names.
+
+    Raises:
+        TypeError: If an entry is none of these.
+        ValueError: If nothing is asked for, or two orbits have one name.
+
+    Example:
+        >>> [orbit.name for orbit in orbits("flips", listed("rotation", [0.5]))]
+        ['flip_horizontal', 'flip_vertical', 'rotation@0.5']
+    """
+    found = tuple(_resolve(asked))
+    if not found:
+        raise ValueError("`transforms` must hold at least one orbit, got none. Pass e.g. listed('rotation', [0.5]).")
+    names = [orbit.name for orbit in found]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"`transforms` must have distinct names, got {repeated} more than once. Name each once.")
+    return found
+
+
+def _resolve(asked: object) -> Iterable[Orbit]:
+    if isinstance(asked, (str, LatticeTransform)):
+        yield from lattice(asked)
+    elif isinstance(asked, Orbit):
+        yield asked
+    elif isinstance(asked, Iterable) and not isinstance(asked, (Tensor, bytes)):
+        for entry in asked:
+            yield from _resolve(entry)
+    else:
+        raise TypeError(
+            f"`transforms` must be names of lattice transforms, orbits, or sequences of them, got {asked!r}. Pass e.g. "
+            "'D4', `orbits.listed('rotation', [0.5])` or `orbits.uniform('translation', 0.25)`."
+        )

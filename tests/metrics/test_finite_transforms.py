@@ -1,0 +1,343 @@
+"""Measures of finite transforms against hand-made loops, analytic cases and each other."""
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+from cases import ImageToImage, TokensOut, channels_last, cnn, images
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torchmetrics import MetricCollection
+
+import lie_metric as lm
+from lie_metric import functional as F
+from lie_metric.orbits import LatticeOrbit, lattice, listed, orbits, uniform
+
+METRICS = [
+    (lm.FiniteEquivarianceError, F.finite_equivariance_error, {}),
+    (lm.LatticeEquivarianceError, F.lattice_equivariance_error, {}),
+    (lm.PredictionConsistency, F.prediction_consistency, {}),
+    (lm.PredictionConsistency, F.prediction_consistency, {"reference": "pairs"}),
+    (lm.OrbitVariance, F.orbit_variance, {}),
+    (lm.RelaxedEquivarianceError, F.relaxed_equivariance_error, {}),
+    (lm.RelaxedEquivarianceError, F.relaxed_equivariance_error, {"normalise": True}),
+]
+RANDOM = (uniform("translation", 0.3, 3), uniform("rotation", 0.4, 5))
+
+
+def stack(values):
+    return torch.stack(list(values.values()))
+
+
+def net():
+    return ImageToImage().double().eval()
+
+
+@pytest.mark.parametrize("make", [cnn, net, lambda: TokensOut().double(), channels_last])
+@pytest.mark.parametrize("orbit", [*listed("rotation", [0.3]), *lattice("rotate_90"), *lattice("flips")], ids=lambda o: o.name)
+def test_against_a_loop_over_images(make, orbit):
+    """Each image alone, transformed by the public functions, and pixels outside told by an image of ones."""
+    model, x = make(), images(6)
+    if isinstance(model, nn.Module):
+        model.eval()
+
+    def forth(image):
+        if isinstance(orbit, LatticeOrbit):
+            return orbit.transforms[0](image)
+        return lm.transforms.rotate(image, 0.3)
+
+    def back(image):
+        if isinstance(orbit, LatticeOrbit):
+            return orbit.transforms[0].inverse(image)
+        return lm.transforms.rotate(image, -0.3)
+
+    def to_image(y):
+        if y.ndim == 4:
+            return y.movedim(-1, 1) if make is channels_last else y
+        return y[:, 1:].mT.unflatten(-1, (4, 4)) if y.ndim == 3 else None
+
+    errors, norms, same = [], [], []
+    f = model(x)
+    for n in range(6):
+        y, ref = model(forth(x[n : n + 1])), f[n : n + 1]
+        if y.ndim == 2:
+            difference, scale = y - ref, 1.0
+            same.append(float(y.argmax() == ref.argmax()))
+        else:
+            z, r = back(to_image(y)), to_image(ref)
+            height, width = z.shape[-2:]
+            i, j = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2)
+            c, s = torch.tensor(0.3).double().cos(), torch.tensor(0.3).double().sin()
+            inside = (((c * j - s * i).abs() <= width / 2) & ((s * j + c * i).abs() <= height / 2)).double()
+            if isinstance(orbit, LatticeOrbit):
+                inside = torch.ones_like(inside)
+            same.append(((z.argmax(1) == r.argmax(1)) * inside).sum() / inside.sum())
+            difference = ((z - r) * inside).flatten(1)
+            prefix = (y - ref)[:, 0] if y.ndim == 3 else y.new_zeros(1, 0)
+            difference = torch.cat([difference, prefix], 1)
+            scale = f[0].numel() / (inside.sum() * z.shape[1] + prefix.numel())
+        errors.append(scale * difference.square().sum())
+        norms.append((scale * difference.square().sum()).sqrt())
+        same[-1] = torch.as_tensor(same[-1]).double()
+    if f.ndim == 2:
+        spread = (f - f.mean(0)).square().sum()
+    else:
+        grid = to_image(f)
+        spread = (grid - grid.mean((0, 2, 3), keepdim=True)).square().sum()
+        if f.ndim == 3:
+            spread = spread + (f[:, 0] - f[:, 0].mean(0)).square().sum()
+    options = {"output_representation": lm.representations.ChannelsLast()} if make is channels_last else {}
+    found = F.finite_equivariance_error(model, x, orbit, **options)[orbit.name]
+    torch.testing.assert_close(found, (torch.stack(errors).sum() / (2 * spread)).sqrt(), rtol=1e-9, atol=1e-12)
+    found = F.relaxed_equivariance_error(model, x, orbit, **options)[orbit.name]
+    torch.testing.assert_close(found, torch.stack(norms).mean(), rtol=1e-9, atol=1e-12)
+    found = F.prediction_consistency(model, x, orbit, **options)[orbit.name]
+    torch.testing.assert_close(found, torch.stack(same).mean())
+
+
+@pytest.mark.parametrize("make", [cnn, net])
+@pytest.mark.parametrize("generator", ["rotation", "translation_x", "scale"])
+def test_the_curve_tends_to_the_local_error(make, generator):
+    """EE(t) / t → relative / √2; with images that have no content at the frame, so that nothing enters."""
+    model, x = make(), images(4) * torch.linspace(-1, 1, 16).mul(torch.pi / 2).cos().square().double()
+    x = x * torch.linspace(-1, 1, 16).mul(torch.pi / 2).cos().square().double()[:, None]
+    wanted = F.relative(model, x, generator)[generator] / 2**0.5
+    gaps = []
+    for t in (1e-2, 1e-3, 1e-4):
+        (found,) = F.finite_equivariance_error(model, x, listed(generator, [t])).values()
+        gaps.append(abs(found / t / wanted - 1))
+    assert gaps[-1] < 1e-3
+    assert gaps[2] < gaps[1] < gaps[0]
+
+
+def test_orbit_variance_of_random_elements_is_unbiased():
+    """For a scalar that is the drawn parameter itself the variance is that of the uniform distribution."""
+    x = torch.zeros(3000, 1, 4, 4, dtype=torch.float64) + torch.arange(4).double()
+    model = lambda v: v[:, 0, 1, 1:2]  # noqa: E731
+    orbit = uniform("translation_x", 0.2, samples=2)
+    found = F.orbit_variance(model, x, orbit, resampling=lm.Resampling("bilinear"))["translation_x~0.2"]
+    # A shift by t half sides reads 2 t pixels further on a ramp of slope 1: variance (2 · 0.2)² / 3.
+    error = lm.OrbitVariance(orbit, resampling=lm.Resampling("bilinear"))
+    error.update(model, x)
+    assert abs(found - 0.16 / 3) < 4 * error.standard_error()["translation_x~0.2"]
+    assert error.standard_error()["translation_x~0.2"] < 0.002
+
+
+def test_orbit_variance_is_the_part_of_the_risk_that_averaging_removes():
+    """E‖z - y‖² = E‖z̄ - y‖² + V over a whole group, and its share of the loss."""
+    model, x, y = cnn(), images(5), torch.randn(5, 5, dtype=torch.float64)
+    model.eval()
+    group = lattice("D4")[-1]
+    z = torch.stack([model(transform(x)) for transform in group.transforms])
+    risk = (z - y).square().sum(-1).mean()
+    twirled = (z.mean(0) - y).square().sum(-1).mean()
+    found = F.orbit_variance(model, x, group)["D4"]
+    torch.testing.assert_close(found, risk - twirled)
+    loss = lambda z, y: (z - y).square().sum(-1)  # noqa: E731
+    share = F.orbit_variance(model, x, group, targets=y, loss=loss)["D4"]
+    torch.testing.assert_close(share, (risk - twirled) / risk)
+    metric = lm.OrbitVariance(group, loss=loss)
+    metric.update(model, x, y)
+    torch.testing.assert_close(metric.compute()["D4"], share)
+
+
+def test_orbit_variance_leaves_out_what_any_element_moved_out_of_the_frame():
+    model, x = nn.Identity(), images(4)
+    orbit = uniform("translation", 0.5, samples=3)
+    bilinear = lm.Resampling("bilinear", "zeros")
+    assert F.orbit_variance(model, x, lattice("D4")[-1])["D4"] == 0
+    # Shifts by whole pixels there and back change nothing inside the frame, and everything outside.
+    whole = [orbit.__class__("whole", orbit.generators, (0.25, -0.5), (0.25, -0.5), 2)]
+    assert F.orbit_variance(model, x, whole, resampling=bilinear)["whole"] < 1e-25
+    assert F.finite_equivariance_error(model, x, whole, resampling=bilinear)["whole"] < 1e-12
+
+
+def test_consistency_of_pairs_counts_pairs():
+    model, x = cnn(), images(8)
+    model.eval()
+    orbit = lattice("D4")[-1]
+    classes = torch.stack([model(transform(x)).argmax(1) for transform in orbit.transforms])
+    pairs = [(classes[i] == classes[j]).double().mean() for i, j in itertools.combinations(range(8), 2)]
+    found = F.prediction_consistency(model, x, orbit, reference="pairs")["D4"]
+    torch.testing.assert_close(found, torch.stack(pairs).mean())
+    assert found < 1
+
+
+@given(st.floats(-3, 3), st.floats(-2, 2))
+def test_functions_that_commute_with_the_lattice_have_no_error(scale, shift):
+    """Pointwise functions of images and pooled ones, under every element of D4 and shifts, to rounding."""
+    x = images(3)
+    pointwise = lambda v: (scale * v + shift).sin()  # noqa: E731
+    pooled = lambda v: pointwise(v).amax((2, 3))  # noqa: E731
+    for model in (pointwise, pooled):
+        found = F.lattice_equivariance_error(model, x, ("D4", "roll"))
+        assert all(not value > 1e-12 for value in found.values())
+
+
+def test_planted_violations_are_seen():
+    x = images(6)
+    position = torch.linspace(0, 1, 16, dtype=torch.float64)
+    left = lambda v: (v * position).mean((2, 3))  # noqa: E731
+    found = F.lattice_equivariance_error(left, x)
+    assert found["flip_horizontal"] > 0.1
+    assert found["flip_vertical"] < 1e-12
+    assert found["rotate_90"] > 0.1
+
+
+def test_a_lie_derivative_sees_no_reflection():
+    """A function of r and of the handedness only: no generator of rotation moves it, a flip does."""
+    y, x = torch.meshgrid(torch.arange(16) - 7.5, torch.arange(16) - 7.5)
+    x, y = x.double(), y.double()
+    circular = lm.Resampling("fourier")
+
+    def curl(v):
+        """The mean of x ∂y v - y ∂x v squared is the same for both hands; its third power is not."""
+        change = lm.transforms.tangents(v, lm.generators("rotation"), circular)[0]
+        return (change.pow(3) * (x**2 + y**2 < 36)).mean((2, 3))
+
+    values = F.lattice_equivariance_error(curl, images(6), "flips")
+    assert min(values.values()) > 0.1
+    turned = F.lattice_equivariance_error(curl, images(6), "rotations_90")
+    assert max(turned.values()) < 1e-10
+
+
+def test_a_roll_of_a_strided_net_needs_whole_pixels():
+    model = nn.Conv2d(3, 2, 3, 2, 1, padding_mode="circular").double()
+    found = F.lattice_equivariance_error(model, images(), (lm.lattice.Roll(4, 2),))
+    assert found["roll_4_2"] < 1e-12
+    with pytest.raises(ValueError, match="`Roll` must move an output of 8×8 by whole pixels"):
+        F.lattice_equivariance_error(model, images(), "roll")
+
+
+@pytest.mark.parametrize(("cls", "function", "options"), METRICS)
+def test_class_is_function_and_does_not_depend_on_the_batches(cls, function, options):
+    model, x = cnn(), images(10)
+    transforms = ("D4",) if cls is lm.LatticeEquivarianceError else RANDOM
+    whole = function(model, x, transforms, **options)
+    metric, part = cls(transforms, **options), cls(transforms, **options)
+    metric.update(model, x[:7])
+    per_batch = metric(model, x[7:])
+    part.update(model, x[7:])
+    assert list(metric.compute()) == list(whole) == [orbit.name for orbit in metric.orbits]
+    torch.testing.assert_close(stack(metric.compute()), stack(whole), rtol=1e-10, atol=1e-12)
+    assert stack(per_batch).isfinite().all()
+    assert (stack(metric.standard_error()) >= 0).all()
+    assert pickle.loads(pickle.dumps(metric)).compute() == metric.compute()
+    clone = copy.deepcopy(metric)
+    clone.reset()
+    clone.update(model, x)
+    torch.testing.assert_close(stack(clone.compute()), stack(whole), rtol=1e-10, atol=1e-12)
+    assert metric.plot() is not None
+    assert not metric.state_dict()
+
+
+def test_one_pass_serves_a_collection():
+    """States coincide, so that a MetricCollection updates one metric for all."""
+    model, x, calls = cnn(), images(4), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    kinds = (lm.FiniteEquivarianceError, lm.PredictionConsistency, lm.OrbitVariance, lm.RelaxedEquivarianceError)
+    collection = MetricCollection([kind(RANDOM) for kind in kinds], compute_groups=True)
+    collection.update(model, x)
+    calls.clear()
+    collection.update(model, x)
+    assert len(calls) == 1 + 3 + 5
+    alone = lm.OrbitVariance(RANDOM)
+    for _ in range(2):
+        alone.update(model, x)
+    assert len(collection.compute()) == 4 * 2
+    torch.testing.assert_close(stack(collection["OrbitVariance"].compute()), stack(alone.compute()))
+
+
+def test_random_elements_depend_on_the_seed_and_the_image_alone():
+    model, x = cnn(), images(4)
+    state = torch.get_rng_state()
+    one = stack(F.relaxed_equivariance_error(model, x, RANDOM))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(9)
+    assert torch.equal(one, stack(F.relaxed_equivariance_error(model, x, RANDOM)))
+    assert not torch.equal(one, stack(F.relaxed_equivariance_error(model, x, RANDOM, seed=1)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"output": "probabilities"},
+        {"resampling": lm.PAPER},
+        {"output_representation": lm.representations.Invariant()},
+        {"output": lambda y: y[:, :1]},
+    ],
+    ids=str,
+)
+def test_options_are_passed_on(options):
+    x = images(4)
+    plain = stack(F.relaxed_equivariance_error(net(), x, RANDOM))
+    metric = lm.RelaxedEquivarianceError(RANDOM, **options)
+    metric.update(net(), x)
+    found = stack(F.relaxed_equivariance_error(net(), x, RANDOM, **options))
+    assert not torch.allclose(found, plain)
+    torch.testing.assert_close(stack(metric.compute()), found)
+
+
+def test_undefined_values_are_nan_with_a_reason():
+    with pytest.warns(UserWarning, match="`finite_equivariance_error` is NaN for .* the output does not vary"):
+        found = F.finite_equivariance_error(lambda x: x.new_ones(len(x), 3), images(), listed("rotation", [0.1]))
+    assert stack(found).isnan().all()
+    with pytest.warns(UserWarning, match="`prediction_consistency` is NaN for .* fewer than two classes"):
+        F.prediction_consistency(lambda x: x.mean((1, 2, 3)), images(), "flips")
+    with pytest.warns(UserWarning, match="`relaxed_equivariance_error` is NaN for .* nothing stays inside"):
+        F.relaxed_equivariance_error(nn.Identity(), images(), listed("translation_x", [9.0]))
+
+
+def test_curves_are_drawn_over_the_parameter():
+    metric = lm.FiniteEquivarianceError(listed(("rotation", "scale"), (0.2, 0.1)))
+    metric.update(cnn(), images(5))
+    curves = metric.curves()
+    assert list(curves["rotation"].epochs) == [0.1, 0.2]
+    assert curves["scale"].values[1] == metric.compute()["scale@0.2"].item()
+    figure = lm.figures.error_curves({"cnn": curves}, caption="bspline")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["t (radian)", "t (log factor)"]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: lm.FiniteEquivarianceError(()), ValueError, "`transforms` must hold at least one orbit"),
+        (lambda: lm.FiniteEquivarianceError(3), TypeError, "`transforms` must be names of lattice transforms, orbits"),
+        (lambda: lm.FiniteEquivarianceError("rotation"), ValueError, "`transforms` must name known transforms"),
+        (lambda: lm.FiniteEquivarianceError(("flips", "flip_vertical")), ValueError, "must have distinct names"),
+        (lambda: lm.FiniteEquivarianceError(seed=-1), ValueError, "`seed` must be a non-negative integer"),
+        (lambda: lm.FiniteEquivarianceError(output="x"), ValueError, "`output` must be 'logits'"),
+        (lambda: lm.OrbitVariance("flips"), ValueError, "`transforms` must be orbits of at least two elements"),
+        (lambda: lm.OrbitVariance(loss=3), TypeError, "`loss` must be a callable or None"),
+        (lambda: lm.PredictionConsistency(reference="x"), ValueError, "`reference` must be one of"),
+        (lambda: lm.PredictionConsistency("flips", reference="pairs"), ValueError, "at least two elements"),
+        (lambda: listed("rotation", ()), ValueError, "`parameters` must hold at least one value"),
+        (lambda: listed("rotation", (float("nan"),)), ValueError, "`low` and `high` must be finite"),
+        (lambda: uniform("rotation", 0), ValueError, "`limit` must be positive"),
+        (lambda: uniform("rotation", 1, samples=0), ValueError, "`samples` must be a positive integer"),
+        (lambda: orbits(torch.ones(2)), TypeError, "`transforms` must be names"),
+        (lambda: F.relaxed_equivariance_error(cnn(), images(), "flips", sede=1), TypeError, "`options` must be among"),
+        (lambda: F.relaxed_equivariance_error(cnn(), images()[0], "flips"), ValueError, "`inputs` must be non-empty"),
+        (lambda: F.relaxed_equivariance_error(lambda x: x.mean(0)[None], images(), "flips"), ValueError, "one entry"),
+        (lambda: F.orbit_variance(cnn(), images(), loss=lambda z, y: z), ValueError, "`targets` must be given"),
+        (
+            lambda: F.orbit_variance(cnn(), images(), loss=lambda z, y: z, targets=1),
+            ValueError,
+            "`loss` must return one number for each of the 3 images",
+        ),
+        (lambda: lm.figures.error_curves({}, caption=""), ValueError, "`models` must hold at least one curve"),
+    ],
+)
+def test_bad_input(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+def test_outputs_of_another_width_are_refused():
+    metric = lm.FiniteEquivarianceError("flips")
+    metric.update(cnn(), images())
+    with pytest.raises(ValueError, match="`images` must lead to outputs of one width"):
+        metric.update(cnn(4), images())
