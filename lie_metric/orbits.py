@@ -79,7 +79,7 @@ class RandomOrbit:
 
     Example:
         >>> [orbit.name for orbit in listed("rotation", (0.1, 0.2))]
-        ['rotation@0.1', 'rotation@0.2']
+        ['rotation_0.1', 'rotation_0.2']
     """
 
     name: str
@@ -170,20 +170,20 @@ def listed(generators: Generators, parameters: Sequence[float]) -> tuple[RandomO
         parameters: Values of t in the generators' units: half of the shorter side, radian, log factor, slope.
 
     Returns:
-        Orbits named ``generator@t``.
+        Orbits named ``generator_t``.
 
     Raises:
         ValueError: If there are no parameters.
 
     Example:
         >>> [orbit.name for orbit in listed("translation", [0.25])]
-        ['translation_x@0.25', 'translation_y@0.25']
+        ['translation_x_0.25', 'translation_y_0.25']
     """
     values = [float(value) for value in parameters]
     if not values:
         raise ValueError("`parameters` must hold at least one value of t, got none. Pass e.g. (0.1, 0.2).")
     return tuple(
-        RandomOrbit(f"{generator.name}@{value:g}", (generator,), (value,), (value,))
+        RandomOrbit(f"{generator.name}_{value:g}", (generator,), (value,), (value,))
         for generator in resolve(generators)
         for value in values
     )
@@ -198,7 +198,7 @@ def uniform(generators: Generators, limit: float, samples: int = 4, name: str | 
         generators: Names, groups or generators.
         limit: The largest parameter, in units of t.
         samples: How many elements are drawn for each image.
-        name: Under which results are reported; by default ``asked~limit``, e.g. ``translation~0.25``.
+        name: Under which results are reported; by default ``asked_within_limit``, e.g. ``translation_within_0.25``.
 
     Returns:
         The orbit.
@@ -209,14 +209,14 @@ def uniform(generators: Generators, limit: float, samples: int = 4, name: str | 
     Example:
         >>> orbit = uniform("translation", 0.25, samples=8)
         >>> orbit.name, len(orbit)
-        ('translation~0.25', 8)
+        ('translation_within_0.25', 8)
     """
     if not limit > 0:
         raise ValueError(f"`limit` must be positive, got {limit!r}. Give it in units of t, e.g. 0.25.")
     found = resolve(generators)
     label = generators if isinstance(generators, str) else "+".join(generator.name for generator in found)
     ends = tuple(float(limit) for _ in found)
-    return RandomOrbit(name or f"{label}~{limit:g}", found, tuple(-end for end in ends), ends, samples)
+    return RandomOrbit(name or f"{label}_within_{limit:g}", found, tuple(-end for end in ends), ends, samples)
 
 
 def lattice(*transforms: LatticeTransforms) -> tuple[LatticeOrbit, ...]:
@@ -258,7 +258,7 @@ def orbits(*asked: Orbits) -> tuple[Orbit, ...]:
 
     Example:
         >>> [orbit.name for orbit in orbits("flips", listed("rotation", [0.5]))]
-        ['flip_horizontal', 'flip_vertical', 'rotation@0.5']
+        ['flip_horizontal', 'flip_vertical', 'rotation_0.5']
     """
     found = tuple(_resolve(asked))
     if not found:

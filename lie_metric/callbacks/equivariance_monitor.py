@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from lie_metric.algebra import Generator
 from lie_metric.callbacks import tensorboard
 from lie_metric.derivative import Method
 from lie_metric.metrics import LocalEquivarianceError
+from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 
@@ -57,6 +60,7 @@ class EquivarianceMonitor(Callback):
                                             the plain output otherwise
     ``equivariance_lee_se/<generator>``     its standard error
     ``equivariance_sensitivity/<gener.>``   ``sensitivity`` and, with ``_se``, its standard error; only if asked for
+    ``equivariance_<metric>/<name>``        each of ``metrics`` and, with ``_se``, its standard error, for each orbit
     ======================================  ==========================================================================
 
     Units of t: half of the shorter side (translation), radian (rotation), log factor or slope (scale, stretch, shear).
@@ -95,6 +99,10 @@ class EquivarianceMonitor(Callback):
             measured.
         measures: Which of ``"relative"``, ``"lee"`` and ``"sensitivity"`` to log. All come from the same pass;
             ``"sensitivity"`` adds one tangent to it.
+        metrics: Companions to measure on the same images, such as :class:`~lie_metric.PredictionConsistency`,
+            :class:`~lie_metric.LatticeEquivarianceError` or :class:`~lie_metric.FiniteEquivarianceError`: a sequence of
+            them, logged under the name of their class, or a mapping from names of one's own. Each brings its own
+            options and costs passes of its own, one for each transform.
         images: Where the images are in a batch: a callable from the batch to the tensor, or a key or index. By default
             the batch itself if it is a tensor, the first entry of a tuple or list, or the one key of ``"image"``,
             ``"images"``, ``"pixel_values"``, ``"x"``, ``"input"``, ``"inputs"`` of a mapping.
@@ -137,6 +145,7 @@ class EquivarianceMonitor(Callback):
         every_n_epochs: int = 1,
         *,
         measures: Sequence[Measure] = ("relative", "lee"),
+        metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric] = (),
         images: Callable[[Any], Any] | int | str | None = None,
         output: Literal["logits", "probabilities"] | Callable[[Any], Any] = "logits",
         lee_output: Literal["auto", "output", "probabilities"] = "auto",
@@ -170,6 +179,7 @@ class EquivarianceMonitor(Callback):
         self.num_images = num_images
         self.every_n_epochs = every_n_epochs
         self.measures = tuple(measures)
+        self.metrics = _by_name(metrics)
         self.images = images
         self.baseline = baseline
         self.on_error = on_error
@@ -219,17 +229,15 @@ class EquivarianceMonitor(Callback):
         """
         if not trainer.is_global_zero:
             return
-        names = [generator.name for generator in self.generators]
-        families = {measure: self.prefix + _FAMILIES[measure][0] for measure in self.measures}
+        families = self._families()
         settings = {
             f"{self.prefix}_resampling": str(self.resampling),
             f"{self.prefix}_num_images": self.num_images,
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                charts = {_FAMILIES[measure][1]: family for measure, family in families.items()}
-                tensorboard.write_layout(logger, self.prefix, charts, names)
-                tags = [f"{family}/{name}" for family in families.values() for name in names]
+                tensorboard.write_layout(logger, self.prefix, families)
+                tags = [f"{family}/{name}" for family, names in families.values() for name in names]
                 tensorboard.write_hyperparameters(trainer, logger, settings, tags)
 
     @override
@@ -285,7 +293,7 @@ class EquivarianceMonitor(Callback):
             loaders = _validation_loaders(trainer)
             self._curves, self._starts = (
                 [
-                    _Measurement(self._metric(pl_module.device), _Share.of(each, trainer, self.num_images))
+                    _Measurement(self._metrics(pl_module.device), _Share.of(each, trainer, self.num_images))
                     for each in loaders
                 ]
                 for _ in range(2)
@@ -359,10 +367,27 @@ class EquivarianceMonitor(Callback):
         self._curves, self._starts, self._untrained = [], [], None
         self._measuring = self._measuring_start = False
 
-    def _metric(self, device: torch.device | None = None) -> LocalEquivarianceError:
-        metric = LocalEquivarianceError(self.generators, with_noise="sensitivity" in self.measures, **self._options)
+    def _metric(self) -> LocalEquivarianceError:
+        return LocalEquivarianceError(self.generators, with_noise="sensitivity" in self.measures, **self._options)
+
+    def _metrics(self, device: torch.device) -> dict[str, ModelMetric]:
+        """Empty metrics, the Lie derivatives under no name and the companions under theirs."""
+        found: dict[str, ModelMetric] = {"": self._metric()}
+        for name, metric in self.metrics.items():
+            found[name] = copy.deepcopy(metric)
+            found[name].reset()
         # The sums are float64, which MPS has not: there they stay in main memory.
-        return metric if device is None or device.type == "mps" else metric.to(device)
+        return found if device.type == "mps" else {name: metric.to(device) for name, metric in found.items()}
+
+    def _families(self) -> dict[str, tuple[str, Sequence[str]]]:
+        """For the title of each family of curves the text before the slash of its keys, and what stands behind."""
+        generators = [generator.name for generator in self.generators]
+        found: dict[str, tuple[str, Sequence[str]]] = {
+            _FAMILIES[measure][1]: (self.prefix + _FAMILIES[measure][0], generators) for measure in self.measures
+        }
+        for name, metric in self.metrics.items():
+            found[name.replace("_", " ")] = (f"{self.prefix}_{name}", metric.names)
+        return found
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, measurement: _Measurement, batch: Any) -> None:
         images = images_of(batch, self.images)
@@ -371,7 +396,9 @@ class EquivarianceMonitor(Callback):
         if not rows:
             return
         try:
-            measurement.metric.update(pl_module, images if len(rows) == len(images) else images[rows])
+            chosen = images if len(rows) == len(images) else images[rows]
+            for metric in measurement.metrics.values():
+                metric.update(pl_module, chosen)
         except Exception as error:
             # The other processes learn of it when all meet at the end of the epoch: raising here would leave them
             # waiting.
@@ -392,22 +419,34 @@ class EquivarianceMonitor(Callback):
         outcomes = trainer.strategy.reduce(outcomes, reduce_op="sum")
         values: dict[str, Tensor] = {}
         for index, (measurement, (failures, images)) in enumerate(zip(measurements, outcomes.tolist(), strict=True)):
-            measured: Mapping[str, Mapping[str, Tensor]] = {}
+            measured: dict[str, Mapping[str, Tensor]] = {}
             if failures:
                 self._report(measurement.error)
             elif images:
-                measured = measurement.metric.measures()
+                measured = self._read(measurement)
             else:
                 warnings.warn(f"No image of validation loader {index} was seen: its equivariance is NaN.", stacklevel=2)
             suffix = f"/dataloader_idx_{index}" if len(measurements) > 1 else ""
-            for measure in self.measures:
-                family = self.prefix + _FAMILIES[measure][0]
-                for key, kind in ((family, measure), (f"{family}_se", f"{measure}_standard_error")):
-                    for generator in self.generators:
-                        value = measured.get(kind, {}).get(generator.name, torch.nan)
-                        value = torch.as_tensor(value, dtype=torch.float32).to(pl_module.device)
-                        values[f"{key}/{generator.name}{suffix}"] = value
+            for family, names in self._families().values():
+                for key in (family, f"{family}_se"):
+                    for name in names:
+                        value = torch.as_tensor(measured.get(key, {}).get(name, torch.nan), dtype=torch.float32)
+                        values[f"{key}/{name}{suffix}"] = value.to(pl_module.device)
         return values
+
+    def _read(self, measurement: _Measurement) -> dict[str, Mapping[str, Tensor]]:
+        """All values and standard errors of a loader, by the text before the slash of their keys."""
+        local, *_ = measurement.metrics.values()
+        found: dict[str, Mapping[str, Tensor]] = {}
+        if isinstance(local, LocalEquivarianceError):
+            for kind, by_name in local.measures().items():
+                measure = kind.removesuffix("_standard_error")
+                found[self.prefix + _FAMILIES[measure][0] + ("_se" if kind != measure else "")] = by_name
+        for name in self.metrics:
+            metric = measurement.metrics[name]
+            found[f"{self.prefix}_{name}"] = metric.compute()
+            found[f"{self.prefix}_{name}_se"] = metric.standard_error()
+        return found
 
     def _report(self, error: Exception | None) -> None:
         reason = "on another process" if error is None else f"with {type(error).__name__}: {error}"
@@ -439,9 +478,9 @@ class EquivarianceMonitor(Callback):
 
 @dataclass
 class _Measurement:
-    """A loader's metric in one validation epoch."""
+    """A loader's metrics in one validation epoch."""
 
-    metric: LocalEquivarianceError
+    metrics: dict[str, ModelMetric]
     share: _Share
     seen: int = 0
     images: int = 0
@@ -588,6 +627,36 @@ def _describe(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {[type(entry).__name__ for entry in value]}"
     return f"a {type(value).__name__}"
+
+
+def _by_name(metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric]) -> dict[str, ModelMetric]:
+    """Metrics under their names, which become a part of keys."""
+    if isinstance(metrics, Mapping):
+        found = dict(metrics)
+    elif isinstance(metrics, (tuple, list)):
+        names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(metric).__name__).lower() for metric in metrics]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(
+                f"`metrics` must be a mapping from names when two are of one kind, got {repeated} more than once. Pass "
+                "e.g. {'small': ..., 'large': ...}."
+            )
+        found = dict(zip(names, metrics, strict=True))
+    else:
+        raise TypeError(f"`metrics` must be a sequence or a mapping of metrics, got {metrics!r}. Put it into a list.")
+    taken = {suffix.strip("_") for suffix, _ in _FAMILIES.values()} | {"se"}
+    for name, metric in found.items():
+        if not isinstance(metric, ModelMetric):
+            raise TypeError(
+                f"`metrics` must be metrics of this library, got {metric!r} for {name!r}. Pass e.g. "
+                "`lie_metric.PredictionConsistency()`."
+            )
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or name in taken or name.endswith("_se"):
+            raise ValueError(
+                f"`metrics` must have names of letters, digits and '_', that are not among {sorted(taken)} and do not "
+                f"end in '_se', got {name!r}. They become a part of the logged keys."
+            )
+    return found
 
 
 def _check_positive(name: str, value: object, advice: str) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 __all__ = ["write_hyperparameters", "write_layout"]
 
 
-def write_layout(logger: TensorBoardLogger, category: str, families: Mapping[str, str], names: Sequence[str]) -> None:
+def write_layout(logger: TensorBoardLogger, category: str, families: Mapping[str, tuple[str, Sequence[str]]]) -> None:
     """Puts the curves of each family on one chart of the Custom Scalars tab.
 
     A writer keeps one layout: the last one written is shown.
@@ -23,15 +23,13 @@ def write_layout(logger: TensorBoardLogger, category: str, families: Mapping[str
     Args:
         logger: The logger; call this on the process of rank zero only.
         category: Heading under which the charts appear.
-        families: Title of each chart, and the text of its tags before ``/<name>``.
-        names: The last part of the tags, one curve each.
+        families: By the title of each chart the text of its tags before ``/<name>``, and the names, one curve each.
     """
     # Tags are regular expressions that match from the left: anchored, or "lee" would also gather "lee_se".
-    curves = "|".join(map(re.escape, names))
-    charts = {
-        title: ["Multiline", [rf"^{re.escape(family)}/({curves})(/dataloader_idx_\d+)?$"]]
-        for title, family in families.items()
-    }
+    charts = {}
+    for title, (family, names) in families.items():
+        curves = "|".join(map(re.escape, names))
+        charts[title] = ["Multiline", [rf"^{re.escape(family)}/({curves})(/dataloader_idx_\d+)?$"]]
     logger.experiment.add_custom_scalars({category: charts})
 
 

@@ -53,6 +53,15 @@ class ModelMetric(Metric):
             self.add_state(f"sum_{name}", torch.zeros(GROUPS, *shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rounding", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the values, in the order of all results."""
+        raise NotImplementedError
+
+    def standard_error(self) -> dict[str, Tensor]:
+        """The standard error over images of each value, in its units."""
+        raise NotImplementedError
+
     def _indices(self, images: object) -> list[int]:
         """The running numbers of the images of a batch.
 

@@ -137,7 +137,7 @@ class FiniteEquivarianceError(_FiniteTransforms):
         >>> metric = lm.FiniteEquivarianceError(lm.orbits.listed("rotation", (0.1, 0.2)))
         >>> metric.update(lambda x: x.mean((2, 3)), torch.rand(4, 1, 8, 8))
         >>> list(metric.compute()), list(metric.curves())
-        (['rotation@0.1', 'rotation@0.2'], ['rotation'])
+        (['rotation_0.1', 'rotation_0.2'], ['rotation'])
     """
 
     measure = "finite_equivariance_error"
@@ -202,7 +202,7 @@ class PredictionConsistency(_FiniteTransforms):
         >>> metric = lm.PredictionConsistency()
         >>> metric.update(lambda x: torch.stack([x.mean((1, 2, 3)), x.amin((1, 2, 3))], 1), torch.rand(4, 1, 8, 8))
         >>> {name: value.item() for name, value in metric.compute().items()}
-        {'translation~0.25': 1.0, 'rotation~0.2618': 1.0}
+        {'translation_within_0.25': 1.0, 'rotation_within_0.2618': 1.0}
     """
 
     higher_is_better = True
@@ -234,7 +234,7 @@ class OrbitVariance(_FiniteTransforms):
         >>> metric = lm.OrbitVariance()
         >>> metric.update(lambda x: x.new_ones(len(x), 2), torch.rand(4, 1, 8, 8))
         >>> {name: value.item() for name, value in metric.compute().items()}
-        {'translation~0.25': 0.0, 'rotation~0.2618': 0.0}
+        {'translation_within_0.25': 0.0, 'rotation_within_0.2618': 0.0}
     """
 
     def __init__(self, transforms: Orbits | None = None, *, loss: Loss | None = None, **kwargs: Any) -> None:

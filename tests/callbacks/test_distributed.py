@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lie_metric.callbacks import EquivarianceMonitor
 from lie_metric.callbacks.equivariance_monitor import _Share
+from lie_metric.metrics import LatticeEquivarianceError, OrbitVariance
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -84,7 +85,8 @@ def scenarios(world, rank, directory):
     """Everything that is run by one process, and by each of two."""
 
     def monitor(**options):
-        return EquivarianceMonitor(("rotation", "scale"), **{"measures": MEASURES, **options})
+        companions = (OrbitVariance(), LatticeEquivarianceError("flips"))
+        return EquivarianceMonitor(("rotation", "scale"), **{"measures": MEASURES, "metrics": companions, **options})
 
     found = {}
     for count in (1, 4, 7, 11, 100):

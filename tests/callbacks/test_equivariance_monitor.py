@@ -193,6 +193,52 @@ def test_options_reach_the_metric():
             assert float(trainer.callback_metrics[f"paper_{key}/{name}"]) == pytest.approx(value.item(), rel=1e-4)
 
 
+def test_companions_are_logged_beside():
+    shifts = lm.orbits.uniform("translation", 0.3, name="shifts")
+    small, flips = lm.PredictionConsistency(shifts, seed=4), lm.LatticeEquivarianceError("flips")
+    trainer = fitted(EquivarianceMonitor("rotation", 6, metrics={"agreement": small, "lattice": flips}))
+    found = trainer.callback_metrics
+    for name, metric in (("agreement", small), ("lattice", flips)):
+        assert not metric.update_called
+        metric.update(trainer.lightning_module, IMAGES[:6])
+        for key, values in ((name, metric.compute()), (f"{name}_se", metric.standard_error())):
+            for orbit, value in values.items():
+                assert float(found[f"equivariance_{key}/{orbit}"]) == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
+    assert_values(found, direct(trainer.lightning_module, IMAGES[:6], "rotation"))
+    by_class = EquivarianceMonitor("rotation", metrics=[flips, lm.FiniteEquivarianceError()])
+    assert list(by_class.metrics) == ["lattice_equivariance_error", "finite_equivariance_error"]
+
+
+def test_a_companion_that_fails_is_nan_and_training_goes_on():
+    odd = EquivarianceMonitor("rotation", 6, metrics=[lm.LatticeEquivarianceError(lm.lattice.Roll(1, 0))], images=strip)
+    with pytest.warns(UserWarning, match="must be square"):
+        trainer = fitted(EquivarianceMonitor("rotation", 6, metrics=[lm.LatticeEquivarianceError()], images=strip))
+    assert trainer.callback_metrics["equivariance/rotation"].isnan()
+    assert trainer.callback_metrics["val_loss"].isfinite()
+    assert fitted(odd).callback_metrics["equivariance/rotation"].isfinite()
+
+
+def strip(batch):
+    """The same number of pixels in another shape, which the module's linear layer takes."""
+    return batch[0].reshape(-1, 1, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "match"),
+    [
+        (lm.PredictionConsistency(), TypeError, "`metrics` must be a sequence or a mapping"),
+        ([nn.ReLU()], TypeError, "`metrics` must be metrics of this library"),
+        ([lm.PredictionConsistency(), lm.PredictionConsistency()], ValueError, "must be a mapping from names when two"),
+        ({"lee": lm.PredictionConsistency()}, ValueError, "`metrics` must have names of letters"),
+        ({"a/b": lm.PredictionConsistency()}, ValueError, "`metrics` must have names of letters"),
+        ({"a_se": lm.PredictionConsistency()}, ValueError, "`metrics` must have names of letters"),
+    ],
+)
+def test_bad_companions(metrics, error, match):
+    with pytest.raises(error, match=match):
+        EquivarianceMonitor("rotation", metrics=metrics)
+
+
 def test_an_equivariant_model_scores_zero_and_a_planted_violation_does_not():
     class Pooled(Classifier):
         def __init__(self, shift):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
+import lie_metric as lm
 from lie_metric.callbacks import EquivarianceMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -195,7 +196,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c == "compiled" else c for c in CASES])
 def test_bit_for_bit(case):
-    monitor = EquivarianceMonitor(("rotation", "scale"), num_images=10, measures=("relative", "lee", "sensitivity"))
+    companions = [lm.PredictionConsistency(), lm.LatticeEquivarianceError("flips")]
+    measures = ("relative", "lee", "sensitivity")
+    monitor = EquivarianceMonitor(("rotation", "scale"), num_images=10, measures=measures, metrics=companions)
     with_monitor = trained(monitor, **CASES[case])
     assert torch.isfinite(with_monitor[1].callback_metrics["equivariance/rotation"])
     assert_same(with_monitor, trained(None, **CASES[case]))

@@ -37,7 +37,9 @@ def net():
 
 
 @pytest.mark.parametrize("make", [cnn, net, lambda: TokensOut().double(), channels_last])
-@pytest.mark.parametrize("orbit", [*listed("rotation", [0.3]), *lattice("rotate_90"), *lattice("flips")], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "orbit", [*listed("rotation", [0.3]), *lattice("rotate_90"), *lattice("flips")], ids=lambda o: o.name
+)
 def test_against_a_loop_over_images(make, orbit):
     """Each image alone, transformed by the public functions, and pixels outside told by an image of ones."""
     model, x = make(), images(6)
@@ -118,12 +120,12 @@ def test_orbit_variance_of_random_elements_is_unbiased():
     x = torch.zeros(3000, 1, 4, 4, dtype=torch.float64) + torch.arange(4).double()
     model = lambda v: v[:, 0, 1, 1:2]  # noqa: E731
     orbit = uniform("translation_x", 0.2, samples=2)
-    found = F.orbit_variance(model, x, orbit, resampling=lm.Resampling("bilinear"))["translation_x~0.2"]
+    found = F.orbit_variance(model, x, orbit, resampling=lm.Resampling("bilinear"))["translation_x_within_0.2"]
     # A shift by t half sides reads 2 t pixels further on a ramp of slope 1: variance (2 · 0.2)² / 3.
     error = lm.OrbitVariance(orbit, resampling=lm.Resampling("bilinear"))
     error.update(model, x)
-    assert abs(found - 0.16 / 3) < 4 * error.standard_error()["translation_x~0.2"]
-    assert error.standard_error()["translation_x~0.2"] < 0.002
+    assert abs(found - 0.16 / 3) < 4 * error.standard_error()["translation_x_within_0.2"]
+    assert error.standard_error()["translation_x_within_0.2"] < 0.002
 
 
 def test_orbit_variance_is_the_part_of_the_risk_that_averaging_removes():
@@ -296,7 +298,7 @@ def test_curves_are_drawn_over_the_parameter():
     metric.update(cnn(), images(5))
     curves = metric.curves()
     assert list(curves["rotation"].epochs) == [0.1, 0.2]
-    assert curves["scale"].values[1] == metric.compute()["scale@0.2"].item()
+    assert curves["scale"].values[1] == metric.compute()["scale_0.2"].item()
     figure = lm.figures.error_curves({"cnn": curves}, caption="bspline")
     assert [axis.get_xlabel() for axis in figure.axes] == ["t (radian)", "t (log factor)"]
 
