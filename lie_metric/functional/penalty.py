@@ -29,9 +29,9 @@ def equivariance_penalty(
 
     .. math:: P = \frac1K \sum_k E_x \|L_k f(x)\|^2 / E_x \|f(x) - E f\|^2
 
-    With ``normalise="spread"`` it is the mean of squared :func:`relative` errors, whatever the scale of the outputs;
-    the spread counts as a constant, so that the gradient does not ask for wilder outputs. With "none" the denominator
-    is dim f, and P is the mean :func:`lee`.
+    With ``normalise="spread"`` it is the mean of squared :func:`relative` errors. Numerator and denominator are both
+    differentiated, so that shrinking the outputs, which would end in a constant network, does not lower it. With "none"
+    the denominator is dim f, and P is the mean :func:`lee`, which shrinking does lower.
 
     The model is run in evaluation mode (running statistics of batch norm, no dropout) and in full precision; modes,
     buffers and random states are left as they were. Gradients flow to the parameters.
@@ -44,7 +44,8 @@ def equivariance_penalty(
         options: Further arguments of :func:`lie_metric.lie_derivative`.
 
     Returns:
-        A number of no axes, differentiable with respect to the parameters. Add it to the loss with a weight.
+        A number of no axes, differentiable with respect to the parameters. Add it to the loss with a weight:
+        squared relative errors of an untrained network may be 100, so begin with 0.01.
 
     Raises:
         ValueError: If ``normalise`` is unknown, or a spread is asked of one image.
@@ -71,10 +72,10 @@ def equivariance_penalty(
     f, found = result.output, result.lie_derivatives
     if normalise == "none":
         return found.square().mean()
-    parts = grouped(moments(f.detach(), result.representation), range(len(f)))
+    parts = grouped(moments(f, result.representation), range(len(f)))
     parts["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=torch.float64)
     denominator = spread(totals(parts))
-    if not bool(torch.isfinite(denominator)):
+    if not bool(torch.isfinite(denominator.detach())):
         raise ValueError(
             "`images` must lead to finite outputs that differ by more than rounding, got outputs without a spread. Use "
             "`normalise='none'`, or other images."
