@@ -7,17 +7,20 @@ from lie_metric.derivative import lie_derivative
 from lie_metric.functional import equivariance_penalty
 from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
 from lie_metric.metrics import (
+    BandLimitedEquivariance,
     FiniteEquivarianceError,
     LatticeEquivarianceError,
     LocalEquivarianceError,
     OrbitVariance,
     PredictionConsistency,
+    RelativeStability,
     RelaxedEquivarianceError,
 )
 from lie_metric.resampling import PAPER, Resampling
 
 __all__ = [
     "PAPER",
+    "BandLimitedEquivariance",
     "EquivarianceMonitor",
     "FiniteEquivarianceError",
     "Generator",
@@ -27,6 +30,7 @@ __all__ = [
     "LocalEquivarianceError",
     "OrbitVariance",
     "PredictionConsistency",
+    "RelativeStability",
     "RelaxedEquivarianceError",
     "Resampling",
     "equivariance_penalty",

@@ -1,5 +1,6 @@
 """Measures of equivariance as pure functions."""
 
+from lie_metric.functional.band_limited import eq_r, eq_t, eq_t_frac
 from lie_metric.functional.finite_transforms import (
     finite_equivariance_error,
     lattice_equivariance_error,
@@ -10,9 +11,13 @@ from lie_metric.functional.finite_transforms import (
 from lie_metric.functional.local_equivariance import gram, lee, principal_directions, relative, sensitivity
 from lie_metric.functional.noise_floor import below_floor, noise_floor
 from lie_metric.functional.penalty import equivariance_penalty
+from lie_metric.functional.stability import relative_stability
 
 __all__ = [
     "below_floor",
+    "eq_r",
+    "eq_t",
+    "eq_t_frac",
     "equivariance_penalty",
     "finite_equivariance_error",
     "gram",
@@ -23,6 +28,7 @@ __all__ = [
     "prediction_consistency",
     "principal_directions",
     "relative",
+    "relative_stability",
     "relaxed_equivariance_error",
     "sensitivity",
 ]

@@ -1,5 +1,6 @@
 """Measures of equivariance as torchmetrics classes."""
 
+from lie_metric.metrics.band_limited import BandLimitedEquivariance
 from lie_metric.metrics.finite_transforms import (
     FiniteEquivarianceError,
     LatticeEquivarianceError,
@@ -8,12 +9,15 @@ from lie_metric.metrics.finite_transforms import (
     RelaxedEquivarianceError,
 )
 from lie_metric.metrics.local_equivariance import LocalEquivarianceError
+from lie_metric.metrics.stability import RelativeStability
 
 __all__ = [
+    "BandLimitedEquivariance",
     "FiniteEquivarianceError",
     "LatticeEquivarianceError",
     "LocalEquivarianceError",
     "OrbitVariance",
     "PredictionConsistency",
+    "RelativeStability",
     "RelaxedEquivarianceError",
 ]

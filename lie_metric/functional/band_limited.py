@@ -1,0 +1,280 @@
+r"""EQ-T, EQ-T_frac and EQ-R: how well a model commutes with shifts and rotations that keep the band of its images."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lie_metric import filters
+from lie_metric.derivative import Output, function_of, validate_inputs, validate_options
+from lie_metric.functional.sums import Sums, grouped, totals
+from lie_metric.isolation import isolated
+from lie_metric.representations import (
+    Image,
+    Invariant,
+    Representation,
+    grid_size,
+    infer_output_representation,
+    map_grid,
+)
+from lie_metric.resampling import coordinate_dtype
+
+__all__ = ["BandLimited", "eq_r", "eq_t", "eq_t_frac"]
+
+BandLimited = Literal["eq_t", "eq_t_frac", "eq_r"]
+Filter = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _band_limited_validate(
+    kinds: Sequence[BandLimited],
+    data_range: float | None,
+    max_shift: float,
+    output: Output,
+    output_representation: Representation | None,
+    seed: int,
+) -> tuple[BandLimited, ...]:
+    """The measures asked for, if every option has a meaning."""
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(get_args(BandLimited)):
+        raise ValueError(f"`kinds` must be a sequence of some of {get_args(BandLimited)}, got {kinds!r}.")
+    if data_range is not None and (isinstance(data_range, bool) or not data_range > 0 or math.isinf(data_range)):
+        raise ValueError(
+            f"`data_range` must be a positive number or None, got {data_range!r}. Give the width of the interval of "
+            "the output's values, e.g. 2.0 for images in [-1, 1]."
+        )
+    if not 0 < max_shift <= 0.5:
+        raise ValueError(f"`max_shift` must be in (0, 0.5], got {max_shift!r}. 1/8 of the image is the paper's choice.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"`seed` must be a non-negative integer, got {seed!r}.")
+    validate_options(output, None, output_representation, None, "auto", None)
+    return tuple(kinds)
+
+
+def _band_limited_update(
+    model: Callable[..., Any],
+    images: Tensor,
+    kinds: Sequence[BandLimited],
+    *,
+    indices: Sequence[int],
+    data_range: float | None = None,
+    max_shift: float = 0.125,
+    output: Output = "logits",
+    output_representation: Representation | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The sums of a batch; ``indices`` are the images' running numbers, which fix their groups and transforms."""
+    validate_inputs(model, images, None)
+    with torch.no_grad(), isolated(model):
+        images = images.float() if images.dtype in {torch.float16, torch.bfloat16} else images
+        function = function_of(model, output)
+        f = function(images)
+        if f.shape[:1] != images.shape[:1]:
+            raise ValueError(
+                f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
+                f"{tuple(f.shape)}. Select or reshape it with `output=`."
+            )
+        representation = output_representation or infer_output_representation(f, images, model)
+        representation.check(f, "output")
+        invariant = isinstance(representation, Invariant)
+        if invariant != (data_range is None):
+            raise ValueError(
+                f"`data_range` must be {'None' if invariant else 'given'} for an output that acts as "
+                f"{representation!r}, got {data_range!r}. "
+                + ("Class scores have no peak to measure noise against." if invariant else "PSNR is relative to it.")
+            )
+        sizes = grid_size(Image(), images), None if invariant else grid_size(representation, f)
+        drawn = torch.stack([_draw(index, seed) for index in indices]).to(images.device)
+        errors, counts = [], []
+        for kind in kinds:
+            moved, compare = _transform(kind, images, drawn, max_shift, sizes)
+            y, ones = function(moved), torch.ones_like(f)
+            if invariant:
+                difference, valid = y - f, ones
+            else:
+                (found, one), (wanted, other) = (
+                    _through(representation, tensor, part) for tensor, part in zip((y, f), compare, strict=True)
+                )
+                difference, valid = found - wanted, one * other
+            wide = coordinate_dtype(f.device)
+            # Beyond the valid region values may be anything, also infinite.
+            kept = torch.where(valid > 0, difference, 0).reshape(len(f), -1).to(wide)
+            errors.append(kept.square().sum(1))
+            counts.append(valid.reshape(len(f), -1).to(wide).sum(1))
+    return grouped({"error": torch.stack(errors, 1), "count": torch.stack(counts, 1)}, indices)
+
+
+def _through(representation: Representation, tensor: Tensor, part: Filter) -> tuple[Tensor, Tensor]:
+    """A tensor after a filter of its images, and ones where it is whole, zeros elsewhere, of the tensor's shape."""
+    masks: list[Tensor] = []
+
+    def apply(image: Tensor) -> Tensor:
+        result, inside = part(image)
+        masks.append(inside)
+        return result
+
+    filtered = map_grid(representation, tensor, apply)
+    ones = torch.ones_like(tensor)
+    return filtered, map_grid(representation, ones, lambda image: masks[0][:, None].expand_as(image).to(image.dtype))
+
+
+def _draw(index: int, seed: int) -> Tensor:
+    """Three uniform numbers in [-1, 1): a shift along each axis and an angle; fixed by the image's number."""
+    source = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+    return 2 * torch.rand(3, dtype=torch.float64, generator=source) - 1
+
+
+def _transform(
+    kind: BandLimited,
+    images: Tensor,
+    drawn: Tensor,
+    max_shift: float,
+    sizes: tuple[tuple[int, int], tuple[int, int] | None],
+) -> tuple[Tensor, tuple[Filter, Filter]]:
+    """The moved images, and what the output of these and that of the images as they are go through to be compared."""
+    (height, width), grid = sizes
+    h, w = grid or (height, width)
+    if kind == "eq_r":
+        angles = drawn[:, 2] * math.pi
+        moved, _ = filters.rotate(images, angles)
+        return moved, (lambda y: filters.low_pass(y, angles), lambda y: filters.rotate(y, angles))
+    scale = torch.tensor([w / width, h / height], dtype=torch.float64, device=drawn.device)
+    size = torch.tensor([width, height], dtype=torch.float64, device=drawn.device)
+    steps = drawn[:, :2] * max_shift * size
+    if kind == "eq_t":
+        # Whole pixels of the input and of the output's grid at once.
+        unit = torch.tensor([width // math.gcd(width, w), height // math.gcd(height, h)], device=drawn.device)
+        if bool((unit > max_shift * size).any()):
+            raise ValueError(
+                f"`max_shift` must allow for shifts that move the output of {h}×{w} by whole pixels too, got "
+                f"{max_shift} for images of {height}×{width}, which needs steps of {unit[0]} pixels. Raise it, or "
+                "measure 'eq_t_frac'."
+            )
+        steps = (steps / unit).round() * unit
+        far = (steps * scale).round().long()
+        moved, _ = filters.shift(images, steps.long())
+        return moved, (_everywhere, lambda y: filters.shift(y, far))
+    moved, _ = filters.translate(images, steps)
+    return moved, (_everywhere, lambda y: filters.translate(y, steps * scale))
+
+
+def _everywhere(y: Tensor) -> tuple[Tensor, Tensor]:
+    return y, torch.ones((len(y), *y.shape[-2:]), dtype=torch.bool, device=y.device)
+
+
+def _statistic(data_range: float | None) -> Callable[[Sums], Tensor]:
+    def statistic(sums: Sums) -> Tensor:
+        error = sums["error"] / sums["count"]
+        return error if data_range is None else 10 * (data_range**2 / error).log10()
+
+    return statistic
+
+
+def _band_limited_compute(sums: Sums, kinds: Sequence[BandLimited], data_range: float | None) -> dict[str, Tensor]:
+    """Each measure from the sums."""
+    values = _statistic(data_range)(totals(sums))
+    undefined = [kind for kind, value in zip(kinds, values.isnan().tolist(), strict=True) if value]
+    if undefined:
+        warnings.warn(
+            f"{undefined} are NaN: no pixel has all of its filter within the frame (filters reach over up to 8 "
+            "pixels), or the outputs are not finite.",
+            stacklevel=5,
+        )
+    return dict(zip(kinds, values.unbind(), strict=True))
+
+
+_DEFAULTS: dict[str, Any] = {
+    "data_range": None,
+    "max_shift": 0.125,
+    "output": "logits",
+    "output_representation": None,
+    "seed": 0,
+}
+
+
+def _measure(kind: BandLimited, model: Callable[..., Any], images: Tensor, options: Mapping[str, Any]) -> Tensor:
+    unknown = sorted(set(options) - set(_DEFAULTS))
+    if unknown:
+        raise TypeError(f"`options` must be among {sorted(_DEFAULTS)}, got {unknown}.")
+    chosen = _DEFAULTS | dict(options)
+    kinds = _band_limited_validate((kind,), **chosen)
+    indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
+    sums = _band_limited_update(model, images, kinds, indices=indices, **chosen)
+    return _band_limited_compute(sums, kinds, chosen["data_range"])[kind]
+
+
+def eq_t(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
+    r"""Equivariance to shifts by whole pixels, in decibels (Karras et al. 2021, arXiv 2106.12423, Appendix E).
+
+    .. math:: \mathrm{EQ\text{-}T} = 10 \log_{10} \frac{I_{max}^2}{E \left( f(t x) - t f(x) \right)^2}
+
+    the mean being over images, channels and those pixels that stay in the frame; t shifts by whole pixels, uniform in
+    ± ``max_shift`` of each side, and zeros enter. Larger is more equivariant; infinite if both agree in every bit.
+
+    For an invariant output, class scores say, there is no peak value: :math:`E\|f(tx) - f(x)\|^2 / \dim f` is returned,
+    in squared units of the output, and smaller is more invariant.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W).
+        options: ``data_range``, the width I_max of the interval of the output's values, needed for image-valued outputs
+            and not allowed for invariant ones; ``max_shift`` (1/8); ``output``; ``output_representation``; ``seed``.
+
+    Returns:
+        A number of no axes: dB, or the mean square.
+
+    Raises:
+        ValueError: If the data range is missing, or shifts cannot move the output's grid by whole pixels.
+
+    Example:
+        >>> import torch
+        >>> eq_t(lambda x: 2 * x, torch.rand(2, 1, 16, 16), data_range=2.0).item()
+        inf
+    """
+    return _measure("eq_t", model, images, options)
+
+
+def eq_t_frac(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
+    """Equivariance to shifts by parts of pixels, as :func:`eq_t`, with Lanczos filters of a = 3.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W).
+        options: As in :func:`eq_t`.
+
+    Returns:
+        A number of no axes: dB, or the mean square.
+
+    Example:
+        >>> import torch
+        >>> bool(eq_t_frac(lambda x: 2 * x, torch.rand(2, 1, 16, 16), data_range=2.0) > 100)
+        True
+    """
+    return _measure("eq_t_frac", model, images, options)
+
+
+def eq_r(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
+    """Equivariance to rotations by any angle, as :func:`eq_t`, within the band that both lattices carry.
+
+    The rotated output is compared with the output of the rotated image, low-passed in the same way; see
+    :func:`lie_metric.filters.rotate` and :func:`lie_metric.filters.low_pass`. Pixels within some 8 of the frame are
+    left out. The filters are not ideal: the value of the identity is the ceiling for images of that band.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W).
+        options: As in :func:`eq_t`.
+
+    Returns:
+        A number of no axes: dB, or the mean square.
+
+    Example:
+        >>> import torch
+        >>> smooth = torch.nn.functional.interpolate(torch.rand(2, 1, 5, 5), size=32, mode="bicubic")
+        >>> bool(eq_r(lambda x: x, smooth, data_range=1.0) > 40)
+        True
+    """
+    return _measure("eq_r", model, images, options)

@@ -1,0 +1,188 @@
+"""Relative stability: the response to smooth deformations against that to noise of the same size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lie_metric.derivative import Output, function_of, validate_inputs, validate_options
+from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
+from lie_metric.isolation import isolated
+from lie_metric.representations import Representation, infer_output_representation, map_grid
+from lie_metric.resampling import Resampling, coordinate_dtype, displace
+
+__all__ = ["deformation", "relative_stability"]
+
+NAMES = ("relative_stability", "deformation", "noise")
+
+
+def deformation(
+    size: tuple[int, int], indices: Sequence[int], length: float, cut: int, seed: int, device: torch.device
+) -> Tensor:
+    r"""Random smooth displacements of the maximum-entropy ensemble, zero on the frame.
+
+    .. math:: u(x, y) = \sum_{i^2 + j^2 \le c^2} C_{ij} \sin(i \pi x) \sin(j \pi y), \qquad
+        C_{ij} \sim N(0, T / (i^2 + j^2))
+
+    and v alike (Petrini et al. 2021, arXiv 2105.02468), x and y in [0, 1] along the sides, with the temperature T that
+    makes the expected mean square over the image that of ``length``: a mode of variance s² adds s²/4 for each of u and
+    v.
+
+    Args:
+        size: Height and width.
+        indices: Running numbers of N images, which fix their displacements.
+        length: Root mean square length in parts of the shorter side.
+        cut: The cut-off c of the frequencies.
+        seed: Seed.
+        device: Where the result is put.
+
+    Returns:
+        Steps (x, y) in parts of the shorter side, shape (N, H, W, 2), in the dtype of coordinates.
+
+    Example:
+        >>> steps = deformation((32, 32), range(500), 1 / 32, 3, 0, torch.device("cpu"))
+        >>> round((32 * steps).square().sum(-1).mean().sqrt().item(), 1)
+        1.0
+    """
+    dtype = coordinate_dtype(device)
+    modes = [(i, j) for i in range(1, cut + 1) for j in range(1, cut + 1) if i * i + j * j <= cut * cut]
+    variance = torch.tensor([1.0 / (i * i + j * j) for i, j in modes], dtype=torch.float64)
+    variance *= length**2 / (variance.sum() / 2)
+    waves = []
+    for i, j in modes:
+        x, y = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (size[1], size[0]))
+        waves.append(torch.sin(j * math.pi * y)[:, None] * torch.sin(i * math.pi * x))
+    rows = []
+    for index in indices:
+        source = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+        rows.append(torch.randn(2, len(modes), dtype=torch.float64, generator=source) * variance.sqrt())
+    return torch.einsum("nkm,mhw->nhwk", torch.stack(rows), torch.stack(waves)).to(device, dtype)
+
+
+def _stability_validate(
+    displacement: float,
+    cut: int,
+    output: Output,
+    output_representation: Representation | None,
+    resampling: Resampling | None,
+    seed: int,
+) -> None:
+    if isinstance(displacement, bool) or not displacement > 0 or math.isinf(displacement):
+        raise ValueError(f"`displacement` must be a positive number of pixels, got {displacement!r}. 1 is usual.")
+    if isinstance(cut, bool) or not isinstance(cut, int) or cut < 2:
+        raise ValueError(f"`cut` must be an integer of at least 2, got {cut!r}: below there is no mode. 3 is usual.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"`seed` must be a non-negative integer, got {seed!r}.")
+    validate_options(output, None, output_representation, resampling, "auto", None)
+
+
+def _stability_update(
+    model: Callable[..., Any],
+    images: Tensor,
+    *,
+    indices: Sequence[int],
+    displacement: float = 1.0,
+    cut: int = 3,
+    output: Output = "logits",
+    output_representation: Representation | None = None,
+    resampling: Resampling | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The sums of a batch; ``indices`` are the images' running numbers, which fix groups, deformations and noise."""
+    validate_inputs(model, images, None)
+    stencil = resampling or Resampling()
+    with torch.no_grad(), isolated(model):
+        images = images.float() if images.dtype in {torch.float16, torch.bfloat16} else images
+
+        def deform(image: Tensor) -> Tensor:
+            size = (int(image.shape[-2]), int(image.shape[-1]))
+            steps = deformation(size, indices, displacement / min(images.shape[-2:]), cut, seed, image.device)
+            return displace(image, steps * min(size), stencil)
+
+        function = function_of(model, output)
+        f, moved = function(images), deform(images)
+        if f.shape[:1] != images.shape[:1]:
+            raise ValueError(
+                f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
+                f"{tuple(f.shape)}. Select or reshape it with `output=`."
+            )
+        representation = output_representation or infer_output_representation(f, images, model)
+        representation.check(f, "output")
+        noise = torch.empty_like(images)
+        for row, index in zip(noise, indices, strict=True):
+            source = torch.Generator(images.device).manual_seed((seed * 1_000_003 + index) % 2**63)
+            row.normal_(generator=source)
+        change = (moved - images).flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
+        noisy = images + noise * change.reshape(-1, *[1] * (images.ndim - 1))
+        wide = coordinate_dtype(f.device)
+        wanted = map_grid(representation, f, deform)
+        rows = {
+            "deformed": (function(moved) - wanted).reshape(len(f), -1).to(wide).square().sum(1),
+            "noisy": (function(noisy) - f).reshape(len(f), -1).to(wide).square().sum(1),
+        }
+        sums = grouped(rows | moments(f, representation), indices)
+        sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=wide, device=f.device)
+    return sums
+
+
+def _statistic(sums: Sums) -> Tensor:
+    # Two independent images are 2 Var f apart: Σ‖f - E f‖² is n Var f.
+    apart = 2 * spread(sums)
+    floor = sums["square"] * (8 * sums["rounding"]) ** 2
+    noisy = torch.where(sums["noisy"] > floor, sums["noisy"], torch.nan)
+    return torch.stack([sums["deformed"] / noisy, sums["deformed"] / apart, sums["noisy"] / apart], -1)
+
+
+def _stability_compute(sums: Sums) -> dict[str, Tensor]:
+    """The three numbers from the sums."""
+    reason = "the output does not vary over the images or with noise, or not by more than rounding"
+    values = defined(_statistic(totals(sums)), "relative_stability", NAMES, reason, stacklevel=6)
+    return dict(zip(NAMES, values.unbind(), strict=True))
+
+
+_DEFAULTS: dict[str, Any] = {
+    "displacement": 1.0,
+    "cut": 3,
+    "output": "logits",
+    "output_representation": None,
+    "resampling": None,
+    "seed": 0,
+}
+
+
+def relative_stability(model: Callable[..., Any], images: Tensor, **options: Any) -> dict[str, Tensor]:
+    r"""The response to smooth deformations over that to noise of the same norm (Petrini et al. 2021).
+
+    .. math:: R_f = \frac{E\|f(\tau x) - \tau f(x)\|^2}{E\|f(x + \eta) - f(x)\|^2}, \qquad
+        D_f, G_f = \frac{\text{numerator, denominator}}{E\|f(x) - f(z)\|^2}
+
+    with τ drawn by :func:`deformation`, η Gaussian with the norm of τx - x for each image, and z another image. τ f is
+    f for an invariant output; an image-valued one is deformed alike. R_f = 1: deformations count as any other change;
+    below 1, the model is more stable to them.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W), at least two.
+        options: ``displacement``, root mean square length of τ in pixels (1); ``cut``, the highest frequency (3);
+            ``output``, ``output_representation``, ``resampling``, ``seed``.
+
+    Returns:
+        ``{"relative_stability": R_f, "deformation": D_f, "noise": G_f}``; NaN, with a warning, where not defined.
+
+    Example:
+        >>> import torch
+        >>> found = relative_stability(lambda x: x, torch.rand(4, 1, 16, 16))  # commutes with every deformation
+        >>> found["relative_stability"].item()
+        0.0
+    """
+    unknown = sorted(set(options) - set(_DEFAULTS))
+    if unknown:
+        raise TypeError(f"`options` must be among {sorted(_DEFAULTS)}, got {unknown}.")
+    chosen: Mapping[str, Any] = _DEFAULTS | dict(options)
+    _stability_validate(**chosen)
+    indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
+    return _stability_compute(_stability_update(model, images, indices=indices, **chosen))

@@ -1,0 +1,110 @@
+"""Relative stability as a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lie_metric.derivative import Output
+from lie_metric.functional.stability import (
+    NAMES,
+    _stability_compute,
+    _stability_update,
+    _stability_validate,
+    _statistic,
+)
+from lie_metric.metrics.base import ModelMetric
+from lie_metric.representations import Representation
+from lie_metric.resampling import Resampling
+
+__all__ = ["RelativeStability"]
+
+
+class RelativeStability(ModelMetric):
+    """The response to smooth deformations over that to noise of the same norm (Petrini et al. 2021).
+
+    See :func:`lie_metric.functional.relative_stability`. Three passes over the model.
+
+    Args:
+        displacement: Root mean square length of the deformation in pixels.
+        cut: Highest frequency of the deformation, in half waves along a side.
+        output: See :func:`~lie_metric.lie_derivative`.
+        output_representation: See :func:`~lie_metric.lie_derivative`; it must have a method ``map``.
+        resampling: The stencil; the default is ``Resampling()``.
+        seed: Fixes deformations and noise.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> metric = RelativeStability()
+        >>> metric.update(lambda x: x, torch.rand(4, 1, 16, 16))
+        >>> metric.compute()["relative_stability"].item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        displacement: float = 1.0,
+        cut: int = 3,
+        *,
+        output: Output = "logits",
+        output_representation: Representation | None = None,
+        resampling: Resampling | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        _stability_validate(displacement, cut, output, output_representation, resampling, seed)
+        super().__init__({"deformed": (), "noisy": (), "square": (), "total": (1,), "weight": (1,)}, **kwargs)
+        self.displacement = displacement
+        self.cut = cut
+        self.output = output
+        self.output_representation = output_representation
+        self.resampling = resampling or Resampling()
+        self.seed = seed
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The three numbers, in the order of all results."""
+        return NAMES
+
+    def update(self, model: Callable[..., Any], images: Tensor) -> None:
+        """Adds a batch of images.
+
+        Args:
+            model: A module or callable, see :func:`~lie_metric.lie_derivative`.
+            images: Shape (B, C, H, W), floating point and finite.
+        """
+        indices = self._indices(images)
+        sums = _stability_update(
+            model,
+            images,
+            indices=indices,
+            displacement=self.displacement,
+            cut=self.cut,
+            output=self.output,
+            output_representation=self.output_representation,
+            resampling=self.resampling,
+            seed=self.seed,
+        )
+        self._add(sums, len(indices))
+
+    def compute(self) -> dict[str, Tensor]:
+        """R_f, D_f and G_f.
+
+        Returns:
+            Under "relative_stability", "deformation" and "noise" a float64 number each.
+        """
+        return _stability_compute(self._sums())
+
+    def standard_error(self) -> dict[str, Tensor]:
+        """The standard error over images of each number.
+
+        Returns:
+            For each name a number; NaN for fewer than two images.
+        """
+        return dict(zip(NAMES, self._errors(_statistic).unbind(-1), strict=True))
