@@ -212,6 +212,90 @@ def report_layers(arguments: argparse.Namespace, name: str) -> float:
     return cost
 
 
+def report_companions(arguments: argparse.Namespace, name: str) -> dict[str, float]:
+    """Measures what each metric costs for a batch, in plain forward passes of it, and prints the table.
+
+    Args:
+        arguments: The command line.
+        name: The model.
+
+    Returns:
+        Median cost by metric.
+    """
+    model, images = load(name, arguments.batch, arguments.size, arguments.device)
+    shifts = lm.orbits.uniform("translation", 0.25, samples=4)
+    metrics: dict[str, lm.metrics.base.ModelMetric] = {
+        "LocalEquivarianceError, affine": lm.LocalEquivarianceError("affine", with_noise=False),
+        "LocalEquivarianceError, affine, noise": lm.LocalEquivarianceError("affine"),
+        "FiniteEquivarianceError, 5 angles": lm.FiniteEquivarianceError(
+            lm.orbits.listed("rotation", (0.05, 0.1, 0.2, 0.4, 0.8))
+        ),
+        "LatticeEquivarianceError, flips": lm.LatticeEquivarianceError("flips"),
+        "PredictionConsistency, 4 shifts": lm.PredictionConsistency(shifts),
+        "OrbitVariance, 4 shifts": lm.OrbitVariance(shifts),
+        "RelaxedEquivarianceError, 4 shifts": lm.RelaxedEquivarianceError(shifts),
+        "BandLimitedEquivariance, 3 kinds": lm.BandLimitedEquivariance(),
+        "RelativeStability": lm.RelativeStability(),
+    }
+    costs: dict[str, list[float]] = {label: [] for label in metrics}
+    model(images)
+    for _ in range(arguments.repeats):
+        with torch.no_grad():
+            plain = seconds(lambda: model(images), arguments.device)
+        for label, metric in metrics.items():
+            costs[label].append(seconds(lambda metric=metric: metric.update(model, images), arguments.device) / plain)
+    print(f"metrics, in plain forward passes of the same {arguments.batch} images:")
+    for label, values in costs.items():
+        print(f"{label:40}{median(values):8.1f}{f'({min(values):.1f} to {max(values):.1f})':>18}", flush=True)
+    return {label: median(values) for label, values in costs.items()}
+
+
+def report_epoch(arguments: argparse.Namespace) -> float:
+    """Measures the monitor's share of a CIFAR-sized epoch: 50,000 images of 32 px, a resnet18 with a 3×3 stem.
+
+    Args:
+        arguments: The command line.
+
+    Returns:
+        Median share.
+    """
+    import timm
+
+    model = timm.create_model("resnet18", num_classes=10).to(arguments.device)
+    model.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False).to(arguments.device)
+    model.maxpool = torch.nn.Identity()
+    images = torch.randn(128, 3, 32, 32, device=arguments.device)
+    labels = torch.arange(128, device=arguments.device) % 10
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+    def step() -> None:
+        model.train()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def measure(count: int) -> None:
+        metric = lm.EquivarianceMonitor()._metric()
+        for start in range(0, count, 128):
+            metric.update(model, images[: min(128, count - start)])
+        metric.measures()
+
+    step(), measure(128)
+    shares, halves = [], []
+    for _ in range(arguments.repeats):
+        epoch = seconds(step, arguments.device) * 50_000 / 128
+        whole = seconds(lambda: measure(256), arguments.device)
+        halves.append(seconds(lambda: measure(128), arguments.device) / whole)
+        shares.append(whole / epoch)
+    print(
+        f"\nEquivarianceMonitor() on 256 images: {median(shares):.2%} ({min(shares):.2%} to {max(shares):.2%}) of an "
+        f"epoch of 50,000 images of 32 px,\nresnet18, {arguments.threads} thread(s), {arguments.device}; on 128 images "
+        f"{median(halves):.2f} of that",
+        flush=True,
+    )
+    return median(shares)
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Runs the benchmark.
 
@@ -230,6 +314,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--no-memory", action="store_true", help="skip the peak memory, which takes a process each")
     parser.add_argument("--layerwise", type=int, metavar="PROBES", help="measure the attribution by layer as well")
+    parser.add_argument("--companions", action="store_true", help="measure what each metric costs as well")
+    parser.add_argument(
+        "--epoch", action="store_true", help="measure the monitor's share of a CIFAR-sized epoch as well"
+    )
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -244,6 +332,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         ratios[name] = report(arguments, name)
         if arguments.layerwise:
             ratios[name]["by layer"] = report_layers(arguments, name)
+        if arguments.companions:
+            ratios[name] |= report_companions(arguments, name)
+    if arguments.epoch:
+        ratios["epoch"] = {"monitor": report_epoch(arguments)}
     return ratios
 
 

@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lie_metric.layerwise import layerwise_equivariance_error
 from lie_metric.metrics import LocalEquivarianceError
+from lie_metric.orbits import uniform
 from lie_metric.resampling import Resampling
 from lie_metric.study.data import ImageSet, Prepared, class_numbers
 from lie_metric.study.settings import LIE_MEASURES, Settings
-from lie_metric.transforms import translate
 
 __all__ = ["measure_model"]
 
@@ -172,13 +172,12 @@ def _consistent(
     stencil: Resampling,
 ) -> Tensor:
     """Whether each image keeps its predicted class under a random shift that its number and the seed fix."""
-    source = torch.Generator()
-    shifts = torch.stack(
-        [torch.rand(2, generator=source.manual_seed(settings.seed * 1_000_003 + index)) for index in indices]
-    )
-    shifts = ((shifts * 2 - 1) * settings.max_shift).to(images)
+    # The predictions of the images as they are exist already: the metric of that name would make them once more.
+    orbit = uniform("translation", settings.max_shift, samples=1)
+    size = (int(images.shape[-2]), int(images.shape[-1]))
+    (element,) = orbit.draw(indices, size, settings.seed, stencil)
     with torch.no_grad():
-        moved = translate(translate(images, shifts[:, 0], "x", stencil), shifts[:, 1], "y", stencil)
+        moved = element.forward(images)
         return model(moved).argmax(1) == predictions
 
 

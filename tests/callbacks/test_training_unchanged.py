@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 import lie_metric as lm
 from lie_metric.callbacks import EquivarianceMonitor
+
+try:
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+except ImportError:
+    EMAWeightAveraging = None
+
+needs_averaging = pytest.mark.skipif(EMAWeightAveraging is None, reason="lightning 2.6 brought averaged weights")
+
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -194,7 +201,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c == "compiled" else c for c in CASES])
+MARKS = {"compiled": pytest.mark.slow, "averaged weights": needs_averaging}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=MARKS.get(case, ())) for case in CASES])
 def test_bit_for_bit(case):
     companions = [lm.PredictionConsistency(), lm.LatticeEquivarianceError("flips")]
     measures = ("relative", "lee", "sensitivity")
@@ -217,6 +227,7 @@ def test_the_comparison_sees_a_single_random_number():
         assert_same(trained(Draw()), trained(None))
 
 
+@needs_averaging
 def test_measured_beside_averaged_weights_in_either_order():
     """The averaged weights are measured, because they are what is validated."""
     values = []

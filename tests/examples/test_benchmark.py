@@ -8,17 +8,21 @@ pytest.importorskip("timm")
 def test_table(example, capsys):
     benchmark = example("benchmark")
     arguments = ["test_resnet", "--batch", "1", "--size", "32", "--repeats", "1"]
-    ratios = benchmark.main([*arguments, "--no-memory", "--layerwise", "2"])["test_resnet"]
+    ratios = benchmark.main([*arguments, "--no-memory", "--layerwise", "2", "--companions"])["test_resnet"]
     printed = capsys.readouterr().out
     assert ratios["unit: forward, 7 B"] == 1
     assert {"plain forward, B", "forward, affine", "forward vmap, affine", "double_backward, 1 transform"} < set(ratios)
     assert "nine transforms by double backward" in printed
     assert "by layer, one image, K=6, 2 probes" in printed
     assert ratios["by layer"] > 1
+    assert ratios["RelativeStability"] > 0
 
 
 @pytest.mark.slow
-def test_memory(example, capsys):
+def test_memory_and_epoch(example, capsys):
     benchmark = example("benchmark")
-    benchmark.main(["test_resnet", "--batch", "1", "--size", "32", "--repeats", "1"])
-    assert "peak MiB" in capsys.readouterr().out
+    found = benchmark.main(["test_resnet", "--batch", "1", "--size", "32", "--repeats", "1", "--epoch"])
+    printed = capsys.readouterr().out
+    assert "peak MiB" in printed
+    assert "of an epoch of 50,000 images of 32 px" in printed
+    assert 0 < found["epoch"]["monitor"] < 1
