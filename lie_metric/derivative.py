@@ -340,6 +340,37 @@ def function_of(model: Callable[..., Any], output: Output, frozen: bool = False)
     return lambda x: select_output(model(x), output)
 
 
+def evaluated(
+    model: Callable[..., Any],
+    function: Callable[[Tensor], Tensor],
+    images: Tensor,
+    output_representation: Representation | None,
+) -> tuple[Tensor, Representation]:
+    """The output of images, and how it carries the action.
+
+    Args:
+        model: The model, which may declare the grid of its tokens.
+        function: The map from images to the measured tensor, see :func:`function_of`.
+        images: B images.
+        output_representation: As in :func:`lie_derivative`.
+
+    Returns:
+        The output, shape (B, ...), and its representation.
+
+    Raises:
+        ValueError: If there is not one row for each image, or the representation does not fit.
+    """
+    f = function(images)
+    if f.shape[:1] != images.shape[:1]:
+        raise ValueError(
+            f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
+            f"{tuple(f.shape)}. Select or reshape it with `output=`."
+        )
+    representation = output_representation or infer_output_representation(f, images, model)
+    representation.check(f, "output")
+    return f, representation
+
+
 def _push(
     function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, method: str, chunk_size: int | None
 ) -> tuple[Tensor, Tensor, str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lie_metric import filters
-from lie_metric.derivative import Output, function_of, validate_inputs, validate_options
+from lie_metric.derivative import Output, evaluated, function_of, validate_inputs, validate_options
 from lie_metric.functional.sums import Sums, grouped, totals
 from lie_metric.isolation import isolated
 from lie_metric.representations import (
@@ -19,7 +19,6 @@ from lie_metric.representations import (
     Invariant,
     Representation,
     grid_size,
-    infer_output_representation,
     map_grid,
 )
 from lie_metric.resampling import coordinate_dtype
@@ -71,14 +70,7 @@ def _band_limited_update(
     with torch.no_grad(), isolated(model):
         images = images.float() if images.dtype in {torch.float16, torch.bfloat16} else images
         function = function_of(model, output)
-        f = function(images)
-        if f.shape[:1] != images.shape[:1]:
-            raise ValueError(
-                f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
-                f"{tuple(f.shape)}. Select or reshape it with `output=`."
-            )
-        representation = output_representation or infer_output_representation(f, images, model)
-        representation.check(f, "output")
+        f, representation = evaluated(model, function, images, output_representation)
         invariant = isinstance(representation, Invariant)
         if invariant != (data_range is None):
             raise ValueError(

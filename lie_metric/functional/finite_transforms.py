@@ -13,11 +13,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lie_metric.derivative import Output, function_of, validate_inputs, validate_options
+from lie_metric.derivative import Output, evaluated, function_of, validate_inputs, validate_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
 from lie_metric.isolation import isolated
 from lie_metric.orbits import Element, Orbit, Orbits, listed, orbits, uniform
-from lie_metric.representations import Image, Representation, grid_size, infer_output_representation, map_grid
+from lie_metric.representations import Image, Representation, grid_size, map_grid
 from lie_metric.resampling import Resampling, coordinate_dtype
 
 __all__ = [
@@ -97,14 +97,7 @@ def _finite_transforms_update(
     with torch.no_grad(), isolated(model):
         images = images.float() if images.dtype in {torch.float16, torch.bfloat16} else images
         function = function_of(model, output)
-        f = function(images)
-        if f.shape[:1] != images.shape[:1]:
-            raise ValueError(
-                f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
-                f"{tuple(f.shape)}. Select or reshape it with `output=`."
-            )
-        representation = output_representation or infer_output_representation(f, images, model)
-        representation.check(f, "output")
+        f, representation = evaluated(model, function, images, output_representation)
         size = grid_size(carrier, images)
         columns: dict[str, list[Tensor]] = {name: [] for name in SUMS}
         for orbit in asked:

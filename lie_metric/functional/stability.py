@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lie_metric.derivative import Output, function_of, validate_inputs, validate_options
+from lie_metric.derivative import Output, evaluated, function_of, validate_inputs, validate_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
 from lie_metric.isolation import isolated
-from lie_metric.representations import Representation, infer_output_representation, map_grid
+from lie_metric.representations import Representation, map_grid
 from lie_metric.resampling import Resampling, coordinate_dtype, displace
 
 __all__ = ["deformation", "relative_stability"]
@@ -104,14 +104,8 @@ def _stability_update(
             return displace(image, steps * min(size), stencil)
 
         function = function_of(model, output)
-        f, moved = function(images), deform(images)
-        if f.shape[:1] != images.shape[:1]:
-            raise ValueError(
-                f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
-                f"{tuple(f.shape)}. Select or reshape it with `output=`."
-            )
-        representation = output_representation or infer_output_representation(f, images, model)
-        representation.check(f, "output")
+        f, representation = evaluated(model, function, images, output_representation)
+        moved = deform(images)
         noise = torch.empty_like(images)
         for row, index in zip(noise, indices, strict=True):
             source = torch.Generator(images.device).manual_seed((seed * 1_000_003 + index) % 2**63)
