@@ -137,6 +137,7 @@ def peak_memory(arguments: argparse.Namespace, name: str, label: str) -> float:
         MiB.
     """
     command = [sys.executable, __file__, name, "--memory-of", label, "--batch", str(arguments.batch)]
+    command += ["--layerwise", str(arguments.layerwise or 1)]
     command += ["--size", str(arguments.size), "--threads", str(arguments.threads), "--device", arguments.device]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
@@ -193,15 +194,14 @@ def report_layers(arguments: argparse.Namespace, name: str) -> float:
     """
     model, images = load(name, 1, arguments.size, arguments.device)
     probes = arguments.layerwise
-    plain, taken, usual = [], [], []
+    passes = layer_runs(model, images, probes)
+    times: dict[str, list[float]] = {label: [] for label in passes}
     with torch.no_grad():
         model(images)
         for _ in range(arguments.repeats):
-            plain.append(seconds(lambda: model(images), arguments.device))
-            layers = lambda: lm.layerwise_equivariance_error(model, images, "affine", probes=probes)  # noqa: E731
-            taken.append(seconds(layers, arguments.device))
-            one = lambda: linearise(model, images, lm.generators("rotation"), method="double_backward")  # noqa: E731
-            usual.append(seconds(one, arguments.device))
+            for label, run in passes.items():
+                times[label].append(seconds(run, arguments.device))
+    plain, taken, usual = times.values()
     cost = median(t / f for t, f in zip(taken, plain, strict=True))
     other = 6 * probes * median(t / f for t, f in zip(usual, plain, strict=True))
     print(
@@ -209,7 +209,29 @@ def report_layers(arguments: argparse.Namespace, name: str) -> float:
         f"\ndouble backward for each transform and probe: {other:.0f}, {other / cost:.0f} times as much",
         flush=True,
     )
+    if not arguments.no_memory:
+        peaks = [f"{label}: {peak_memory(arguments, name, label):.0f}" for label in passes]
+        print("peak MiB of one image: " + "; ".join(peaks), flush=True)
     return cost
+
+
+def layer_runs(model: torch.nn.Module, images: torch.Tensor, probes: int) -> dict[str, Callable[[], object]]:
+    """A plain pass, the attribution by layer, and one of the double backwards that would take its place.
+
+    Args:
+        model: The model.
+        images: One image.
+        probes: Number of probes.
+
+    Returns:
+        A function for each label.
+    """
+    rotation = lm.generators("rotation")
+    return {
+        "plain forward, one image": lambda: model(images),
+        "by layer": lambda: lm.layerwise_equivariance_error(model, images, "affine", probes=probes),
+        "double_backward, one image": lambda: linearise(model, images, rotation, method="double_backward"),
+    }
 
 
 def report_companions(arguments: argparse.Namespace, name: str) -> dict[str, float]:
@@ -325,7 +347,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     if arguments.memory_of:
         model, images = load(arguments.models[0], arguments.batch, arguments.size, arguments.device)
         with torch.no_grad():
-            print(json.dumps(memory_above_start(runs(model, images)[arguments.memory_of], arguments.device)))
+            passes = runs(model, images) | layer_runs(model, images[:1], arguments.layerwise or 1)
+            print(json.dumps(memory_above_start(passes[arguments.memory_of], arguments.device)))
         return {}
     ratios = {}
     for name in arguments.models:

@@ -472,8 +472,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict]]:
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     (folder / "summary.txt").write_text("\n\n".join([show(rows), caption, *told]) + "\n")
+    some = torch.stack([data[1][index][0] for index in range(min(options.num_images, len(data[1])))])
+    floors = lm.functional.noise_floor(some, GENERATORS, "mean_square", resampling=stencil)
     figure = comparison(
-        families["equivariance"], title="Equivariance error under five augmentation regimes", caption=caption
+        families["equivariance"],
+        title="Equivariance error under five augmentation regimes",
+        caption=f"{caption}\nGrey: at or below the stencil's own error for the mean of squares of such images.",
+        floors={name: floor.item() for name, floor in floors.items()},
     )
     figure.savefig(folder / "comparison.png", dpi=110)
     print(

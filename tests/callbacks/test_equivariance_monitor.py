@@ -209,6 +209,17 @@ def test_companions_are_logged_beside():
     assert list(by_class.metrics) == ["lattice_equivariance_error", "finite_equivariance_error"]
 
 
+def test_every_metric_is_a_companion():
+    kinds = [getattr(lm.metrics, name) for name in lm.metrics.__all__]
+    monitor = EquivarianceMonitor("rotation", 14, metrics=[kind() for kind in kinds])
+    found = fitted(monitor).callback_metrics
+    assert len(monitor.metrics) == len(kinds) == 8
+    for name, metric in monitor.metrics.items():
+        values = [found[f"equivariance_{name}/{key}"] for key in metric.names]
+        assert all(value.isfinite() for value in values)
+        assert all(f"equivariance_{name}_se/{key}" in found for key in metric.names)
+
+
 def test_a_companion_that_fails_is_nan_and_training_goes_on():
     odd = EquivarianceMonitor("rotation", 6, metrics=[lm.LatticeEquivarianceError(lm.lattice.Roll(1, 0))], images=strip)
     with pytest.warns(UserWarning, match="must be square"):
