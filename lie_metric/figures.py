@@ -218,12 +218,14 @@ def comparison(
     (generators,) = sets
     _, Figure, FigureCanvasAgg = _matplotlib()
     columns = len(generators) + 1
-    figure = Figure(figsize=(2.5 * len(generators) + 1.1 * len(generators) + 1.6, 3.0 * len(panels) + 1.1))
+    below = 0.55 + 0.16 * len(caption.splitlines())  # inches: the epochs, and the caption's lines
+    height = 3.0 * len(panels) + 0.25 + below
+    figure = Figure(figsize=(2.5 * len(generators) + 1.1 * len(generators) + 1.6, height))
     FigureCanvasAgg(figure)
     widths = [2.5] * len(generators) + [1.1 * len(generators) + 1.0]
     grid = figure.add_gridspec(
         len(panels), columns, width_ratios=widths, hspace=0.5, wspace=0.42, left=0.07, right=0.99,
-        top=1 - 0.75 / (3.0 * len(panels) + 1.1), bottom=0.85 / (3.0 * len(panels) + 1.1),
+        top=1 - 0.75 / height, bottom=below / height,
     )  # fmt: skip
     for row, (name, regimes) in enumerate(panels.items()):
         for column, generator in enumerate(generators):
