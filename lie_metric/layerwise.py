@@ -13,17 +13,12 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lie_metric import dual
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
 from lie_metric.derivative import (
@@ -36,7 +31,8 @@ from lie_metric.derivative import (
     validate_options,
 )
 from lie_metric.isolation import isolated
-from lie_metric.representations import ChannelsLast, Image, Invariant, Representation, Tokens, declared_grid
+from lie_metric.recording import Flow, Operation, Recorder, Variable, recorded
+from lie_metric.representations import Image, Invariant, Representation
 from lie_metric.resampling import Resampling
 
 if TYPE_CHECKING:
@@ -67,25 +63,6 @@ class Contribution:
     share: float
     calls: int
     standard_error: float
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One recorded torch function call.
-
-    Attributes:
-        path: Path of the innermost module it was called in; "" is the model itself.
-        function: Name of the torch function.
-        kind: Its type in the sense of ``by("type")``.
-        shape: Shape of its (first) output.
-        representation: The action its output was assumed to carry.
-    """
-
-    path: str
-    function: str
-    kind: str
-    shape: tuple[int, ...]
-    representation: str
 
 
 @dataclass(frozen=True)
@@ -323,21 +300,26 @@ def layerwise_equivariance_error(
             chunk_size=chunk_size,
         )
     basis, matrix = spanning_set(asked)
-    settings = _Settings(
-        output, input_representation or Image(), whole.representation, resampling, overrides, tuple(basis), paths
-    )
     dimension = whole.output[0].numel()
     probing = _probes(whole, probes, seed)
     parts = []
     operations: tuple[Operation, ...] = ()
     cut: set[str] = set()
     for rows, cotangents in probing:
-        values = []
-        for chunk in _chunks(basis, chunk_size):
-            operations, found, left = _attribute(model, inputs[rows], cotangents, chunk, settings)
-            cut |= left
-            values.append(found)
-        parts.append(torch.cat(values, dim=1))
+        with isolated(model), torch.enable_grad():
+            leaf = inputs[rows].detach().clone().requires_grad_()
+            recorder = Recorder(leaf, input_representation or Image(), paths, overrides)
+            function = function_of(model, output, frozen=True)
+            with recorded(recorder, paths):
+                result = function(recorder.start)
+            end = recorder.end(result, whole.representation)
+            parts.append(
+                _contributions(
+                    recorder, leaf, result, end, cotangents, whole.representation, basis, resampling, chunk_size
+                )
+            )
+        operations = tuple(recorder.operations)
+        cut |= recorder.cut
     along_basis = torch.cat(parts, dim=2)
     vectors = torch.einsum("kr,orp->okp", matrix.to(along_basis.device), along_basis)
     derivatives = whole.lie_derivatives.double()
@@ -377,25 +359,9 @@ def layerwise_equivariance_error(
     return report
 
 
-@dataclass(frozen=True)
-class _Settings:
-    output: Output
-    input_representation: Representation
-    output_representation: Representation
-    resampling: Resampling
-    overrides: Mapping[str, Representation]
-    basis: tuple[Generator, ...]
-    paths: Mapping[nn.Module, str]
-
-
 def _paths(model: object) -> dict[nn.Module, str]:
     """The path of every module; one that stands in several places has the first of its paths."""
     return {module: path for path, module in model.named_modules()} if isinstance(model, nn.Module) else {}
-
-
-def _chunks(basis: Sequence[Generator], size: int | None) -> list[tuple[Generator, ...]]:
-    size = size or max(len(basis), 1)
-    return [tuple(basis[start : start + size]) for start in range(0, len(basis), size)]
 
 
 def _probes(whole: Linearisation, probes: Literal["exact"] | int, seed: int) -> list[tuple[slice, Tensor]]:
@@ -411,312 +377,145 @@ def _probes(whole: Linearisation, probes: Literal["exact"] | int, seed: int) -> 
     return [(slice(None), drawn.to(f))]
 
 
-def _attribute(
-    model: Callable[..., Any],
-    inputs: Tensor,
+def _contributions(
+    recorder: Recorder,
+    leaf: Tensor,
+    result: Tensor,
+    end: Variable | None,
     cotangents: Tensor,
+    representation: Representation,
     basis: Sequence[Generator],
-    settings: _Settings,
-) -> tuple[tuple[Operation, ...], Tensor, set[str]]:
-    """The recorded operations, the products of their contributions with cotangents, and where tensors are detached."""
-    with isolated(model), torch.enable_grad():
-        leaf = inputs.detach().clone().requires_grad_()
-        recorder = _Recorder(basis, settings, inputs)
-        function = function_of(model, settings.output, frozen=True)
-        with _tracked(settings.paths, recorder), recorder:
-            start = recorder.begin(leaf)
-            result = function(start)
-        recorder.end(result)
-        records = recorder.records
-        edges = [edge for record in records for edge, _ in record.outputs]
-        columns = []
-        # Local derivatives are K times the activations, and reading them once for each probe took a third of the time:
-        # gradients of as many probes as there are tangents are kept, which at most doubles the memory.
-        for part in cotangents.split(max(len(basis), 1)):
-            pulled = [
-                torch.autograd.grad(result, edges, cotangent, retain_graph=True, allow_unused=True)
-                for cotangent in part
-            ]
-            gradients = zip(*pulled, strict=True)
-            column = []
-            for record in records:
-                value = torch.zeros(len(basis), len(part), dtype=torch.float64, device=inputs.device)
-                for _, local in record.outputs:
-                    found = next(gradients)
-                    if local is not None and found[0] is not None:
-                        stacked = torch.stack([gradient.reshape(-1) for gradient in found])
-                        value += (local.reshape(len(basis), -1) @ stacked.mT).double()
-                column.append(value)
-            columns.append(torch.stack(column))
-    return tuple(record.operation for record in records), torch.cat(columns, dim=-1), recorder.cut
+    resampling: Resampling,
+    chunk_size: int | None,
+) -> Tensor:
+    """The products of all contributions with the cotangents: shape (operations, generators, probes).
+
+    What a cotangent u makes of an operation's contribution is ⟨uJ, Df[X·in]⟩ - ⟨uJ, X·out⟩: what flows in, the
+    products of X·in with the gradient through the operation, less what flows out, which flows into later operations.
+    """
+    balance = torch.zeros(
+        len(recorder.operations), len(basis), len(cotangents), dtype=torch.float64, device=result.device
+    )
+    if end is None or not basis:
+        return balance
+    plain = resampling.padding != "zeros" and not any(generator.intensity for generator in basis)
+    conserving = {index for index, operation in enumerate(recorder.operations) if operation.commutes and plain}
+    flows = [flow for flow in recorder.flows if not isinstance(flow.variable.representation, Invariant)]
+    known, implied = _independent(flows, conserving)
+
+    def book(flow: Flow, amount: Tensor) -> None:
+        balance[flow.operation] += amount
+        if flow.variable.producer is not None:
+            balance[flow.variable.producer] -= amount
+
+    by_variable: dict[Variable, list[Flow]] = {}
+    for flow in known:
+        by_variable.setdefault(flow.variable, []).append(flow)
+    size = chunk_size or _PROBES
+    for start in range(0, len(cotangents), size):
+        part = slice(start, start + size)
+        gradients = _gradients(known, end, len(recorder.operations) - 1, leaf, result, cotangents[part])
+        for variable, leaving in by_variable.items():
+            arrived = [gradients.pop(flow) for flow in leaving]
+            action = _act(variable.value, variable.representation, basis, resampling)
+            for flow, pulled in zip(leaving, arrived, strict=True):
+                amount = torch.zeros_like(balance[0])
+                amount[:, part] = _products(action, pulled)
+                book(flow, amount)
+    wanted = representation.tangents(end.value, basis, resampling)
+    balance[-1] -= _products(wanted, list(cotangents))
+    for flow, operation in implied:
+        book(flow, -balance[operation] if flow.operation == operation else balance[operation].clone())
+    return balance
 
 
-@contextmanager
-def _tracked(paths: Mapping[nn.Module, str], recorder: _Recorder) -> Iterator[None]:
-    """Lets the recorder know in which module it is."""
-    handles = []
+# How many probes' gradients are kept at a time: all actions are computed anew for each such part.
+_PROBES = 16
+
+
+def _independent(flows: Sequence[Flow], conserving: set[int]) -> tuple[list[Flow], list[tuple[Flow, int]]]:
+    """Which flows are to be computed, and which follow from them, in this order, as the balance of which operation.
+
+    As much flows into an operation that commutes with the action as flows out: Kirchhoff's law, with all others as one
+    ground. The flows along a spanning tree follow from the rest; the tree of the largest tensors leaves least to do.
+    """
+    ground = -1
+    parents = {operation: operation for operation in (*conserving, ground)}
+
+    def root(operation: int) -> int:
+        while parents[operation] != operation:
+            parents[operation] = operation = parents[parents[operation]]
+        return operation
+
+    known: list[Flow] = []
+    tree: dict[int, list[tuple[int, Flow]]] = {operation: [] for operation in parents}
+    for flow in sorted(flows, key=lambda flow: -flow.variable.value.numel()):
+        producer = -1 if flow.variable.producer is None else flow.variable.producer
+        ends = [operation if operation in conserving else ground for operation in (producer, flow.operation)]
+        first, second = map(root, ends)
+        if first == second:
+            known.append(flow)
+        else:
+            parents[first] = second
+            for here, there in (ends, ends[::-1]):
+                tree[here].append((there, flow))
+    implied, ahead, seen = [], [ground], {ground}
+    while ahead:
+        for operation, flow in tree[ahead.pop()]:
+            if operation not in seen:
+                seen.add(operation)
+                ahead.append(operation)
+                implied.append((flow, operation))
+    return known, implied[::-1]
+
+
+def _gradients(
+    flows: Sequence[Flow], end: Variable, last: int, leaf: Tensor, result: Tensor, cotangents: Tensor
+) -> dict[Flow, list[Tensor | None]]:
+    """The gradients by which tensors flow into operations, one for each cotangent."""
+    wanted: dict[Any, list[tuple[Flow, int]]] = {}
+    for flow in flows:
+        for node, place in flow.sockets:
+            wanted.setdefault(node, []).append((flow, place))
+    arrived: dict[Flow, Tensor] = {}
+
+    def listen(here: list[tuple[Flow, int]], gradients: tuple[Tensor | None, ...]) -> None:
+        for flow, place in here:
+            gradient = gradients[place]
+            if gradient is not None:
+                arrived[flow] = arrived[flow] + gradient if flow in arrived else gradient
+
+    handles = [
+        node.register_hook(lambda gradients, _, here=here: listen(here, gradients)) for node, here in wanted.items()
+    ]
+    found: dict[Flow, list[Tensor | None]] = {flow: [] for flow in flows}
     try:
-        for module, path in paths.items():
-            handles.append(module.register_forward_pre_hook(lambda *_, path=path: recorder.stack.append(path)))
-            handles.append(module.register_forward_hook(lambda *_: recorder.leave(), always_call=True))
-        yield
+        for cotangent in cotangents:
+            torch.autograd.grad(result, leaf, cotangent, retain_graph=True)
+            for flow, pulled in found.items():
+                out = flow.variable is end and flow.operation == last
+                pulled.append(cotangent if out else arrived.get(flow))
+            arrived.clear()
     finally:
         for handle in handles:
             handle.remove()
+    return found
 
 
-@dataclass
-class _Record:
-    operation: Operation
-    outputs: list[tuple[Any, Tensor | None]] = field(default_factory=list)
+def _products(action: Tensor, gradients: list[Tensor | None]) -> Tensor:
+    """The inner products of K tensors with n, shape (K, n); a gradient that is None is zero."""
+    products = action.new_zeros(len(action), len(gradients), dtype=torch.float64)
+    there = [index for index, gradient in enumerate(gradients) if gradient is not None]
+    if there:
+        stacked = torch.stack([gradient.reshape(-1) for gradient in gradients if gradient is not None])
+        products[:, there] = (action.reshape(len(action), -1) @ stacked.mT).double()
+    return products
 
 
-class _Recorder(TorchFunctionMode):
-    """Records every call that depends on the input, with the local Lie derivative of its outputs."""
-
-    def __init__(self, basis: Sequence[Generator], settings: _Settings, inputs: Tensor) -> None:
-        super().__init__()
-        self.basis, self.settings = basis, settings
-        self.size = tuple(inputs.shape[-2:])
-        self.images = len(inputs)
-        self.stack: list[str] = []
-        self.records: list[_Record] = []
-        self.cut: set[str] = set()
-        self.carriers: dict[tuple[int, int], Representation] = {}
-        self.recent: dict[tuple[int, int], Tensor] = {}
-        # Edges are known by the identity of their nodes, which must therefore live.
-        self.nodes: list[Any] = []
-        self.grids = [grid for grid in map(declared_grid, settings.paths) if grid is not None]
-
-    def leave(self) -> None:
-        if self.stack:
-            self.stack.pop()
-
-    def begin(self, leaf: Tensor) -> Tensor:
-        """The input as a tensor that may be changed in place, with its own action."""
-        with torch._C.DisableTorchFunction():
-            start = leaf.clone()
-        self._set(start, self.settings.input_representation)
-        return start
-
-    def end(self, result: Tensor) -> None:
-        """Puts the output's own action in the place of the one assumed for the tensor."""
-        if not result.requires_grad:
-            return
-        plain = result.detach()
-        wanted = self.settings.output_representation.tangents(plain, self.basis, self.settings.resampling)
-        change = self._act(plain, self._carrier(result)) - wanted
-        operation = Operation("", "output", "output", tuple(result.shape), repr(self.settings.output_representation))
-        self.records.append(_Record(operation, [(get_gradient_edge(result), change)]))
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        leaves, structure = tree_flatten((args, kwargs))
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        if not places or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        name = dual._name(func)
-        path = self.stack[-1] if self.stack else ""
-        if name in {"detach", "get data"}:
-            self.cut.add(f"{name} in {path or 'the model'}")
-        written = _writes(func, name, args, kwargs)
-        given = [self._carrier(leaves[i]) for i in places]
-        # Values are taken before the call, which may change them.
-        before = [
-            leaf.detach().clone() if written and i == 0 and isinstance(leaf, Tensor) else
-            leaf.detach() if isinstance(leaf, Tensor) else leaf
-            for i, leaf in enumerate(leaves)
-        ]  # fmt: skip
-        actions = {i: self._action(leaves[i]) for i in places} if written else {}
-        result = func(*args, **kwargs)
-        target = args[0] if written else result
-        outputs = [value for value in tree_flatten(target)[0] if isinstance(value, Tensor)]
-        if not any(value.requires_grad and value.is_floating_point() for value in outputs):
-            return result
-        carriers = [self._set(value, None, path) if value.requires_grad else None for value in outputs]
-        record = _Record(
-            Operation(path, name, _kind(name, path, args, kwargs), tuple(outputs[0].shape), repr(carriers[0]))
-        )
-        if not self._commutes(name, given, carriers, args, outputs):
-            with torch.no_grad():
-                actions = actions or {i: self._action(leaves[i]) for i in places}
-                moved = self._push(func, name, before, structure, actions, written)
-                for value, carrier, tangents in zip(outputs, carriers, moved, strict=True):
-                    if carrier is not None:
-                        action = self._action(value)
-                        local = -action if tangents is None else tangents - action
-                        record.outputs.append((get_gradient_edge(value), local))
-        self.records.append(record)
-        return result
-
-    def _commutes(
-        self,
-        name: str,
-        given: Sequence[Representation],
-        carriers: Sequence[Representation | None],
-        args: tuple,
-        outputs: Sequence[Tensor],
-    ) -> bool:
-        """Whether a call's Lie derivative is zero by construction, so that nothing has to be computed."""
-        if all(isinstance(carrier, (Invariant, type(None))) for carrier in (*given, *carriers)):
-            return True
-        # Scalar fields on one grid: sums of fields, and maps of the channels at every place, move with them. A constant
-        # moves too, but not its intensity, and not over an edge to zeros.
-        same = all(carrier == given[0] for carrier in (*given[1:], *carriers)) and isinstance(given[0], _FIELDS)
-        if not same or self.settings.resampling.padding == "zeros" or any(g.intensity for g in self.basis):
-            return False
-        if name in {"add", "add_", "sub", "sub_"}:
-            tensors = [arg for arg in args[:2] if isinstance(arg, Tensor)]
-            return len(tensors) == len(given) and all(arg.shape == outputs[0].shape for arg in tensors)
-        if name == "conv2d":
-            image, weight = args[0], args[1] if len(args) > 1 else None
-            return weight is not None and tuple(weight.shape[2:]) == (1, 1) and image.shape[2:] == outputs[0].shape[2:]
-        if name == "linear":
-            return isinstance(given[0], (Tokens, ChannelsLast)) and len(given) == 1
-        return name == "batch_norm" and isinstance(given[0], Image)
-
-    def _push(
-        self, func: Any, name: str, leaves: list[Any], structure: Any, actions: Mapping[int, Tensor], written: bool
-    ) -> list[Tensor | None]:
-        """The derivative of one call along the actions of its inputs, for each tensor it returns."""
-        moving = list(leaves)
-        for index, action in actions.items():
-            moving[index] = dual.Dual.wrap(leaves[index], action)
-        if written and not isinstance(moving[0], dual.Dual):
-            still = leaves[0].new_zeros(1).expand(len(self.basis), *leaves[0].shape)
-            moving[0] = dual.Dual.wrap(leaves[0], still)
-        args, kwargs = tree_unflatten(moving, structure)
-        with torch._C.DisableTorchFunctionSubclass():
-            if written:
-
-                def out_of_place(first: Tensor, *rest: Any, **named: Any) -> Tensor:
-                    changed = first.clone()
-                    func(changed, *rest, **named)
-                    return changed
-
-                result = dual._any_function(out_of_place, args, kwargs)
-            else:
-                result = dual._evaluate(func, name, args, kwargs)
-        values = [value for value in tree_flatten(result)[0] if isinstance(value, Tensor)]
-        return [value.tangents if isinstance(value, dual.Dual) else None for value in values]
-
-    def _key(self, tensor: Tensor) -> tuple[int, int]:
-        edge = get_gradient_edge(tensor)
-        self.nodes.append(edge.node)
-        return id(edge.node), edge.output_nr
-
-    def _set(self, tensor: Tensor, carrier: Representation | None, path: str = "") -> Representation:
-        """Gives a new tensor its action; one that is only handed on keeps its own."""
-        key = self._key(tensor)
-        if key not in self.carriers:
-            self.carriers[key] = carrier or self._override(tensor, path) or self._assume(tensor)
-        return self.carriers[key]
-
-    def _carrier(self, tensor: Tensor) -> Representation:
-        return self.carriers.get(self._key(tensor)) or self._assume(tensor)
-
-    def _override(self, tensor: Tensor, path: str) -> Representation | None:
-        for name, representation in self.settings.overrides.items():
-            if path == name or path.startswith(f"{name}.") or not name:
-                try:
-                    representation.check(tensor, "tensor")
-                except ValueError:
-                    continue
-                return representation
-        return None
-
-    def _assume(self, tensor: Tensor) -> Representation:
-        """The action that the layout suggests; nothing else in the sum depends on whether it is the right one."""
-        shape = tuple(tensor.shape)
-        if tensor.ndim == 4 and tensor.is_floating_point():
-            first, last = self._is_map(shape[2:]), self._is_map(shape[1:3])
-            if first and not (last and shape[3] > shape[1] == shape[2]):
-                return Image()
-            if last:
-                return ChannelsLast()
-        if tensor.ndim == 3 and shape[0] == self.images:
-            return self._tokens(shape[1]) or Invariant()
-        return Invariant()
-
-    def _is_map(self, size: Sequence[int]) -> bool:
-        (h, w), (height, width) = size, self.size
-        return min(h, w) > 1 and abs(h * width - w * height) < max(height, width) and h <= 2 * height
-
-    def _tokens(self, count: int) -> Tokens | None:
-        for grid in self.grids:
-            if grid.prefix + grid.grid_size[0] * grid.grid_size[1] == count:
-                return grid
-        height, width = self.size
-        for prefix in (0, 1, 2):
-            rows = round(math.sqrt((count - prefix) * height / width)) if count > prefix else 0
-            if rows > 1 and (count - prefix) % rows == 0 and self._is_map((rows, (count - prefix) // rows)):
-                return Tokens((rows, (count - prefix) // rows), prefix)
-        return None
-
-    def _action(self, tensor: Tensor) -> Tensor:
-        """The action on a tensor; those of the last few are kept, because the next call takes what this one gave."""
-        key = self._key(tensor)
-        if key not in self.recent:
-            self.recent[key] = self._act(tensor.detach(), self._carrier(tensor))
-            if len(self.recent) > 4:
-                self.recent.pop(next(iter(self.recent)))
-        return self.recent[key]
-
-    def _act(self, tensor: Tensor, carrier: Representation) -> Tensor:
-        with torch.no_grad():
-            if isinstance(carrier, Invariant):
-                return tensor.new_zeros(1).expand(len(self.basis), *tensor.shape)
-            moved = carrier.tangents(tensor, self.basis, self.settings.resampling)
-            if bool(torch.isfinite(tensor).all()):
-                return moved
-            # Padding by -inf ahead of a maximum leaves slopes that are no numbers: such entries carry no action.
-            return torch.where(torch.isfinite(moved), moved, 0.0)
-
-
-_FIELDS = (Image, ChannelsLast, Tokens)
-
-
-def _writes(func: Any, name: str, args: tuple, kwargs: dict) -> bool:
-    """Whether a function changes its first argument."""
-    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-        return True
-    position = dual._inplace_position(func)
-    return bool(kwargs.get("inplace")) or (position is not None and len(args) > position and bool(args[position]))
-
-
-_KINDS = {
-    "normalisation": ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize", "local_resp"),
-    "attention": ("scaled_dot_product_attention", "multi_head_attention_forward", "softmax", "matmul", "bmm", "einsum"),
-    "activation": (
-        "relu", "gelu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "elu", "softplus", "mish", "hardtanh",
-        "leaky_relu", "prelu", "exp", "clamp",
-    ),
-    "down-sampling": ("max_pool", "avg_pool", "mean", "adaptive", "pixel_unshuffle"),
-    "up-sampling": ("interpolate", "upsample", "pixel_shuffle", "conv_transpose", "grid_sample"),
-    "layout": (
-        "view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "getitem", "chunk", "split",
-        "unbind", "squeeze", "expand", "roll", "flip", "movedim", "cat", "stack", "clone", "to", "pad", "select",
-        "narrow", "get t", "get m", "get h", "repeat", "float", "type",
-    ),
-}  # fmt: skip
-
-
-def _kind(name: str, path: str, args: tuple, kwargs: dict) -> str:
-    if any(step in {"head", "fc", "classifier", "head_dist"} for step in path.split(".")):
-        return "head"
-    if "patch_embed" in path.split(".") and name.startswith("conv"):
-        return "patch embedding"
-    if name.startswith("conv") and not name.startswith("conv_transpose"):
-        stride = kwargs.get("stride", args[3] if len(args) > 3 else 1)
-        largest = max(stride) if isinstance(stride, (tuple, list)) else stride
-        return "strided convolution" if largest > 1 else "convolution"
-    if name in {"add", "add_", "sub", "sub_"}:
-        others = [arg for arg in args[:2] if isinstance(arg, Tensor)]
-        return "residual addition" if sum(arg.requires_grad for arg in others) == 2 else "addition of a constant"
-    if name == "linear":
-        return "linear"
-    plain = name.lower().rstrip("_")
-    for kind, prefixes in _KINDS.items():
-        if plain.startswith(prefixes):
-            return kind
-    return "other"
+def _act(tensor: Tensor, carrier: Representation, basis: Sequence[Generator], resampling: Resampling) -> Tensor:
+    with torch.no_grad():
+        moved = carrier.tangents(tensor, basis, resampling)
+        if bool(torch.isfinite(tensor).all()):
+            return moved
+        # Padding by -inf ahead of a maximum leaves slopes that are no numbers: such entries carry no action.
+        return torch.where(torch.isfinite(moved), moved, 0.0)

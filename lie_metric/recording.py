@@ -1,0 +1,390 @@
+"""The calls of a model as a graph: which tensor goes into which call, by the torch functions and by autograd's graph.
+
+Torch functions tell names, modules and values; autograd's graph tells what depends on what, and misses nothing that a
+derivative can follow: tensors that come from elsewhere (a `torch.autograd.Function`, scripted code, a view of a tensor
+that was changed) are calls as well, under the names of their nodes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from lie_metric import dual
+from lie_metric.representations import ChannelsLast, Image, Invariant, Representation, Tokens, declared_grid
+
+__all__ = ["Flow", "Operation", "Recorder", "Variable", "recorded"]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One recorded torch function call.
+
+    Attributes:
+        path: Path of the innermost module it was called in; "" is the model itself.
+        function: Name of the torch function.
+        kind: Its type in the sense of ``by("type")``.
+        shape: Shape of its (first) output.
+        representation: The action its output was assumed to carry.
+        commutes: Whether it is one that moves with its input, so that its Lie derivative is zero by construction.
+    """
+
+    path: str
+    function: str
+    kind: str
+    shape: tuple[int, ...]
+    representation: str
+    commutes: bool = False
+
+
+@dataclass(eq=False)
+class Variable:
+    """A tensor of the forward pass that depends on the input.
+
+    Attributes:
+        value: The tensor as it was then, even if it was written to later.
+        representation: The action it is assumed to carry.
+        producer: Index of the operation it comes from; None for the input.
+    """
+
+    value: Tensor
+    representation: Representation
+    producer: int | None
+
+
+@dataclass(eq=False)
+class Flow:
+    """A tensor's way into one operation.
+
+    Attributes:
+        variable: The tensor.
+        operation: Index of the operation.
+        sockets: Nodes of autograd's graph and the places of their ``next_functions`` by which the tensor enters; the
+            gradients that leave there add up to the tensor's gradient through this operation alone.
+    """
+
+    variable: Variable
+    operation: int
+    sockets: list[tuple[Any, int]] = field(default_factory=list)
+
+
+class Recorder(TorchFunctionMode):
+    """Records every call that depends on the input; to be entered by :func:`recorded`.
+
+    Args:
+        inputs: The images, shape (B, C, H, W), a leaf that requires gradients.
+        representation: The action they carry.
+        paths: Paths of the modules of the model.
+        overrides: Actions for tensors made inside the modules with these paths, where they fit.
+
+    Attributes:
+        start: The images as the model is to be given them: a tensor that may be changed in place.
+        operations: What was recorded, in order.
+        cut: Where tensors that depend on the input are detached, or leave torch.
+        ungraded: What was called on them without gradients.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        representation: Representation,
+        paths: Mapping[nn.Module, str],
+        overrides: Mapping[str, Representation],
+    ) -> None:
+        super().__init__()
+        self.size = tuple(inputs.shape[-2:])
+        self.images = len(inputs)
+        self.overrides = overrides
+        self.grids = [grid for grid in map(declared_grid, paths) if grid is not None]
+        self.stack: list[str] = []
+        self.operations: list[Operation] = []
+        self.cut: set[str] = set()
+        self.ungraded: set[str] = set()
+        self._flows: dict[tuple[int, int], Flow] = {}
+        self._variables: dict[tuple[int, int], Variable | None] = {}
+        self._owners: dict[int, int] = {}
+        self._sharing: dict[int, list[Variable]] = {}
+        # Edges are known by the identity of their nodes, which must therefore live.
+        self._nodes: list[Any] = []
+        self.start = inputs.clone()
+        self._keep(self.start, representation, None)
+
+    @property
+    def flows(self) -> list[Flow]:
+        """The ways of tensors into operations."""
+        return list(self._flows.values())
+
+    def leave(self) -> None:
+        """A module was left."""
+        if self.stack:
+            self.stack.pop()
+
+    def end(self, result: Tensor, representation: Representation) -> Variable | None:
+        """Records the model's output as taken by a last operation, "output".
+
+        Args:
+            result: The output.
+            representation: The action that it carries.
+
+        Returns:
+            The output; None if it does not depend on the input.
+        """
+        variable = self._variable(result)
+        index = self._operation("output", "output", result, representation)
+        if variable is not None:
+            self._flow(variable, index)
+        return variable
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        moving = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not moving:
+            return func(*args, **kwargs)
+        name = dual._name(func)
+        given = [variable for variable in map(self._variable, moving) if variable is not None]
+        written = bool(given) and _writes(func, name, args, kwargs)
+        if written:
+            self._copy_before_change(args[0])
+        result = func(*args, **kwargs)
+        if not given:
+            return result
+        found = tree_leaves(args[0] if written else result)
+        outputs = [value for value in found if isinstance(value, Tensor) and value.is_floating_point()]
+        if name in _CUTS:
+            self.cut.add(f"{name} in {self._path() or 'the model'}")
+        elif outputs and not torch.is_grad_enabled():
+            self.ungraded.add(f"{name} in {self._path() or 'the model'}")
+        outputs = [value for value in outputs if value.requires_grad]
+        if not outputs:
+            return result
+        index = self._operation(name, _kind(name, self._path(), args, kwargs), outputs[0])
+        # The tensor that a view belongs to changes with it.
+        base = outputs[0]._base if written else None
+        made = [self._made(value, index) for value in ([base, *outputs] if base is not None else outputs)]
+        first = next((variable for variable in made[-len(outputs) :] if variable is not None), given[0])
+        same = all(
+            variable is None or variable.representation == given[0].representation for variable in (*given, *made)
+        )
+        self.operations[index] = replace(
+            self.operations[index],
+            representation=repr(first.representation),
+            commutes=same and base is None and _commutes(name, given[0].representation, len(given), args, outputs[0]),
+        )
+        return result
+
+    def _path(self) -> str:
+        return self.stack[-1] if self.stack else ""
+
+    def _operation(self, name: str, kind: str, value: Tensor, representation: Representation | None = None) -> int:
+        path = "" if name == "output" else self._path()
+        self.operations.append(Operation(path, name, kind, tuple(value.shape), repr(representation)))
+        return len(self.operations) - 1
+
+    def _flow(self, variable: Variable, operation: int) -> Flow:
+        return self._flows.setdefault((id(variable), operation), Flow(variable, operation))
+
+    def _variable(self, tensor: Tensor) -> Variable | None:
+        """The variable that a tensor is; None if it does not depend on the input."""
+        edge = get_gradient_edge(tensor)
+        key = id(edge.node), edge.output_nr
+        return self._variables[key] if key in self._variables else self._made(tensor, None)
+
+    def _made(self, tensor: Tensor, operation: int | None) -> Variable | None:
+        """A tensor as the output of an operation; of one of its own, if it is None."""
+        edge = get_gradient_edge(tensor)
+        key = id(edge.node), edge.output_nr
+        if key in self._variables:  # handed on, as by dropout in evaluation mode
+            return self._variables[key]
+        nodes, sockets, owner = self._trace(edge.node)
+        if operation is None:
+            operation = owner
+        if not sockets and owner is None:
+            self._nodes.append(edge.node)
+            self._variables[key] = None
+            return None
+        if operation is None:
+            name = re.sub(r"Backward\d*$", "", edge.node.name())
+            operation = self._operation(name, _kind(name, self._path(), (), {}), tensor)
+        self._nodes += nodes
+        self._owners |= {id(node): operation for node in nodes}
+        for variable, node, place in sockets:
+            self._flow(variable, operation).sockets.append((node, place))
+        return self._keep(tensor, None, operation)
+
+    def _trace(self, node: Any) -> tuple[list[Any], list[tuple[Variable, Any, int]], int | None]:
+        """The nodes between a tensor and the nearest variables, where those enter, and an operation met on the way."""
+        nodes, sockets, owner, seen, ahead = [], [], None, set(), [node]
+        while ahead:
+            node = ahead.pop()
+            if id(node) in self._owners:
+                owner = self._owners[id(node)]
+                continue
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            nodes.append(node)
+            for place, (following, number) in enumerate(node.next_functions):
+                if following is None:
+                    continue
+                variable = self._variables.get((id(following), number))
+                if variable is not None:
+                    sockets.append((variable, node, place))
+                else:
+                    ahead.append(following)
+        return nodes, sockets, owner
+
+    def _keep(self, tensor: Tensor, representation: Representation | None, operation: int | None) -> Variable:
+        edge = get_gradient_edge(tensor)
+        value = tensor.detach()
+        if representation is None:
+            representation = self._override(value) or self._assume(value)
+        variable = Variable(value, representation, operation)
+        self._nodes.append(edge.node)
+        self._variables[id(edge.node), edge.output_nr] = variable
+        self._sharing.setdefault(value.untyped_storage().data_ptr(), []).append(variable)
+        return variable
+
+    def _copy_before_change(self, tensor: Tensor) -> None:
+        for variable in self._sharing.pop(tensor.untyped_storage().data_ptr(), []):
+            variable.value = variable.value.clone()
+
+    def _override(self, tensor: Tensor) -> Representation | None:
+        path = self._path()
+        for name, representation in self.overrides.items():
+            if path == name or path.startswith(f"{name}.") or not name:
+                try:
+                    representation.check(tensor, "tensor")
+                except ValueError:
+                    continue
+                return representation
+        return None
+
+    def _assume(self, tensor: Tensor) -> Representation:
+        """The action that the layout suggests; nothing else in the sum depends on whether it is the right one."""
+        shape = tuple(tensor.shape)
+        if tensor.ndim == 4 and tensor.is_floating_point():
+            first, last = self._is_map(shape[2:]), self._is_map(shape[1:3])
+            if first and not (last and shape[3] > shape[1] == shape[2]):
+                return Image()
+            if last:
+                return ChannelsLast()
+        if tensor.ndim == 3 and shape[0] == self.images:
+            return self._tokens(shape[1]) or Invariant()
+        return Invariant()
+
+    def _is_map(self, size: Sequence[int]) -> bool:
+        (h, w), (height, width) = size, self.size
+        return min(h, w) > 1 and abs(h * width - w * height) < max(height, width) and h <= 2 * height
+
+    def _tokens(self, count: int) -> Tokens | None:
+        for grid in self.grids:
+            if grid.prefix + grid.grid_size[0] * grid.grid_size[1] == count:
+                return grid
+        height, width = self.size
+        for prefix in (0, 1, 2):
+            rows = round(math.sqrt((count - prefix) * height / width)) if count > prefix else 0
+            if rows > 1 and (count - prefix) % rows == 0 and self._is_map((rows, (count - prefix) // rows)):
+                return Tokens((rows, (count - prefix) // rows), prefix)
+        return None
+
+
+@contextmanager
+def recorded(recorder: Recorder, paths: Mapping[nn.Module, str]) -> Iterator[None]:
+    """Records what is called inside, and lets the recorder know in which module it is.
+
+    Args:
+        recorder: The recorder.
+        paths: Paths of the modules of the model.
+
+    Yields:
+        Nothing.
+    """
+    handles = []
+    try:
+        for module, path in paths.items():
+            handles.append(module.register_forward_pre_hook(lambda *_, path=path: recorder.stack.append(path)))
+            handles.append(module.register_forward_hook(lambda *_: recorder.leave(), always_call=True))
+        with recorder:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _commutes(name: str, carrier: Representation, given: int, args: tuple, output: Tensor) -> bool:
+    """Whether a call on fields of one kind moves with them, so that its Lie derivative is zero by construction.
+
+    Sums of fields do, and maps of the channels that are the same at every place. (A constant moves as well, but not its
+    intensity, and not over an edge to zeros: see where this is used.)
+    """
+    if not isinstance(carrier, (Image, ChannelsLast, Tokens)):
+        return False
+    if name in {"add", "add_", "sub", "sub_"}:
+        tensors = [arg for arg in args[:2] if isinstance(arg, Tensor)]
+        return len(tensors) == given and all(arg.shape == output.shape for arg in tensors)
+    if name == "conv2d":
+        image, weight = args[0], args[1] if len(args) > 1 else None
+        return weight is not None and tuple(weight.shape[2:]) == (1, 1) and image.shape[2:] == output.shape[2:]
+    if name == "linear":
+        return isinstance(carrier, (Tokens, ChannelsLast)) and given == 1
+    return name == "batch_norm" and isinstance(carrier, Image)
+
+
+# Values that go on where no derivative follows.
+_CUTS = {"detach", "get data", "item", "tolist", "numpy"}
+
+
+def _writes(func: Any, name: str, args: tuple, kwargs: dict) -> bool:
+    """Whether a function changes its first argument."""
+    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        return True
+    position = dual._inplace_position(func)
+    return bool(kwargs.get("inplace")) or (position is not None and len(args) > position and bool(args[position]))
+
+
+_KINDS = {
+    "normalisation": ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize", "local_resp"),
+    "attention": ("scaled_dot_product_attention", "multi_head_attention_forward", "softmax", "matmul", "bmm", "einsum"),
+    "activation": (
+        "relu", "gelu", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "elu", "softplus", "mish", "hardtanh",
+        "leaky_relu", "prelu", "exp", "clamp",
+    ),
+    "down-sampling": ("max_pool", "avg_pool", "mean", "adaptive", "pixel_unshuffle"),
+    "up-sampling": ("interpolate", "upsample", "pixel_shuffle", "conv_transpose", "grid_sample"),
+    "layout": (
+        "view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "getitem", "chunk", "split",
+        "unbind", "squeeze", "expand", "roll", "flip", "movedim", "cat", "stack", "clone", "to", "pad", "select",
+        "narrow", "get t", "get m", "get h", "repeat", "float", "type",
+    ),
+}  # fmt: skip
+
+
+def _kind(name: str, path: str, args: tuple, kwargs: dict) -> str:
+    if any(step in {"head", "fc", "classifier", "head_dist"} for step in path.split(".")):
+        return "head"
+    if "patch_embed" in path.split(".") and name.startswith("conv"):
+        return "patch embedding"
+    if name.startswith("conv") and not name.startswith("conv_transpose"):
+        stride = kwargs.get("stride", args[3] if len(args) > 3 else 1)
+        largest = max(stride) if isinstance(stride, (tuple, list)) else stride
+        return "strided convolution" if largest > 1 else "convolution"
+    if name in {"add", "add_", "sub", "sub_"}:
+        others = [arg for arg in args[:2] if isinstance(arg, Tensor)]
+        return "residual addition" if sum(arg.requires_grad for arg in others) == 2 else "addition of a constant"
+    if name == "linear":
+        return "linear"
+    plain = name.lower().rstrip("_")
+    for kind, prefixes in _KINDS.items():
+        if plain.startswith(prefixes):
+            return kind
+    return "other"
