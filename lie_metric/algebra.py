@@ -283,6 +283,32 @@ def spanning_set(asked: Sequence[Generator]) -> tuple[tuple[Generator, ...], Ten
     return tuple(asked[index] for index in chosen), matrix
 
 
+def simplest_basis(asked: Sequence[Generator]) -> tuple[tuple[Generator, ...], Tensor]:
+    """Generators that span those asked for, with single numbers in their matrices where these are not more.
+
+    Args:
+        asked: K generators.
+
+    Returns:
+        R generators, as few as of :func:`spanning_set`, and the matrix M that gives asked[k] = Σ_r M[k, r] · basis[r].
+
+    Example:
+        >>> [generator.name for generator in simplest_basis(generators("rotation", "scale"))[0]]
+        ['rotation', 'scale']
+        >>> [sum(map(bool, generator.coefficients)) for generator in simplest_basis(generators("affine"))[0]]
+        [1, 1, 1, 1, 1, 1]
+    """
+    rows = torch.tensor([generator.coefficients for generator in asked], dtype=torch.float64)
+    used = rows.any(dim=0).nonzero()[:, 0].tolist() if len(asked) else []
+    basis, matrix = spanning_set(asked)
+    if len(used) > len(basis):
+        return basis, matrix
+    units = torch.eye(7, dtype=torch.float64)[used].tolist()
+    return tuple(_from_coefficients(f"entry {index}", unit) for index, unit in zip(used, units, strict=True)), rows[
+        :, used
+    ]
+
+
 def exponential(asked: Generator | Sequence[Generator], t: Tensor) -> Tensor:
     """The affine maps exp(tA), or exp(Σ_k t_k A_k), in homogeneous coordinates.
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lie_metric.algebra import Generator, spanning_set
+from lie_metric.algebra import Generator, simplest_basis
 from lie_metric.algebra import generators as resolve
 from lie_metric.derivative import (
     Generators,
@@ -299,12 +299,13 @@ def layerwise_equivariance_error(
             resampling=resampling,
             chunk_size=chunk_size,
         )
-    basis, matrix = spanning_set(asked)
+    basis, matrix = simplest_basis(asked)
     dimension = whole.output[0].numel()
     probing = _probes(whole, probes, seed)
     parts = []
     operations: tuple[Operation, ...] = ()
     cut: set[str] = set()
+    ungraded: set[str] = set()
     for rows, cotangents in probing:
         with isolated(model), torch.enable_grad():
             leaf = inputs[rows].detach().clone().requires_grad_()
@@ -320,6 +321,7 @@ def layerwise_equivariance_error(
             )
         operations = tuple(recorder.operations)
         cut |= recorder.cut
+        ungraded |= recorder.ungraded
     along_basis = torch.cat(parts, dim=2)
     vectors = torch.einsum("kr,orp->okp", matrix.to(along_basis.device), along_basis)
     derivatives = whole.lie_derivatives.double()
@@ -344,16 +346,17 @@ def layerwise_equivariance_error(
     bound = 1e-6 if whole.output.dtype == torch.float64 else 1e-2
     worst = max(report.residual, key=lambda name: report.residual[name])
     if not report.residual[worst] <= bound:
+        without = f", such as {sorted(ungraded)[:4]}" if ungraded else ""
         warnings.warn(
-            f"The contributions miss {report.residual[worst]:.1e} of the Lie derivative ({worst}): the model has an "
-            "operation that is no torch function (a `torch.autograd.Function`, compiled or scripted code). Shares are "
-            "of the part that was found.",
+            f"The contributions miss {report.residual[worst]:.1e} of the Lie derivative ({worst}): derivatives of the "
+            f"model backwards are not those forwards. It calls functions without gradients{without}, or has a "
+            "`torch.autograd.Function` whose rules disagree. Shares are of the part that was found.",
             stacklevel=2,
         )
     if cut:
         warnings.warn(
-            f"The model detaches tensors that depend on its input, in {sorted(cut)[:4]}: no derivative, of the model "
-            "or of its parts, follows them.",
+            f"The model detaches tensors that depend on its input, or takes them out of torch, in {sorted(cut)[:4]}: "
+            "no derivative, of the model or of its parts, follows them.",
             stacklevel=2,
         )
     return report
@@ -414,16 +417,17 @@ def _contributions(
     size = chunk_size or _PROBES
     for start in range(0, len(cotangents), size):
         part = slice(start, start + size)
-        gradients = _gradients(known, end, len(recorder.operations) - 1, leaf, result, cotangents[part])
+        gradients = _gradients(known, end, leaf, result, cotangents[part])
         for variable, leaving in by_variable.items():
-            arrived = [gradients.pop(flow) for flow in leaving]
-            action = _act(variable.value, variable.representation, basis, resampling)
-            for flow, pulled in zip(leaving, arrived, strict=True):
+            action = _act(variable.value, variable.representation, basis, resampling).flatten(1)
+            precise = torch.promote_types(action.dtype, torch.float32)
+            for flow in leaving:
                 amount = torch.zeros_like(balance[0])
-                amount[:, part] = _products(action, pulled)
+                if flow in gradients:
+                    amount[:, part] = (action.to(precise) @ gradients.pop(flow).to(precise).mT).double()
                 book(flow, amount)
     wanted = representation.tangents(end.value, basis, resampling)
-    balance[-1] -= _products(wanted, list(cotangents))
+    balance[-1] -= (wanted.flatten(1) @ cotangents.flatten(1).mT).double()
     for flow, operation in implied:
         book(flow, -balance[operation] if flow.operation == operation else balance[operation].clone())
     return balance
@@ -470,52 +474,51 @@ def _independent(flows: Sequence[Flow], conserving: set[int]) -> tuple[list[Flow
 
 
 def _gradients(
-    flows: Sequence[Flow], end: Variable, last: int, leaf: Tensor, result: Tensor, cotangents: Tensor
-) -> dict[Flow, list[Tensor | None]]:
-    """The gradients by which tensors flow into operations, one for each cotangent."""
+    flows: Sequence[Flow], end: Variable, leaf: Tensor, result: Tensor, cotangents: Tensor
+) -> dict[Flow, Tensor]:
+    """The gradients by which tensors flow into operations, shape (n, elements), where there are any."""
     wanted: dict[Any, list[tuple[Flow, int]]] = {}
     for flow in flows:
         for node, place in flow.sockets:
             wanted.setdefault(node, []).append((flow, place))
-    arrived: dict[Flow, Tensor] = {}
+    # An output that is the model's result has no gradient but the cotangent.
+    found = {flow: cotangents.flatten(1) for flow in flows if flow.variable is end and not flow.sockets}
+    probe = 0
 
     def listen(here: list[tuple[Flow, int]], gradients: tuple[Tensor | None, ...]) -> None:
         for flow, place in here:
             gradient = gradients[place]
-            if gradient is not None:
-                arrived[flow] = arrived[flow] + gradient if flow in arrived else gradient
+            if gradient is None:
+                continue
+            if flow not in found:
+                found[flow] = gradient.new_empty(len(cotangents), gradient.numel())
+            if (flow, probe) in seen:
+                found[flow][probe] += gradient.reshape(-1)
+            else:
+                seen.add((flow, probe))
+                found[flow][probe] = gradient.reshape(-1)
 
+    seen: set[tuple[Flow, int]] = set()
     handles = [
         node.register_hook(lambda gradients, _, here=here: listen(here, gradients)) for node, here in wanted.items()
     ]
-    found: dict[Flow, list[Tensor | None]] = {flow: [] for flow in flows}
     try:
-        for cotangent in cotangents:
-            torch.autograd.grad(result, leaf, cotangent, retain_graph=True)
-            for flow, pulled in found.items():
-                out = flow.variable is end and flow.operation == last
-                pulled.append(cotangent if out else arrived.get(flow))
-            arrived.clear()
+        for probe in range(len(cotangents)):
+            torch.autograd.grad(result, leaf, cotangents[probe], retain_graph=True)
     finally:
         for handle in handles:
             handle.remove()
+    for flow, rows in found.items():
+        for probe in range(len(cotangents)):
+            if flow.sockets and (flow, probe) not in seen:
+                rows[probe] = 0
     return found
-
-
-def _products(action: Tensor, gradients: list[Tensor | None]) -> Tensor:
-    """The inner products of K tensors with n, shape (K, n); a gradient that is None is zero."""
-    products = action.new_zeros(len(action), len(gradients), dtype=torch.float64)
-    there = [index for index, gradient in enumerate(gradients) if gradient is not None]
-    if there:
-        stacked = torch.stack([gradient.reshape(-1) for gradient in gradients if gradient is not None])
-        products[:, there] = (action.reshape(len(action), -1) @ stacked.mT).double()
-    return products
 
 
 def _act(tensor: Tensor, carrier: Representation, basis: Sequence[Generator], resampling: Resampling) -> Tensor:
     with torch.no_grad():
         moved = carrier.tangents(tensor, basis, resampling)
-        if bool(torch.isfinite(tensor).all()):
+        if math.isfinite(tensor.sum()):
             return moved
         # Padding by -inf ahead of a maximum leaves slopes that are no numbers: such entries carry no action.
         return torch.where(torch.isfinite(moved), moved, 0.0)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from lie_metric import dual
 from lie_metric.representations import ChannelsLast, Image, Invariant, Representation, Tokens, declared_grid
@@ -147,7 +146,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        moving = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        moving = [tensor for tensor in _tensors((args, kwargs)) if tensor.requires_grad]
         if not moving:
             return func(*args, **kwargs)
         name = dual._name(func)
@@ -158,8 +157,7 @@ class Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         if not given:
             return result
-        found = tree_leaves(args[0] if written else result)
-        outputs = [value for value in found if isinstance(value, Tensor) and value.is_floating_point()]
+        outputs = [value for value in _tensors(args[0] if written else result) if value.is_floating_point()]
         if name in _CUTS:
             self.cut.add(f"{name} in {self._path() or 'the model'}")
         elif outputs and not torch.is_grad_enabled():
@@ -319,6 +317,15 @@ def recorded(recorder: Recorder, paths: Mapping[nn.Module, str]) -> Iterator[Non
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors among the arguments of a torch function, or among what it returns."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return _tensors(list(value.values())) if isinstance(value, dict) else []
 
 
 def _commutes(name: str, carrier: Representation, given: int, args: tuple, output: Tensor) -> bool:

@@ -201,7 +201,7 @@ class ChannelsLast(_Mapped):
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, B, H, W, C)."""
-        return self.map(tensor, lambda image: transforms.tangents(image, generators, resampling))
+        return transforms.tangents(tensor, generators, resampling, channels_last=True)
 
     def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """The function of the feature map with its channels first; it may add leading axes."""
@@ -263,8 +263,9 @@ class Tokens(_Mapped):
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, B, N, C); zero on prefix tokens."""
-        moved = transforms.tangents(self._grid(tensor), generators, resampling).flatten(-2).mT
-        return nn.functional.pad(moved, (0, 0, self.prefix, 0))
+        grid = tensor[:, self.prefix :].unflatten(1, self.grid_size)
+        moved = transforms.tangents(grid, generators, resampling, channels_last=True).flatten(-3, -2)
+        return nn.functional.pad(moved, (0, 0, self.prefix, 0)) if self.prefix else moved
 
     def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """The function of the grid tokens as an image; prefix tokens stay."""

@@ -168,7 +168,7 @@ def _slope_matrix(size: int, resampling: Resampling, margin: int, dtype: torch.d
         return _slope_matrix_float64(size, resampling, margin).to(dtype).to(device)
 
 
-def slopes(image: Tensor, resampling: Resampling) -> tuple[Tensor, Tensor]:
+def slopes(image: Tensor, resampling: Resampling, channels_last: bool = False) -> tuple[Tensor, Tensor]:
     """The derivatives of the interpolated image at its pixels.
 
     Convention:
@@ -178,6 +178,7 @@ def slopes(image: Tensor, resampling: Resampling) -> tuple[Tensor, Tensor]:
     Args:
         image: Shape (..., H, W), float32 or float64.
         resampling: The stencil.
+        channels_last: Whether the shape is (..., H, W, C) instead.
 
     Returns:
         ∂x image and ∂y image, each of the shape of ``image``.
@@ -187,10 +188,12 @@ def slopes(image: Tensor, resampling: Resampling) -> tuple[Tensor, Tensor]:
         >>> slopes(ramp, Resampling("cubic"))[0][0, 1:-1].tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
-    height, width = image.shape[-2:]
+    height, width = image.shape[-3:-1] if channels_last else image.shape[-2:]
     along_x = _slope_matrix(width, resampling, 0, image.dtype, image.device)
     along_y = _slope_matrix(height, resampling, 0, image.dtype, image.device)
     with _full_precision(image.device):
+        if channels_last:
+            return along_x @ image, (along_y @ image.flatten(-2)).unflatten(-1, image.shape[-2:])
         return image @ along_x.mT, along_y @ image
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lie_metric.algebra import GENERATORS, Generator, exponential, generators
 from lie_metric.resampling import Resampling, coordinate_dtype, displace, slopes
@@ -50,9 +52,9 @@ def check_image(image: object, name: str = "image") -> None:
         )
 
 
-def _coordinates(image: Tensor, resampling: Resampling) -> tuple[Tensor, float]:
+def _coordinates(size: Sequence[int], resampling: Resampling, device: torch.device) -> tuple[Tensor, float]:
     """Isotropic homogeneous coordinates of the pixels, shape (H, W, 3), and the unit of length in pixels."""
-    (height, width), device = image.shape[-2:], image.device
+    height, width = size
     shorter = min(height, width)
     unit = (shorter - 1) / 2 if resampling.align_corners else shorter / 2
     if unit == 0 and max(height, width) > 1:
@@ -69,7 +71,7 @@ def _coordinates(image: Tensor, resampling: Resampling) -> tuple[Tensor, float]:
     return torch.nn.functional.pad(plane, (0, 1), value=1.0), unit
 
 
-def tangents(image: Tensor, asked: Sequence[Generator], resampling: Resampling) -> Tensor:
+def tangents(image: Tensor, asked: Sequence[Generator], resampling: Resampling, channels_last: bool = False) -> Tensor:
     r"""The infinitesimal actions :math:`X_k \cdot x = d/dt\,T_t x` at t = 0, one for each generator.
 
     They equal the derivative of :func:`apply` at t = 0, at the cost of two matrix products for all generators.
@@ -78,9 +80,10 @@ def tangents(image: Tensor, asked: Sequence[Generator], resampling: Resampling) 
         image: Shape (..., H, W), floating point; half types are computed in float32.
         asked: K generators.
         resampling: The stencil.
+        channels_last: Whether the shape is (..., H, W, C) instead.
 
     Returns:
-        Shape (K, ..., H, W), in the dtype of ``image``.
+        Shape (K, ..., H, W), or (K, ..., H, W, C), in the dtype of ``image``.
 
     Example:
         >>> ramp = torch.arange(4.0).expand(1, 4, 4)
@@ -91,11 +94,16 @@ def tangents(image: Tensor, asked: Sequence[Generator], resampling: Resampling) 
     dtype = image.dtype
     if dtype in {torch.float16, torch.bfloat16}:
         image = image.float()
-    return from_slopes(image, *slopes(image, resampling), asked, resampling).to(dtype)
+    return from_slopes(image, *slopes(image, resampling, channels_last), asked, resampling, channels_last).to(dtype)
 
 
 def from_slopes(
-    image: Tensor, slope_x: Tensor, slope_y: Tensor, asked: Sequence[Generator], resampling: Resampling
+    image: Tensor,
+    slope_x: Tensor,
+    slope_y: Tensor,
+    asked: Sequence[Generator],
+    resampling: Resampling,
+    channels_last: bool = False,
 ) -> Tensor:
     """The infinitesimal actions, with the slopes of the image given.
 
@@ -105,30 +113,65 @@ def from_slopes(
         slope_y: ∂y image per pixel.
         asked: K generators.
         resampling: The stencil, which fixes the unit of length.
+        channels_last: Whether shapes are (..., H, W, C) instead.
 
     Returns:
-        Shape (K, ..., H, W).
+        Shape (K, ..., H, W), or (K, ..., H, W, C).
 
     Example:
         >>> one = torch.ones(1, 2, 2)
         >>> from_slopes(0 * one, one, 0 * one, generators("rotation"), Resampling())[0, 0].tolist()  # y ∂x, y in pixels
         [[-0.5, -0.5], [0.5, 0.5]]
     """
-    coordinates, unit = _coordinates(image, resampling)
+    size = (image.shape[-3], image.shape[-2]) if channels_last else (image.shape[-2], image.shape[-1])
+    matrices = tuple(generator.matrix for generator in asked)
+    velocities = _velocities(matrices, size, resampling, image.dtype, image.device)
+    # Tangents are many times the image: where nothing is differentiated, each is written into its place at once.
+    places: list[Tensor | None] = [None] * len(asked)
+    together = None
+    if not _differentiated(slope_x):
+        together = image.new_empty((len(asked), *image.shape))
+        places = list(together)
     results = []
-    for generator in asked:
-        matrix = torch.tensor(generator.matrix, dtype=coordinates.dtype, device=image.device)
-        along_x, along_y = (unit * (coordinates @ matrix.mT)).to(image.dtype).unbind(-1)
+    for generator, (along_x, along_y), place in zip(asked, velocities, places, strict=True):
+        if channels_last:
+            along_x, along_y = along_x[..., None], along_y[..., None]
         # Terms that vanish are left out, and each of the others is one pass over the image.
-        total = generator.intensity * image if generator.intensity else None
-        for moves, velocity, slope in (
-            (any(generator.matrix[0]), along_x, slope_x),
-            (any(generator.matrix[1]), along_y, slope_y),
-        ):
-            if moves:
-                total = velocity * slope if total is None else torch.addcmul(total, velocity, slope)
-        results.append(torch.zeros_like(image) if total is None else total)
+        terms = [
+            (velocity, slope)
+            for row, velocity, slope in zip(generator.matrix, (along_x, along_y), (slope_x, slope_y), strict=True)
+            if any(row)
+        ]
+        if generator.intensity or not terms:
+            total = torch.mul(image, generator.intensity, out=place)
+        else:
+            total = torch.mul(*terms.pop(0), out=place)
+        for velocity, slope in terms:
+            total = torch.addcmul(total, velocity, slope, out=place)
+        results.append(total)
+    if together is not None:
+        return together
     return torch.stack(results) if results else image.new_zeros((0, *image.shape))
+
+
+def _differentiated(tensor: Tensor) -> bool:
+    """Whether operations on a tensor may be recorded or transformed, so that they cannot write in place."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return torch.is_grad_enabled() or wrapped or forward_ad.unpack_dual(tensor).tangent is not None
+
+
+@lru_cache(maxsize=32)
+def _velocities(
+    matrices: tuple[Any, ...], size: tuple[int, int], resampling: Resampling, dtype: torch.dtype, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """The vector fields of affine generators in pixels: for each, its x and y components of shape (H, W)."""
+    with torch.inference_mode(False), torch.no_grad():
+        coordinates, unit = _coordinates(size, resampling, device)
+        fields = [
+            unit * (coordinates @ torch.tensor(matrix, dtype=coordinates.dtype, device=device).mT)
+            for matrix in matrices
+        ]
+        return [(field[..., 0].to(dtype), field[..., 1].to(dtype)) for field in fields]
 
 
 def apply(image: Tensor, generator: Generator | str, t: Parameter, resampling: Resampling | None = None) -> Tensor:
@@ -196,7 +239,7 @@ def warp(image: Tensor, asked: Sequence[Generator], t: Tensor, resampling: Resam
     """
     result = image
     if any(any(map(any, generator.matrix)) for generator in asked):
-        coordinates, unit = _coordinates(image, resampling)
+        coordinates, unit = _coordinates(image.shape[-2:], resampling, image.device)
         step = exponential(asked, t)[:, None, None, :2] - torch.eye(2, 3, dtype=t.dtype, device=t.device)
         displacement = unit * (step @ coordinates[..., None])[..., 0]
         result = displace(image, displacement, resampling)
@@ -223,7 +266,7 @@ def reads_inside(image: Tensor, asked: Sequence[Generator], t: Tensor, resamplin
         >>> reads_inside(torch.zeros(1, 1, 4, 4), generators("translation_x"), step, Resampling())[0, 0].tolist()
         [True, True, True, False]
     """
-    coordinates, unit = _coordinates(image, resampling)
+    coordinates, unit = _coordinates(image.shape[-2:], resampling, image.device)
     points = (exponential(asked, t)[:, None, None, :2] @ coordinates[..., None])[..., 0]
     (height, width), edge = image.shape[-2:], 0 if resampling.align_corners else 1
     reach = torch.tensor([width - 1 + edge, height - 1 + edge], dtype=points.dtype, device=points.device) / 2

@@ -222,32 +222,130 @@ def test_the_model_is_left_as_it_was():
     assert torch.equal(state, torch.get_rng_state())
 
 
+class Square(torch.autograd.Function):
+    """No torch function: nothing but its node in autograd's graph is seen."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+class SinCos(torch.autograd.Function):
+    """Two outputs of one node."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin(), x.cos()
+
+    @staticmethod
+    def backward(ctx, g, h):
+        x = ctx.saved_tensors[0]
+        return g * x.cos() - h * x.sin()
+
+
+def _by_hand(f, g, x, generator="rotation"):
+    """J_g · L f, the contribution of f in g(f(x)), with images between them."""
+    local = lm.lie_derivative(f, x, generator, output_representation=R.Image(), method="double_backward")[generator]
+    return torch.func.jvp(g, (f(x).detach(),), (local.detach(),))[1].flatten()
+
+
+def _vector(report, function):
+    (index,) = [i for i, operation in enumerate(report.operations) if operation.function == function]
+    return report.vectors[index, 0]
+
+
+@pytest.mark.filterwarnings("ignore:Method")
+def test_what_is_no_torch_function_is_an_operation_as_well():
+    conv = nn.Conv2d(3, 2, 3, 2).double()
+    head = lambda y: conv(y).flatten(1)[:, :4]  # noqa: E731
+    x = images(1)
+    report = lm.layerwise_equivariance_error(lambda x: head(Square.apply(x)), x, "rotation")
+    torch.testing.assert_close(_vector(report, "Square"), _by_hand(Square.apply, head, x), rtol=1e-9, atol=1e-12)
+    assert report.residual["rotation"] < 1e-11
+
+    def both(x):
+        sine, cosine = SinCos.apply(x)
+        return head(sine * 2) + head(cosine.exp())
+
+    report = lm.layerwise_equivariance_error(both, x, "rotation")
+    assert report.residual["rotation"] < 1e-11
+    stacked = lambda x: torch.cat(SinCos.apply(x), 1)  # noqa: E731
+    rest = lambda y: head(y[:, :3] * 2) + head(y[:, 3:].exp())  # noqa: E731
+    torch.testing.assert_close(_vector(report, "SinCos"), _by_hand(stacked, rest, x), rtol=1e-9, atol=1e-12)
+
+
+def test_flows_that_follow_from_others(monkeypatch):
+    """Kirchhoff's law spares computations: the contributions are those of computing everything."""
+    from lie_metric import layerwise
+
+    model, x = Tricky().double(), images(2)
+    spared = lm.layerwise_equivariance_error(model, x, TWO, probes=2)
+    counts = []
+
+    def all_of_them(flows, conserving):
+        counts.append((len(flows), len(layerwise_independent(flows, conserving)[0])))
+        return list(flows), []
+
+    layerwise_independent = layerwise._independent
+    monkeypatch.setattr(layerwise, "_independent", all_of_them)
+    wanted = lm.layerwise_equivariance_error(model, x, TWO, probes=2)
+    assert counts[0][1] < counts[0][0]
+    torch.testing.assert_close(spared.vectors, wanted.vectors, rtol=1e-9, atol=1e-12)
+    commuting = [index for index, operation in enumerate(spared.operations) if operation.commutes]
+    assert commuting
+    assert spared.vectors[commuting].abs().max() == 0
+
+
+def test_tensors_changed_through_views():
+    def model(x):
+        y = x.tanh() * 2
+        y[:, 0].mul_(3)
+        y[:, :2, 1:] += x[:, :2, 1:]
+        z = y.flatten(2)
+        z.add_(1)
+        return (y * z.reshape(y.shape)).flatten(1)[:, 20:24]
+
+    x = images(1)
+    report = lm.layerwise_equivariance_error(model, x, TWO)
+    assert max(report.residual.values()) < 1e-12
+    assert sum(row.share for row in report.by("op") if row.generator == "rotation") == pytest.approx(1)
+
+
+def test_parameters_of_a_function_are_constants():
+    conv = nn.Conv2d(3, 8, 3, padding=1).double()
+    report = lm.layerwise_equivariance_error(
+        lambda x: F.conv2d(x, conv.weight * 2, conv.bias).flatten(1)[:, :3], images(1), "rotation"
+    )
+    assert [operation.function for operation in report.operations] == ["conv2d", "flatten", "getitem", "output"]
+    assert conv.weight.grad is None
+
+
+class Ungraded(nn.Module):
+    def forward(self, x):
+        with torch.no_grad():
+            factor = x * 2
+        return x * factor
+
+
+class Item(nn.Module):
+    def forward(self, x):
+        return x * x.mean().item()
+
+
 def test_what_is_missed_is_said():
-    class Square(torch.autograd.Function):
-        """No torch function: nothing but its input and output are seen."""
-
-        @staticmethod
-        def forward(x):
-            return x * x
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            ctx.save_for_backward(inputs[0])
-            ctx.save_for_forward(inputs[0])
-
-        @staticmethod
-        def backward(ctx, g):
-            return 2 * ctx.saved_tensors[0] * g
-
-        @staticmethod
-        def jvp(ctx, t):
-            return 2 * ctx.saved_tensors[0] * t
-
-    with pytest.warns(UserWarning, match="contributions miss"):
-        report = lm.layerwise_equivariance_error(lambda x: Square.apply(x).flatten(1)[:, :3], images(1), "rotation")
+    tail = nn.Sequential(nn.Flatten(), nn.Linear(768, 2)).double()
+    with pytest.warns(UserWarning, match=r"contributions miss .*without gradients, such as \['mul in 0'\]"):
+        report = lm.layerwise_equivariance_error(nn.Sequential(Ungraded(), tail), images(1), "rotation")
     assert report.residual["rotation"] > 1e-3
-    with pytest.warns(UserWarning, match=r"detaches tensors.*'detach in 0'"):
-        lm.layerwise_equivariance_error(nn.Sequential(Detaches(), cnn()), images(1), "rotation", probes=1)
+    for cutting, name in ((Detaches(), "detach"), (Item(), "item")):
+        with pytest.warns(UserWarning, match=rf"detaches tensors.*'{name} in 0'"):
+            lm.layerwise_equivariance_error(nn.Sequential(cutting, cnn()), images(1), "rotation", probes=1)
 
 
 def test_a_view_of_a_tensor_that_changes():
