@@ -2,8 +2,9 @@ r"""Where the equivariance error comes from: every torch function call of a mode
 
 Give every tensor inside a model an infinitesimal action, whichever. Each call then has a local Lie derivative
 :math:`L f_i = D f_i [X \cdot in] - X \cdot out`, and pulled to the output by the rest of the model these add up to that
-of the model, :math:`L f = \sum_i J_{out \leftarrow i}\, L f_i`, because what one call subtracts the next one adds.
-Nothing is missed as long as every call is recorded; the difference that is left is reported.
+of the model, :math:`L f = \sum_i J_{out \leftarrow i}\, L f_i`, because what one call subtracts the next one adds. The
+same holds for each product with a cotangent, and there the terms are numbers that flow along autograd's graph: no call
+is differentiated forwards, and none can be missed on which a derivative of the model depends.
 """
 
 from __future__ import annotations
@@ -249,7 +250,8 @@ def layerwise_equivariance_error(
         output_representation: As in :func:`lie_metric.lie_derivative`.
         resampling: The stencil; the default is ``Resampling()``.
         representations: Actions for tensors made inside the modules with these paths, where they fit.
-        chunk_size: How many tangents are kept at a time; the memory is that of so many times the activations.
+        chunk_size: How many tangents, and gradients of probes, are kept at a time; the memory is that of so many times
+            the activations. By default all tangents, and 16 gradients.
         seed: Seed of random probes.
 
     Returns:
@@ -258,6 +260,7 @@ def layerwise_equivariance_error(
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If ``probes`` or ``seed`` is out of range, or a path of ``representations`` is unknown.
+        RuntimeError: If the model has no derivative, or changes tensors where torch functions do not show it.
 
     Warns:
         UserWarning: If the contributions do not add up to the Lie derivative, with what may be missing.
@@ -419,6 +422,12 @@ def _contributions(
         part = slice(start, start + size)
         gradients = _gradients(known, end, leaf, result, cotangents[part])
         for variable, leaving in by_variable.items():
+            if variable.value._version != variable.version:
+                made = "the input" if variable.producer is None else repr(recorder.operations[variable.producer])
+                raise RuntimeError(
+                    f"`model` changes a tensor in place where autograd does not follow, after {made} made it, so that "
+                    "its action is not known. Let it make a new tensor."
+                )
             action = _act(variable.value, variable.representation, basis, resampling).flatten(1)
             precise = torch.promote_types(action.dtype, torch.float32)
             for flow in leaving:

@@ -54,11 +54,13 @@ class Variable:
         value: The tensor as it was then, even if it was written to later.
         representation: The action it is assumed to carry.
         producer: Index of the operation it comes from; None for the input.
+        version: How often the memory of ``value`` had been written to.
     """
 
     value: Tensor
     representation: Representation
     producer: int | None
+    version: int
 
 
 @dataclass(eq=False)
@@ -151,13 +153,13 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         name = dual._name(func)
         given = [variable for variable in map(self._variable, moving) if variable is not None]
-        written = bool(given) and _writes(func, name, args, kwargs)
-        if written:
-            self._copy_before_change(args[0])
-        result = func(*args, **kwargs)
         if not given:
-            return result
-        outputs = [value for value in _tensors(args[0] if written else result) if value.is_floating_point()]
+            return func(*args, **kwargs)
+        written = _written(func, name, args, kwargs)
+        if written is not None:
+            self._copy_before_change(written)
+        result = func(*args, **kwargs)
+        outputs = [value for value in _tensors(result if written is None else written) if value.is_floating_point()]
         if name in _CUTS:
             self.cut.add(f"{name} in {self._path() or 'the model'}")
         elif outputs and not torch.is_grad_enabled():
@@ -167,7 +169,7 @@ class Recorder(TorchFunctionMode):
             return result
         index = self._operation(name, _kind(name, self._path(), args, kwargs), outputs[0])
         # The tensor that a view belongs to changes with it.
-        base = outputs[0]._base if written else None
+        base = None if written is None else written._base
         made = [self._made(value, index) for value in ([base, *outputs] if base is not None else outputs)]
         first = next((variable for variable in made[-len(outputs) :] if variable is not None), given[0])
         same = all(
@@ -234,10 +236,11 @@ class Recorder(TorchFunctionMode):
             for place, (following, number) in enumerate(node.next_functions):
                 if following is None:
                     continue
-                variable = self._variables.get((id(following), number))
+                key = id(following), number
+                variable = self._variables.get(key)
                 if variable is not None:
                     sockets.append((variable, node, place))
-                else:
+                elif key not in self._variables:
                     ahead.append(following)
         return nodes, sockets, owner
 
@@ -246,7 +249,7 @@ class Recorder(TorchFunctionMode):
         value = tensor.detach()
         if representation is None:
             representation = self._override(value) or self._assume(value)
-        variable = Variable(value, representation, operation)
+        variable = Variable(value, representation, operation, value._version)
         self._nodes.append(edge.node)
         self._variables[id(edge.node), edge.output_nr] = variable
         self._sharing.setdefault(value.untyped_storage().data_ptr(), []).append(variable)
@@ -255,6 +258,7 @@ class Recorder(TorchFunctionMode):
     def _copy_before_change(self, tensor: Tensor) -> None:
         for variable in self._sharing.pop(tensor.untyped_storage().data_ptr(), []):
             variable.value = variable.value.clone()
+            variable.version = variable.value._version
 
     def _override(self, tensor: Tensor) -> Representation | None:
         path = self._path()
@@ -351,12 +355,15 @@ def _commutes(name: str, carrier: Representation, given: int, args: tuple, outpu
 _CUTS = {"detach", "get data", "item", "tolist", "numpy"}
 
 
-def _writes(func: Any, name: str, args: tuple, kwargs: dict) -> bool:
-    """Whether a function changes its first argument."""
-    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-        return True
+def _written(func: Any, name: str, args: tuple, kwargs: dict) -> Tensor | None:
+    """The tensor that a function changes, its first argument; None if it does not."""
     position = dual._inplace_position(func)
-    return bool(kwargs.get("inplace")) or (position is not None and len(args) > position and bool(args[position]))
+    inplace = kwargs.get("inplace") or (position is not None and len(args) > position and args[position])
+    name = name.split(".")[0]  # that of an overload is behind a dot
+    if not inplace and name != "__setitem__" and (not name.endswith("_") or name.endswith("__")):
+        return None
+    first = args[0] if args else kwargs.get("input")
+    return first if isinstance(first, Tensor) else None
 
 
 _KINDS = {

@@ -308,13 +308,24 @@ def test_tensors_changed_through_views():
         y[:, 0].mul_(3)
         y[:, :2, 1:] += x[:, :2, 1:]
         z = y.flatten(2)
-        z.add_(1)
+        torch.ops.aten.add_.Scalar(z, -1)
+        F.relu(input=z, inplace=True)
         return (y * z.reshape(y.shape)).flatten(1)[:, 20:24]
 
     x = images(1)
     report = lm.layerwise_equivariance_error(model, x, TWO)
     assert max(report.residual.values()) < 1e-12
     assert sum(row.share for row in report.by("op") if row.generator == "rotation") == pytest.approx(1)
+
+
+def test_a_change_behind_the_graph_is_refused():
+    def model(x):
+        y = (x + 1).exp() + 2
+        y.detach().mul_(2)
+        return y.flatten(1)[:, :3]
+
+    with pytest.raises(RuntimeError, match=r"`model` changes a tensor in place .* after Operation.*'add'"):
+        lm.layerwise_equivariance_error(model, images(1), "rotation", probes=1)
 
 
 def test_parameters_of_a_function_are_constants():
