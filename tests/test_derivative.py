@@ -79,6 +79,18 @@ def test_a_wide_image_by_explicit_matrices(stencil):
         torch.testing.assert_close(found[generator.name].detach(), slow, rtol=1e-5, atol=1e-5 * slow.abs().max().item())
 
 
+@pytest.mark.parametrize(("limit", "grad", "passes"), [(1, False, 2), (10**9, False, 1), (1, True, 1)])
+def test_large_tensors_go_in_two_parts(monkeypatch, limit, grad, passes):
+    monkeypatch.setattr(derivative, "_LARGE", limit)
+    model, sizes = cnn(), []
+    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with torch.set_grad_enabled(grad):
+        found = lm.lie_derivative(model, images(3))
+        assert sizes.count(3) == passes
+        wanted = lm.lie_derivative(cnn(), images(3), method="forward", chunk_size=9)
+    torch.testing.assert_close(found["rotation"], wanted["rotation"], rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 2, 4, 5, 100])
 @pytest.mark.parametrize("method", ["forward", "forward vmap"])
 def test_chunks_do_not_change_the_result(chunk_size, method):

@@ -115,7 +115,8 @@ class EquivarianceMonitor(Callback):
         output_representation: How the output does; by default inferred where its shape leaves no choice.
         resampling: The stencil with which images are differentiated; ``Resampling()`` by default.
         method: How the Jacobian products are computed, as in :func:`~lie_metric.lie_derivative`.
-        chunk_size: How many tangents to push through the model at a time; it bounds the memory.
+        chunk_size: How many tangents to push through the model at a time; it bounds the memory. By default all, or half
+            of them where tensors are large.
         seed: Seed of the noise of ``"sensitivity"``.
         baseline: Whether to measure the untrained model too.
         on_error: What to do when the model cannot be measured: ``"warn"``, log NaN for this epoch and go on training
