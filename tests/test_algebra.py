@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lie_metric as lm
-from lie_metric.algebra import GENERATORS, exponential, spanning_set
+from lie_metric.algebra import GENERATORS, exponential, simplest_basis, spanning_set
 
 number = st.floats(-2, 2, allow_nan=False)
 matrix = st.lists(st.lists(number, min_size=3, max_size=3), min_size=2, max_size=2)
@@ -155,3 +155,20 @@ def test_combination():
     assert lm.Generator.combination("mix", names, torch.tensor([1.0, -0.5, 2.0])) == made
     with pytest.raises(ValueError, match="`coefficients` must hold 3 numbers, one for each generator, got 2"):
         lm.Generator.combination("mix", names, [1.0, 2.0])
+
+
+@given(st.lists(matrix, min_size=1, max_size=8))
+def test_simplest_basis_spans(matrices):
+    asked = [lm.Generator.affine(f"g{index}", rows) for index, rows in enumerate(matrices)]
+    basis, combine = simplest_basis(asked)
+    assert len(basis) == len(spanning_set(asked)[0])
+    wanted = torch.tensor([generator.coefficients for generator in asked], dtype=torch.float64)
+    found = torch.tensor([generator.coefficients for generator in basis], dtype=torch.float64).reshape(-1, 7)
+    torch.testing.assert_close(combine @ found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_simplest_basis_takes_single_entries_where_they_are_as_few():
+    basis, combine = simplest_basis(lm.generators("all"))
+    assert all(sum(map(bool, generator.coefficients)) == 1 for generator in basis)
+    assert combine.shape == (10, 7)
+    assert simplest_basis(lm.generators("rotation"))[0] == lm.generators("rotation")

@@ -255,3 +255,32 @@ def test_tangents_of_a_combination_are_the_combination_of_tangents():
     a, b, c, whole = T.tangents(image, (rotation, shear, saturation, mixed), lm.Resampling())
     torch.testing.assert_close(whole, 0.7 * a - 1.3 * b + 0.4 * c, rtol=1e-12, atol=1e-12)
     assert T.tangents(image, (), lm.Resampling()).shape == (0, 2, 3, 6, 9)
+
+
+@pytest.mark.parametrize("interpolation", ["bspline", "cubic", "bilinear", "fourier"])
+def test_tangents_with_channels_last(interpolation):
+    stencil = lm.Resampling(interpolation, "circular" if interpolation == "fourier" else "reflection")
+    image = torch.rand(2, 3, 6, 9, dtype=torch.float64)
+    wanted = T.tangents(image, lm.generators("all"), stencil).movedim(2, -1)
+    found = T.tangents(image.movedim(1, -1), lm.generators("all"), stencil, channels_last=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-13)
+
+
+def test_tangents_are_the_same_whether_they_are_differentiated_or_not():
+    """Without gradients they are written in place, which tensors under a transform of torch cannot be."""
+    image, generators, stencil = torch.rand(2, 3, 6, 9), lm.generators("all"), lm.Resampling()
+    wanted = T.tangents(image.requires_grad_(), generators, stencil)
+    assert wanted.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(T.tangents(image, generators, stencil), wanted, rtol=0, atol=0)
+        mapped = torch.func.vmap(lambda x: T.tangents(x, generators, stencil), out_dims=1)(image)
+        torch.testing.assert_close(mapped, wanted, rtol=1e-6, atol=1e-6)
+        _, along = torch.func.jvp(lambda x: T.tangents(x, generators, stencil), (image,), (torch.ones_like(image),))
+        torch.testing.assert_close(along, T.tangents(torch.ones_like(image), generators, stencil), rtol=1e-5, atol=1e-5)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(image, image)
+            along = torch.autograd.forward_ad.unpack_dual(T.tangents(dual, generators, stencil)).tangent
+            torch.testing.assert_close(along, wanted, rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(T.tangents(image, generators, stencil), wanted, rtol=0, atol=0)
+    T.tangents(image, generators, stencil).sum().backward()  # nothing cached belongs to the inference
