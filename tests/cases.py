@@ -1,8 +1,21 @@
-"""Seeded float64 models: a CNN, a small ViT, image-to-image, tokens, channels last."""
+"""Seeded float64 models and an operation of one's own: a CNN, a small ViT, image-to-image, tokens, channels last."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+
+class OldSquare(torch.autograd.Function):
+    """No torch function: an operation that declares its derivative, in reverse mode alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
 
 
 class ImageToImage(nn.Module):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cases import ImageToImage, TokensOut, channels_last, cnn, images, vit
+from cases import ImageToImage, OldSquare, TokensOut, channels_last, cnn, images, vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import central_difference, moved, spectrum
@@ -252,19 +252,6 @@ def test_reverse_is_not_trusted_where_images_influence_one_another():
     torch.testing.assert_close(
         found.lie_derivatives, linearise(contrast, images(), AFFINE, method="double_backward").lie_derivatives
     )
-
-
-class OldSquare(torch.autograd.Function):
-    """An operation without a forward rule."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * ctx.saved_tensors[0] * g
 
 
 def test_fallback_is_visible():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import ImageToImage, TokensOut, cnn, images, vit
+from cases import ImageToImage, OldSquare, TokensOut, cnn, images, vit
 from references import filled, waves
 from torch import nn
 from torch.nn import functional as F
@@ -222,21 +222,8 @@ def test_the_model_is_left_as_it_was():
     assert torch.equal(state, torch.get_rng_state())
 
 
-class Square(torch.autograd.Function):
-    """No torch function: nothing but its node in autograd's graph is seen."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * ctx.saved_tensors[0] * g
-
-
 class SinCos(torch.autograd.Function):
-    """Two outputs of one node."""
+    """No torch function: nothing but its node in autograd's graph is seen, with two outputs."""
 
     @staticmethod
     def forward(ctx, x):
@@ -265,8 +252,8 @@ def test_what_is_no_torch_function_is_an_operation_as_well():
     conv = nn.Conv2d(3, 2, 3, 2).double()
     head = lambda y: conv(y).flatten(1)[:, :4]  # noqa: E731
     x = images(1)
-    report = lm.layerwise_equivariance_error(lambda x: head(Square.apply(x)), x, "rotation")
-    torch.testing.assert_close(_vector(report, "Square"), _by_hand(Square.apply, head, x), rtol=1e-9, atol=1e-12)
+    report = lm.layerwise_equivariance_error(lambda x: head(OldSquare.apply(x)), x, "rotation")
+    torch.testing.assert_close(_vector(report, "OldSquare"), _by_hand(OldSquare.apply, head, x), rtol=1e-9, atol=1e-12)
     assert report.residual["rotation"] < 1e-11
 
     def both(x):
