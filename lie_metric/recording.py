@@ -125,10 +125,31 @@ class Recorder(TorchFunctionMode):
         """The ways of tensors into operations."""
         return list(self._flows.values())
 
-    def leave(self) -> None:
-        """A module was left."""
+    def enter(self, path: str, inputs: Any) -> None:
+        """A module is called; what comes to it from no torch function was made outside.
+
+        Args:
+            path: The module's path.
+            inputs: What it is given.
+        """
+        self._notice(inputs)
+        self.stack.append(path)
+
+    def leave(self, outputs: Any) -> None:
+        """A module is left; what goes from it and comes from no torch function was made inside.
+
+        Args:
+            outputs: What it returns; None if it fails.
+        """
+        self._notice(outputs)
         if self.stack:
             self.stack.pop()
+
+    def _notice(self, value: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            for tensor in _tensors(value):
+                if tensor.requires_grad:
+                    self._variable(tensor)
 
     def end(self, result: Tensor, representation: Representation) -> Variable | None:
         """Records the model's output as taken by a last operation, "output".
@@ -314,8 +335,10 @@ def recorded(recorder: Recorder, paths: Mapping[nn.Module, str]) -> Iterator[Non
     handles = []
     try:
         for module, path in paths.items():
-            handles.append(module.register_forward_pre_hook(lambda *_, path=path: recorder.stack.append(path)))
-            handles.append(module.register_forward_hook(lambda *_: recorder.leave(), always_call=True))
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
+            handles.append(module.register_forward_pre_hook(lambda _, args, path=path: recorder.enter(path, args)))
+            handles.append(module.register_forward_hook(lambda *call: recorder.leave(call[2]), always_call=True))
         with recorder:
             yield
     finally:

@@ -267,6 +267,29 @@ def test_what_is_no_torch_function_is_an_operation_as_well():
     torch.testing.assert_close(_vector(report, "SinCos"), _by_hand(stacked, rest, x), rtol=1e-9, atol=1e-12)
 
 
+class Squares(nn.Module):
+    def forward(self, x):
+        return OldSquare.apply(x)
+
+
+@pytest.mark.filterwarnings("ignore:Method", "ignore:`torch.jit")
+def test_where_an_operation_without_a_torch_function_was_made():
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(3 * 256, 3)).double()
+    x = images(2)
+    made = [(op.path, op.function) for op in _operations(nn.Sequential(Squares(), head), x)]
+    assert made[:2] == [("0", "OldSquare"), ("1.0", "relu")]
+    scripted = torch.jit.script(nn.Sequential(nn.Tanh(), nn.Softplus()).double())
+    made = [(op.path, op.function) for op in _operations(nn.Sequential(scripted, head), x)]
+    assert made[:2] == [("", "Softplus"), ("1.0", "relu")]  # scripted modules do not say that they are called
+
+
+def _operations(model, x):
+    report = lm.layerwise_equivariance_error(model, x, "rotation")
+    assert report.residual["rotation"] < 1e-11
+    return report.operations
+
+
 def test_flows_that_follow_from_others(monkeypatch):
     """Kirchhoff's law spares computations: the contributions are those of computing everything."""
     from lie_metric import layerwise
