@@ -19,7 +19,7 @@ from lie_metric.algebra import generators as resolve
 from lie_metric.dual import Unsupported, push_forward
 from lie_metric.isolation import isolated
 from lie_metric.representations import Image, Representation, infer_output_representation
-from lie_metric.resampling import Resampling
+from lie_metric.resampling import Resampling, working_precision
 
 __all__ = ["Linearisation", "Method", "Output", "lie_derivative", "linearise"]
 
@@ -292,7 +292,7 @@ def linearise(
         # A tensor made in inference mode, or expanded over one memory place, cannot be differentiated; half types
         # lose the derivative.
         inputs = inputs.clone() if inputs.is_inference() or 0 in inputs.stride() else inputs
-        inputs = inputs.float() if inputs.dtype in {torch.float16, torch.bfloat16} else inputs
+        inputs = working_precision(inputs)
         moved = carrier.tangents(inputs, basis, resampling)
         pushed = moved if directions is None else torch.cat([moved, directions.to(moved)])
         function = function_of(model, output)

@@ -32,6 +32,7 @@ from lie_metric.derivative import (
     validate_options,
 )
 from lie_metric.isolation import isolated
+from lie_metric.randomness import validate_seed
 from lie_metric.recording import Flow, Operation, Recorder, Variable, recorded
 from lie_metric.representations import Image, Invariant, Representation
 from lie_metric.resampling import Resampling
@@ -280,8 +281,7 @@ def layerwise_equivariance_error(
     asked = resolve(generators)
     if probes != "exact" and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
         raise ValueError(f"`probes` must be 'exact' or a positive integer, got {probes!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer, got {seed!r}.")
+    validate_seed(seed)
     overrides = dict(representations or {})
     paths = _paths(model)
     for path in overrides:
@@ -492,35 +492,28 @@ def _gradients(
             wanted.setdefault(node, []).append((flow, place))
     # An output that is the model's result has no gradient but the cotangent.
     found = {flow: cotangents.flatten(1) for flow in flows if flow.variable is end and not flow.sockets}
-    probe = 0
+    arrived: dict[Flow, Tensor] = {}
 
     def listen(here: list[tuple[Flow, int]], gradients: tuple[Tensor | None, ...]) -> None:
         for flow, place in here:
             gradient = gradients[place]
-            if gradient is None:
-                continue
-            if flow not in found:
-                found[flow] = gradient.new_empty(len(cotangents), gradient.numel())
-            if (flow, probe) in seen:
-                found[flow][probe] += gradient.reshape(-1)
-            else:
-                seen.add((flow, probe))
-                found[flow][probe] = gradient.reshape(-1)
+            if gradient is not None:
+                arrived[flow] = arrived[flow] + gradient if flow in arrived else gradient
 
-    seen: set[tuple[Flow, int]] = set()
     handles = [
         node.register_hook(lambda gradients, _, here=here: listen(here, gradients)) for node, here in wanted.items()
     ]
     try:
-        for probe in range(len(cotangents)):
-            torch.autograd.grad(result, leaf, cotangents[probe], retain_graph=True)
+        for probe, cotangent in enumerate(cotangents):
+            torch.autograd.grad(result, leaf, cotangent, retain_graph=True)
+            while arrived:
+                flow, gradient = arrived.popitem()
+                if flow not in found:
+                    found[flow] = gradient.new_zeros(len(cotangents), gradient.numel())
+                found[flow][probe] = gradient.reshape(-1)
     finally:
         for handle in handles:
             handle.remove()
-    for flow, rows in found.items():
-        for probe in range(len(cotangents)):
-            if flow.sockets and (flow, probe) not in seen:
-                rows[probe] = 0
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from lie_metric.algebra import Generator
 from lie_metric.algebra import generators as resolve
 from lie_metric.lattice import ELEMENTS, LatticeTransform, LatticeTransforms, elements
+from lie_metric.randomness import source
 from lie_metric.resampling import Resampling, coordinate_dtype
 from lie_metric.transforms import reads_inside, warp
 
@@ -109,11 +110,9 @@ class RandomOrbit:
     def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
         """The elements for a batch; parameters depend on the seed and each image's number alone."""
         low, high = torch.tensor(self.low, dtype=torch.float64), torch.tensor(self.high, dtype=torch.float64)
-        source = torch.Generator()
         rows = []
         for index in indices if self.low != self.high else (0,):
-            source.manual_seed((seed * 1_000_003 + index) % 2**63)
-            rows.append(torch.rand(self.samples, len(low), dtype=torch.float64, generator=source))
+            rows.append(torch.rand(self.samples, len(low), dtype=torch.float64, generator=source(seed, index)))
         parameters = low + (high - low) * torch.stack(rows, 1)
         return [self._element(t, resampling) for t in parameters]
 

@@ -90,8 +90,19 @@ def coordinate_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _working(image: Tensor) -> Tensor:
-    """The image in the dtype in which it is resampled: half types in float32."""
+def working_precision(image: Tensor) -> Tensor:
+    """A tensor in the dtype in which it is resampled and measured: half types in float32.
+
+    Args:
+        image: Any shape, floating point.
+
+    Returns:
+        The tensor itself, or in float32.
+
+    Example:
+        >>> working_precision(torch.zeros(1, dtype=torch.float16)).dtype
+        torch.float32
+    """
     return image.float() if image.dtype in {torch.float16, torch.bfloat16} else image
 
 
@@ -265,7 +276,7 @@ def grid_sample(image: Tensor, grid: Tensor, resampling: Resampling | None = Non
 def _interpolate(image: Tensor, x: Tensor, y: Tensor, resampling: Resampling) -> Tensor:
     """The image at the pixel positions x and y, each of shape (N or 1, H', W') and in the coordinates' dtype."""
     dtype = image.dtype
-    image = _working(image)
+    image = working_precision(image)
     sample = _trigonometric if resampling.interpolation == "fourier" else _piecewise
     # Positions are split into pixel and fraction before they take the image's dtype, so that nothing of the fraction
     # is lost to the size of the pixel index.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lie_metric import randomness
 from lie_metric.algebra import generators as resolve
 from lie_metric.derivative import (
     Generators,
@@ -18,7 +19,6 @@ from lie_metric.derivative import (
     validate_inputs,
     validate_options,
 )
-from lie_metric.functional.local_equivariance import _noise
 from lie_metric.isolation import evaluation, random_state
 from lie_metric.lattice import LatticeTransforms, elements
 from lie_metric.representations import Image, Representation, grid_size, infer_output_representation, map_grid
@@ -128,7 +128,7 @@ def _violation(
     validate_inputs(model, inputs, options["input_representation"])
     count = len(inputs)
     with torch.no_grad():
-        noise = torch.stack([_noise(inputs, range(k * count, (k + 1) * count), seed) for k in range(_DRAWS)])
+        noise = torch.stack([randomness.noise(inputs, range(k * count, (k + 1) * count), seed) for k in range(_DRAWS)])
         result = linearise(model, inputs, asked, directions=noise, **options)
         _check_rows(result.output, count)
         moved = result.representation.tangents(result.output, asked, options["resampling"] or Resampling())

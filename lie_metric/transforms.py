@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lie_metric.algebra import GENERATORS, Generator, exponential, generators
-from lie_metric.resampling import Resampling, coordinate_dtype, displace, slopes
+from lie_metric.resampling import Resampling, coordinate_dtype, displace, slopes, working_precision
 
 __all__ = [
     "apply",
@@ -92,8 +92,7 @@ def tangents(image: Tensor, asked: Sequence[Generator], resampling: Resampling, 
         [2.0, 1.0]
     """
     dtype = image.dtype
-    if dtype in {torch.float16, torch.bfloat16}:
-        image = image.float()
+    image = working_precision(image)
     return from_slopes(image, *slopes(image, resampling, channels_last), asked, resampling, channels_last).to(dtype)
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from lie_metric import filters
 from lie_metric.derivative import Output, evaluated, function_of, validate_inputs, validate_options
+from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, grouped, totals
 from lie_metric.isolation import isolated
+from lie_metric.randomness import source, validate_seed
 from lie_metric.representations import (
     Image,
     Invariant,
@@ -21,7 +23,7 @@ from lie_metric.representations import (
     grid_size,
     map_grid,
 )
-from lie_metric.resampling import coordinate_dtype
+from lie_metric.resampling import coordinate_dtype, working_precision
 
 __all__ = ["BandLimited", "eq_r", "eq_t", "eq_t_frac"]
 
@@ -47,8 +49,7 @@ def _band_limited_validate(
         )
     if not 0 < max_shift <= 0.5:
         raise ValueError(f"`max_shift` must be in (0, 0.5], got {max_shift!r}. 1/8 of the image is the paper's choice.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer, got {seed!r}.")
+    validate_seed(seed)
     validate_options(output, None, output_representation, None, "auto", None)
     return tuple(kinds)
 
@@ -68,7 +69,7 @@ def _band_limited_update(
     """The sums of a batch; ``indices`` are the images' running numbers, which fix their groups and transforms."""
     validate_inputs(model, images, None)
     with torch.no_grad(), isolated(model):
-        images = images.float() if images.dtype in {torch.float16, torch.bfloat16} else images
+        images = working_precision(images)
         function = function_of(model, output)
         f, representation = evaluated(model, function, images, output_representation)
         invariant = isinstance(representation, Invariant)
@@ -115,8 +116,7 @@ def _through(representation: Representation, tensor: Tensor, part: Filter) -> tu
 
 def _draw(index: int, seed: int) -> Tensor:
     """Three uniform numbers in [-1, 1): a shift along each axis and an angle; fixed by the image's number."""
-    source = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-    return 2 * torch.rand(3, dtype=torch.float64, generator=source) - 1
+    return 2 * torch.rand(3, dtype=torch.float64, generator=source(seed, index)) - 1
 
 
 def _transform(
@@ -188,10 +188,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def _measure(kind: BandLimited, model: Callable[..., Any], images: Tensor, options: Mapping[str, Any]) -> Tensor:
-    unknown = sorted(set(options) - set(_DEFAULTS))
-    if unknown:
-        raise TypeError(f"`options` must be among {sorted(_DEFAULTS)}, got {unknown}.")
-    chosen = _DEFAULTS | dict(options)
+    chosen = chosen_options(options, _DEFAULTS)
     kinds = _band_limited_validate((kind,), **chosen)
     indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
     sums = _band_limited_update(model, images, kinds, indices=indices, **chosen)

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from lie_metric.derivative import Output, evaluated, function_of, validate_inputs, validate_options
+from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
 from lie_metric.isolation import isolated
 from lie_metric.orbits import Element, Orbit, Orbits, listed, orbits, uniform
+from lie_metric.randomness import validate_seed
 from lie_metric.representations import Image, Representation, grid_size, map_grid
-from lie_metric.resampling import Resampling, coordinate_dtype
+from lie_metric.resampling import Resampling, coordinate_dtype, working_precision
 
 __all__ = [
     "Loss",
@@ -60,8 +62,7 @@ def _finite_transforms_validate(
 ) -> tuple[Orbit, ...]:
     """The orbits asked for, if every option has a meaning."""
     found = orbits(transforms)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer, got {seed!r}.")
+    validate_seed(seed)
     validate_options(output, input_representation, output_representation, resampling, "auto", None)
     short = [orbit.name for orbit in found if len(orbit) < 2]
     if several and short:
@@ -95,7 +96,7 @@ def _finite_transforms_update(
     resampling = resampling or Resampling()
     carrier = input_representation or Image()
     with torch.no_grad(), isolated(model):
-        images = images.float() if images.dtype in {torch.float16, torch.bfloat16} else images
+        images = working_precision(images)
         function = function_of(model, output)
         f, representation = evaluated(model, function, images, output_representation)
         size = grid_size(carrier, images)
@@ -258,10 +259,7 @@ def _measure(
     targets: Any = None,
     loss: Loss | None = None,
 ) -> dict[str, Tensor]:
-    unknown = sorted(set(options) - set(_DEFAULTS))
-    if unknown:
-        raise TypeError(f"`options` must be among {sorted(_DEFAULTS)}, got {unknown}.")
-    chosen = _DEFAULTS | dict(options)
+    chosen = chosen_options(options, _DEFAULTS)
     asked = _finite_transforms_validate(transforms, several=several, **chosen)
     indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
     sums = _finite_transforms_update(model, images, asked, indices=indices, targets=targets, loss=loss, **chosen)

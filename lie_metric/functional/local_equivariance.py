@@ -16,7 +16,9 @@ from torch import Tensor
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
 from lie_metric.derivative import Generators, Linearisation, Method, Output, linearise, validate_options
+from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import GROUPS, ROUNDINGS, Sums, defined, grouped, moments, spread, totals
+from lie_metric.randomness import noise, validate_seed
 from lie_metric.representations import Invariant, Representation
 from lie_metric.resampling import Resampling, coordinate_dtype
 
@@ -45,8 +47,7 @@ def _local_equivariance_validate(
         raise ValueError(f"`measure` must be one of {get_args(Measure)}, got {measure!r}.")
     if lee_output not in get_args(LeeOutput):
         raise ValueError(f"`lee_output` must be one of {get_args(LeeOutput)}, got {lee_output!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer, got {seed!r}.")
+    validate_seed(seed)
     validate_options(output, input_representation, output_representation, resampling, method, chunk_size)
     return found
 
@@ -65,26 +66,16 @@ def _local_equivariance_update(
 ) -> tuple[dict[str, Tensor], Linearisation]:
     """The sums of a batch; ``indices`` are the images' running numbers, which fix their groups and their noise."""
     with torch.no_grad():
-        noise = _noise(images, indices, seed) if with_noise and isinstance(images, Tensor) else None
-        directions = None if noise is None else noise[None]
+        drawn = noise(images, indices, seed) if with_noise and isinstance(images, Tensor) else None
+        directions = None if drawn is None else drawn[None]
         result = linearise(model, images, asked, output=output, directions=directions, **options)
         if result.output.shape[:1] != images.shape[:1]:
             raise ValueError(
                 f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
                 f"{tuple(result.output.shape)}. Select or reshape it with `output=`."
             )
-        sums = _sum(result, asked, noise, indices, lee_output, output)
+        sums = _sum(result, asked, drawn, indices, lee_output, output)
     return sums, result
-
-
-def _noise(images: Tensor, indices: Sequence[int], seed: int) -> Tensor:
-    """One Gaussian image for each image, fixed by its number alone, and never drawn from the global random state."""
-    source = torch.Generator(images.device)
-    noise = torch.empty(images.shape, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
-    for row, index in zip(noise, indices, strict=True):
-        source.manual_seed((seed * 1_000_003 + index) % 2**63)
-        row.normal_(generator=source)
-    return noise
 
 
 def _sum(
@@ -230,10 +221,7 @@ def _measure(
     options: Mapping[str, Any],
 ) -> tuple[tuple[str, ...], Tensor]:
     """The generators' names and a statistic of one batch: validate, update, compute."""
-    unknown = sorted(set(options) - set(_DEFAULTS))
-    if unknown:
-        raise TypeError(f"`options` must be among {sorted(_DEFAULTS)}, got {unknown}.")
-    chosen = _DEFAULTS | dict(options)
+    chosen = chosen_options(options, _DEFAULTS)
     asked = _local_equivariance_validate(generators, measure, **chosen)
     names = tuple(generator.name for generator in asked)
     sums, _ = _local_equivariance_update(

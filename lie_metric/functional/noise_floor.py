@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lie_metric.algebra import generators as resolve
 from lie_metric.derivative import Generators
+from lie_metric.randomness import validate_seed
 from lie_metric.resampling import Resampling, coordinate_dtype, slopes
 from lie_metric.transforms import check_image, from_slopes
 
@@ -119,8 +120,7 @@ def _validate(images: object, control: Control, resampling: Resampling, count: i
         raise ValueError(f"`control` must be one of {get_args(Control)}, got {control!r}.")
     if isinstance(count, bool) or not isinstance(count, int) or count < 2:
         raise ValueError(f"`count` must be an integer of at least 2, got {count!r}. One image has no spread.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer, got {seed!r}.")
+    validate_seed(seed)
 
 
 def _controls(images: Tensor, resampling: Resampling, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lie_metric.derivative import Output, evaluated, function_of, validate_inputs, validate_options
+from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
 from lie_metric.isolation import isolated
+from lie_metric.randomness import noise, source, validate_seed
 from lie_metric.representations import Representation, map_grid
-from lie_metric.resampling import Resampling, coordinate_dtype, displace
+from lie_metric.resampling import Resampling, coordinate_dtype, displace, working_precision
 
 __all__ = ["deformation", "relative_stability"]
 
@@ -58,8 +60,8 @@ def deformation(
         waves.append(torch.sin(j * math.pi * y)[:, None] * torch.sin(i * math.pi * x))
     rows = []
     for index in indices:
-        source = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-        rows.append(torch.randn(2, len(modes), dtype=torch.float64, generator=source) * variance.sqrt())
+        drawn = torch.randn(2, len(modes), dtype=torch.float64, generator=source(seed, index))
+        rows.append(drawn * variance.sqrt())
     return torch.einsum("nkm,mhw->nhwk", torch.stack(rows), torch.stack(waves)).to(device, dtype)
 
 
@@ -75,8 +77,7 @@ def _stability_validate(
         raise ValueError(f"`displacement` must be a positive number of pixels, got {displacement!r}. 1 is usual.")
     if isinstance(cut, bool) or not isinstance(cut, int) or cut < 2:
         raise ValueError(f"`cut` must be an integer of at least 2, got {cut!r}: below there is no mode. 3 is usual.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer, got {seed!r}.")
+    validate_seed(seed)
     validate_options(output, None, output_representation, resampling, "auto", None)
 
 
@@ -96,7 +97,7 @@ def _stability_update(
     validate_inputs(model, images, None)
     stencil = resampling or Resampling()
     with torch.no_grad(), isolated(model):
-        images = images.float() if images.dtype in {torch.float16, torch.bfloat16} else images
+        images = working_precision(images)
 
         def deform(image: Tensor) -> Tensor:
             size = (int(image.shape[-2]), int(image.shape[-1]))
@@ -106,12 +107,9 @@ def _stability_update(
         function = function_of(model, output)
         f, representation = evaluated(model, function, images, output_representation)
         moved = deform(images)
-        noise = torch.empty_like(images)
-        for row, index in zip(noise, indices, strict=True):
-            source = torch.Generator(images.device).manual_seed((seed * 1_000_003 + index) % 2**63)
-            row.normal_(generator=source)
-        change = (moved - images).flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
-        noisy = images + noise * change.reshape(-1, *[1] * (images.ndim - 1))
+        drawn = noise(images, indices, seed)
+        change = (moved - images).flatten(1).norm(dim=1) / drawn.flatten(1).norm(dim=1)
+        noisy = images + drawn * change.reshape(-1, *[1] * (images.ndim - 1))
         wide = coordinate_dtype(f.device)
         wanted = map_grid(representation, f, deform)
         rows = {
@@ -173,10 +171,7 @@ def relative_stability(model: Callable[..., Any], images: Tensor, **options: Any
         >>> found["relative_stability"].item()
         0.0
     """
-    unknown = sorted(set(options) - set(_DEFAULTS))
-    if unknown:
-        raise TypeError(f"`options` must be among {sorted(_DEFAULTS)}, got {unknown}.")
-    chosen: Mapping[str, Any] = _DEFAULTS | dict(options)
+    chosen = chosen_options(options, _DEFAULTS)
     _stability_validate(**chosen)
     indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
     return _stability_compute(_stability_update(model, images, indices=indices, **chosen))
