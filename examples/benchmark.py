@@ -23,7 +23,7 @@ from statistics import median
 import torch
 
 import lie_metric as lm
-from lie_metric.derivative import linearise
+from lie_metric.lie import linearise
 
 METHODS = ("forward", "forward vmap", "double_backward")
 

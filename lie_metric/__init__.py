@@ -3,9 +3,9 @@
 from lie_metric import figures, functional, lattice, orbits, representations, testing, transforms
 from lie_metric.algebra import Generator, generators
 from lie_metric.callbacks import EquivarianceMonitor, LayerwiseMonitor
-from lie_metric.derivative import lie_derivative
 from lie_metric.functional import equivariance_penalty
 from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
+from lie_metric.lie import lie_derivative
 from lie_metric.metrics import (
     BandLimitedEquivariance,
     FiniteEquivarianceError,

@@ -22,20 +22,13 @@ from torch import Tensor, nn
 
 from lie_metric.algebra import Generator, simplest_basis
 from lie_metric.algebra import generators as resolve
-from lie_metric.derivative import (
-    Generators,
-    Linearisation,
-    Output,
-    function_of,
-    linearise,
-    validate_inputs,
-    validate_options,
-)
-from lie_metric.isolation import isolated
+from lie_metric.lie import Generators, Linearisation, linearise
+from lie_metric.measured import Output, function_of, validate_inputs, validate_options
 from lie_metric.randomness import validate_seed
 from lie_metric.recording import Flow, Operation, Recorder, Variable, recorded
 from lie_metric.representations import Image, Invariant, Representation
 from lie_metric.resampling import Resampling
+from lie_metric.running import isolated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

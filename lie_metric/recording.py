@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from lie_metric import dual
+from lie_metric.jacobian import carrying as dual
 from lie_metric.representations import ChannelsLast, Image, Invariant, Representation, Tokens, declared_grid
 
 __all__ = ["Flow", "Operation", "Recorder", "Variable", "recorded"]

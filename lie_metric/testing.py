@@ -10,19 +10,13 @@ from torch import Tensor
 
 from lie_metric import randomness
 from lie_metric.algebra import generators as resolve
-from lie_metric.derivative import (
-    Generators,
-    Method,
-    Output,
-    linearise,
-    select_output,
-    validate_inputs,
-    validate_options,
-)
-from lie_metric.isolation import evaluation, random_state
+from lie_metric.jacobian import Method
 from lie_metric.lattice import LatticeTransforms, elements
+from lie_metric.lie import Generators, linearise
+from lie_metric.measured import Output, select_output, validate_inputs, validate_options
 from lie_metric.representations import Image, Representation, grid_size, infer_output_representation, map_grid
 from lie_metric.resampling import Resampling, coordinate_dtype
+from lie_metric.running import evaluation, random_state
 
 __all__ = [
     "TOLERANCES",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lie_metric as lm
-from lie_metric.derivative import linearise
+from lie_metric.lie import linearise
 
 timm = pytest.importorskip("timm")
 

@@ -24,7 +24,7 @@ from typing_extensions import override
 from lie_metric import algebra
 from lie_metric.algebra import Generator
 from lie_metric.callbacks import tensorboard
-from lie_metric.derivative import Method
+from lie_metric.jacobian import Method
 from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from lie_metric import filters
-from lie_metric.derivative import Output, evaluated, function_of, validate_inputs, validate_options
 from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, grouped, totals
-from lie_metric.isolation import isolated
+from lie_metric.measured import Output, evaluated, function_of, validate_inputs, validate_options
 from lie_metric.randomness import source, validate_seed
 from lie_metric.representations import (
     Image,
@@ -24,6 +23,7 @@ from lie_metric.representations import (
     map_grid,
 )
 from lie_metric.resampling import coordinate_dtype, working_precision
+from lie_metric.running import isolated
 
 __all__ = ["BandLimited", "eq_r", "eq_t", "eq_t_frac"]
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
-from lie_metric.derivative import Generators, Linearisation, Method, Output, linearise, validate_options
 from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import GROUPS, ROUNDINGS, Sums, defined, grouped, moments, spread, totals
+from lie_metric.jacobian import Method
+from lie_metric.lie import Generators, Linearisation, linearise
+from lie_metric.measured import Output, validate_options
 from lie_metric.randomness import noise, validate_seed
 from lie_metric.representations import Invariant, Representation
 from lie_metric.resampling import Resampling, coordinate_dtype

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra import generators as resolve
-from lie_metric.derivative import Generators
+from lie_metric.lie import Generators
 from lie_metric.randomness import validate_seed
 from lie_metric.resampling import Resampling, coordinate_dtype, slopes
 from lie_metric.transforms import check_image, from_slopes

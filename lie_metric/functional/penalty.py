@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra import generators as resolve
-from lie_metric.derivative import Generators, linearise
 from lie_metric.functional.sums import grouped, moments, spread, totals
+from lie_metric.lie import Generators, linearise
 
 __all__ = ["equivariance_penalty"]
 

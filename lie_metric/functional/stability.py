@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lie_metric.derivative import Output, evaluated, function_of, validate_inputs, validate_options
 from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
-from lie_metric.isolation import isolated
+from lie_metric.measured import Output, evaluated, function_of, validate_inputs, validate_options
 from lie_metric.randomness import noise, source, validate_seed
 from lie_metric.representations import Representation, map_grid
 from lie_metric.resampling import Resampling, coordinate_dtype, displace, working_precision
+from lie_metric.running import isolated
 
 __all__ = ["deformation", "relative_stability"]
 

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lie_metric.derivative import Output
 from lie_metric.figures import Curve
 from lie_metric.functional.finite_transforms import (
     STATISTICS,
@@ -21,6 +20,7 @@ from lie_metric.functional.finite_transforms import (
     default_curve,
     default_shifts,
 )
+from lie_metric.measured import Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.orbits import Orbits, RandomOrbit
 from lie_metric.representations import Representation

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lie_metric.derivative import Generators, Method, Output
 from lie_metric.functional.local_equivariance import (
     _STATISTICS,
     LeeOutput,
@@ -24,6 +23,9 @@ from lie_metric.functional.local_equivariance import (
     _value,
 )
 from lie_metric.functional.sums import standard_error
+from lie_metric.jacobian import Method
+from lie_metric.lie import Generators
+from lie_metric.measured import Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling

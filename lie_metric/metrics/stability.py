@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lie_metric.derivative import Output
 from lie_metric.functional.stability import (
     NAMES,
     _stability_compute,
@@ -15,6 +14,7 @@ from lie_metric.functional.stability import (
     _stability_validate,
     _statistic,
 )
+from lie_metric.measured import Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import lie_metric as lm
-from lie_metric.derivative import linearise
-from lie_metric.dual import Dual, Unsupported, push_forward
-from lie_metric.isolation import isolated
+from lie_metric.jacobian.carrying import Dual, Unsupported, push_forward
+from lie_metric.lie import linearise
+from lie_metric.running import isolated
 
 torch.manual_seed(0)
 W = torch.randn(5, 6, dtype=torch.float64)

@@ -10,7 +10,7 @@ from cases import TokensOut, cnn, images
 from torch import nn
 
 import lie_metric as lm
-from lie_metric.isolation import evaluation, isolated
+from lie_metric.running import evaluation, isolated
 
 
 class Fails(nn.Module):

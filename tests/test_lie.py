@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import lie_metric as lm
-from lie_metric import derivative
 from lie_metric import representations as R
-from lie_metric.derivative import linearise
+from lie_metric.jacobian import engine
+from lie_metric.lie import linearise
 
 AFFINE = lm.generators("all")
 
@@ -81,7 +81,7 @@ def test_a_wide_image_by_explicit_matrices(stencil):
 
 @pytest.mark.parametrize(("limit", "grad", "passes"), [(1, False, 2), (10**9, False, 1), (1, True, 1)])
 def test_large_tensors_go_in_two_parts(monkeypatch, limit, grad, passes):
-    monkeypatch.setattr(derivative, "_LARGE", limit)
+    monkeypatch.setattr(engine, "_LARGE", limit)
     model, sizes = cnn(), []
     model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     with torch.set_grad_enabled(grad):
@@ -387,7 +387,7 @@ def test_out_of_memory_halves_the_chunk(monkeypatch):
         return real(function, inputs, tangents)
 
     wanted = lm.lie_derivative(cnn(), images(), method="double_backward")
-    monkeypatch.setattr(derivative, "push_forward", limited)
+    monkeypatch.setattr(engine, "push_forward", limited)
     with torch.no_grad(), pytest.warns(UserWarning, match="repeated with `chunk_size=2`"):
         found = lm.lie_derivative(cnn(), images(), method="forward")
     assert sizes == [6, 3, 2, 2, 2]
@@ -512,7 +512,7 @@ def test_out_of_memory_at_the_smallest_chunk_is_raised(monkeypatch):
     def never(function, inputs, tangents):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(derivative, "push_forward", never)
+    monkeypatch.setattr(engine, "push_forward", never)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
