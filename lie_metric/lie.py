@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
-from lie_metric.jacobian import Method, push
+from lie_metric.jacobian import Check, Method, push
 from lie_metric.measured import Output, function_of, validate_inputs, validate_options
 from lie_metric.representations import Image, Representation, infer_output_representation
 from lie_metric.resampling import Resampling, working_precision
@@ -34,6 +34,7 @@ class Linearisation:
         representation: How the output carries the action.
         method: The method that was used; "forward vmap" and "forward loop" are forward mode by vectorisation and one
             tangent at a time, where tensors could not carry their tangents.
+        check: How the products compare with the function itself.
     """
 
     output: Tensor
@@ -42,6 +43,7 @@ class Linearisation:
     products: Tensor
     representation: Representation
     method: str
+    check: Check | None = None
 
 
 def lie_derivative(
@@ -134,6 +136,7 @@ def linearise(
     method: str = "auto",
     chunk_size: int | None = None,
     directions: Tensor | None = None,
+    verify: bool = True,
 ) -> Linearisation:
     """The outputs, Lie derivatives and further directional derivatives of a model, from one pass.
 
@@ -148,6 +151,7 @@ def linearise(
         method: As in :func:`lie_derivative`, or the ``method`` of an earlier result of the same model.
         chunk_size: As in :func:`lie_derivative`.
         directions: Shape (D, *inputs.shape): further input directions u to take Df(x)[u] of.
+        verify: Whether the products are checked against the function itself, on an image or two.
 
     Returns:
         The outputs and derivatives.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import lie_metric as lm
 from lie_metric import representations as R
-from lie_metric.jacobian import engine
+from lie_metric.jacobian import engine, methods
 from lie_metric.lie import linearise
 
 AFFINE = lm.generators("all")
@@ -378,7 +378,7 @@ def test_a_fault_of_the_model_is_shown_as_it_is():
 
 def test_out_of_memory_halves_the_chunk(monkeypatch):
     sizes = []
-    real = derivative.push_forward
+    real = methods.push_forward
 
     def limited(function, inputs, tangents):
         sizes.append(len(tangents))

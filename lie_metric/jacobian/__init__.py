@@ -1,5 +1,6 @@
 """Products with Jacobians. Nothing here knows images, symmetries or training."""
 
 from lie_metric.jacobian.engine import Method, push
+from lie_metric.jacobian.verification import Check
 
-__all__ = ["Method", "push"]
+__all__ = ["Check", "Method", "push"]

@@ -14,7 +14,7 @@ from lie_metric.jacobian.methods import METHODS, reverse
 
 __all__ = ["Method", "push"]
 
-Method = Literal["auto", "forward", "reverse", "double_backward"]
+Method = Literal["auto", "forward", "reverse", "double_backward", "difference"]
 
 # Reverse and forward mode agree to a few thousand roundings in any sound model; a wrong rule is off by far more.
 _AGREEMENT = {torch.float32: 1e-2, torch.float64: 1e-6}
