@@ -376,7 +376,7 @@ beside("func.jacrev in forward", lambda x: torch.vmap(torch.func.jacrev(lambda y
 beside("func.linearize in forward", lambda x: torch.func.linearize(torch.sin, x)[1](x))
 beside("forward_ad in forward", lambda x: _dual_number(x))
 beside("as_subclass(Tensor)", lambda x: torch.sin(x.as_subclass(torch.Tensor)) * x)
-beside("nn.Parameter of the input", lambda x: nn.Parameter(x, requires_grad=False).sin(), wanted="right")
+beside("nn.Parameter of the input", lambda x: nn.Parameter(x, requires_grad=False).sin())
 beside("torch.tensor of the input", lambda x: x.clone().detach().requires_grad_(False).cos())
 
 
@@ -391,8 +391,7 @@ def _dual_number(x):
 def _():
     def force(x):
         with torch.enable_grad():
-            point = x if x.requires_grad else x.requires_grad_(not x.requires_grad and x.is_leaf)
-            point = point * 1
+            point = x if x.requires_grad else x.detach().requires_grad_()
             energy = (point.sin() * point).sum()
             return torch.autograd.grad(energy, point, create_graph=True)[0]
 
@@ -572,9 +571,7 @@ def _matching(ctx, g):
 
 
 Square = _function("Square", _saving(torch.square), _matching)
-OnceSquare = _function(
-    "OnceSquare", _saving(torch.square), torch.autograd.function.once_differentiable(_matching)
-)
+OnceSquare = _function("OnceSquare", _saving(torch.square), torch.autograd.function.once_differentiable(_matching))
 NumpySquare = _function("NumpySquare", _saving(lambda x: torch.from_numpy(x.detach().numpy() ** 2)), _matching)
 Reversal = _function("Reversal", lambda ctx, x: x * 1.0, lambda ctx, g: -g)
 Clipped = _function("Clipped", lambda ctx, x: x * 1.0, lambda ctx, g: g.clamp(-0.01, 0.01))
@@ -920,9 +917,9 @@ def _strided(x):
 
 def _in_place_views(x):
     y = x.sin()
-    row, column = y[:, :, 2], y[..., 3]
+    row, column = y[:, :, 2], y[:, :, 3:, 3]
     row.mul_(2)
-    column += row
+    column += row[..., :5]
     y[:, 0].copy_(y[:, 1])
     y.view(len(y), -1)[:, 5:9] = 0
     return y
@@ -930,7 +927,7 @@ def _in_place_views(x):
 
 def _overlapping_update(x):
     y = x * 1.0
-    y[:, :, 1:] += y[:, :, :-1]
+    y[:, :, 1::2] += y[:, :, ::2]
     return y
 
 
@@ -960,9 +957,14 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "scatter_add on fresh zeros": lambda x: torch.zeros_like(x).scatter_add_(2, _INDEX.expand_as(x).mT, x),
     "scatter_reduce": lambda x: torch.zeros_like(x).scatter_reduce(3, _INDEX.expand_as(x), x, "amax"),
     "index_reduce": lambda x: torch.ones_like(x).index_reduce(3, _INDEX, x, "mean"),
-    "segment_reduce": lambda x: torch.segment_reduce(
-        x.flatten(2).flatten(0, 1).T.contiguous(), "mean", lengths=torch.tensor([10, 20, 34]), axis=0
-    ).mean(0).view(len(x), 4, 1, 1).expand_as(x),
+    "segment_reduce": lambda x: (
+        torch.segment_reduce(
+            x.flatten(2).flatten(0, 1).T.contiguous(), "mean", lengths=torch.tensor([10, 20, 34]), axis=0
+        )
+        .mean(0)
+        .view(len(x), 4, 1, 1)
+        .expand_as(x)
+    ),
     "gather and take_along_dim": lambda x: x.gather(3, _INDEX.expand_as(x)) * x.take_along_dim(x.argsort(2), 2),
     "assignment on fresh zeros": _fresh,
     "index_put that adds": _put,
@@ -984,9 +986,9 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     ),
     "fold and unfold": lambda x: F.fold(F.unfold(x, 3, padding=1).sin(), (8, 8), 3, padding=1),
     "max_unpool": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
-    "max pooling, dilated and padded": lambda x: F.max_pool2d(x, 3, 1, 2, dilation=2),
+    "max pooling, dilated and padded": lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1, 1, dilation=2),
     "adaptive pooling": lambda x: F.interpolate(F.adaptive_max_pool2d(x, 3) + F.adaptive_avg_pool2d(x, 3), (8, 8)),
-    "lp_pool": lambda x: F.interpolate(F.lp_pool2d(x, 3, 2), (8, 8)),
+    "lp_pool": lambda x: F.interpolate(F.lp_pool2d(x, 2, 2), (8, 8)),
     "interpolate": lambda x: F.interpolate(
         F.interpolate(x, scale_factor=1.7, mode="bicubic", antialias=True), (8, 8), mode="bilinear"
     ),
@@ -1010,7 +1012,9 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     ),
     "linalg: qr": lambda x: torch.linalg.qr(_square(x)).R,
     "linalg: inverse": lambda x: torch.linalg.inv(_square(x)),
-    "linalg: det and slogdet": lambda x: x * (torch.det(_square(x)) + torch.linalg.slogdet(_square(x))[1])[..., None, None],
+    "linalg: det and slogdet": lambda x: (
+        x * (torch.det(_square(x)) + torch.linalg.slogdet(_square(x))[1])[..., None, None]
+    ),
     "linalg: solve": lambda x: torch.linalg.solve(_square(x), x),
     "linalg: eigh": lambda x: torch.linalg.eigvalsh(_hermitian(x))[..., None] * x,
     "linalg: cholesky": lambda x: torch.linalg.cholesky(x @ x.mT + 2 * torch.eye(8, dtype=x.dtype)),
@@ -1020,32 +1024,405 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         x.permute(0, 2, 3, 1).contiguous(), x.permute(0, 3, 2, 1).contiguous(), noise(4, 4, 4, seed=9)
     ).permute(0, 3, 1, 2),
     "embedding_bag with weights": lambda x: _spread(
-        F.embedding_bag(torch.arange(4).expand(len(x), 4), noise(4, 4, seed=2), per_sample_weights=x.mean((2, 3)), mode="sum"), x
+        F.embedding_bag(
+            torch.arange(4).expand(len(x), 4), noise(4, 4, seed=2), per_sample_weights=x.mean((2, 3)), mode="sum"
+        ),
+        x,
     ),
     "activations with parameters": lambda x: F.prelu(x, noise(4, seed=4)) + F.glu(torch.cat([x, x.flip(1)], 1), 1),
     "hard activations": lambda x: F.hardswish(3 * x) + F.hardsigmoid(x) + F.relu6(x) + F.hardtanh(x, -0.3, 0.2),
     "rare activations": lambda x: F.softsign(x) + F.tanhshrink(x) + F.logsigmoid(x) + F.softshrink(x) + F.mish(x),
-    "special functions": lambda x: torch.special.i0(x) + torch.special.erfcx(x) + torch.lgamma(2 + x) + torch.digamma(3 + x),
-    "atan2, hypot, logaddexp": lambda x: torch.atan2(x, x.flip(1)) + torch.hypot(x, x.flip(2)) + torch.logaddexp(x, x.flip(3)),
+    "special functions": lambda x: (
+        torch.special.i0(x) + torch.special.erfcx(x) + torch.lgamma(2 + x) + torch.digamma(3 + x)
+    ),
+    "atan2, hypot, logaddexp": lambda x: (
+        torch.atan2(x, x.flip(1)) + torch.hypot(x, x.flip(2)) + torch.logaddexp(x, x.flip(3))
+    ),
     "remainder and fmod": lambda x: torch.remainder(5 * x, 1.3) + torch.fmod(5 * x, 0.7),
-    "lerp, addcmul, addcdiv": lambda x: torch.lerp(x, x.sin(), x.cos()) + torch.addcmul(x, x, x) + torch.addcdiv(x, x, 3 + x),
-    "cosine_similarity and normalize": lambda x: F.normalize(x, dim=1) * F.cosine_similarity(x, x.flip(1), dim=1)[:, None],
-    "kl_div and cross_entropy": lambda x: x * F.kl_div(x.log_softmax(1), x.flip(2).softmax(1)) + F.cross_entropy(x, x.argmax(1)),
-    "tril, rot90, roll, repeat_interleave": lambda x: x.tril() + x.rot90(1, (2, 3)).roll((1, 2), (2, 3)) + x[..., :4].repeat_interleave(2, 3),
+    "lerp, addcmul, addcdiv": lambda x: (
+        torch.lerp(x, x.sin(), x.cos()) + torch.addcmul(x, x, x) + torch.addcdiv(x, x, 3 + x)
+    ),
+    "cosine_similarity and normalize": lambda x: (
+        F.normalize(x, dim=1) * F.cosine_similarity(x, x.flip(1), dim=1)[:, None]
+    ),
+    "kl_div and cross_entropy": lambda x: (
+        x * F.kl_div(x.log_softmax(1), x.flip(2).softmax(1)) + F.cross_entropy(x, x.argmax(1))
+    ),
+    "tril, rot90, roll, repeat_interleave": lambda x: (
+        x.tril() + x.rot90(1, (2, 3)).roll((1, 2), (2, 3)) + x[..., :4].repeat_interleave(2, 3)
+    ),
     "tensordot, outer, kron": lambda x: torch.kron(x[:, :2, :4, :4], noise(2, 2, 2, seed=1)),
     "unfold by tensor method": lambda x: F.pad(x.unfold(2, 3, 1).prod(-1), (0, 0, 1, 1)),
-    "chunk, split, stack, unbind": lambda x: torch.cat([a * b for a, b in zip(x.chunk(2, 1), x.split([2, 2], 1)[::-1])], 1),
-    "tensor_split, hsplit, block_diag": lambda x: torch.stack(x.tensor_split(3, -1)[0].unbind(-1), -1).sum(-1, keepdim=True) * x,
-    "memory formats": lambda x: (x.to(memory_format=torch.channels_last) * 2).contiguous().square(),
-    "through float32 and back": lambda x: x.float().double() * 0 + x,
-    "expand and in place after": lambda x: x.mean((2, 3), keepdim=True).expand_as(x).clone().add_(x).sin_(),
-    "corrcoef and cov": lambda x: x * torch.stack([torch.cov(image.flatten(1)) for image in x]).mean((1, 2))[:, None, None, None],
-    "trapezoid, diff, gradient": lambda x: torch.gradient(x, dim=2)[0] * torch.trapezoid(x, dim=3)[..., None] + F.pad(x.diff(dim=3), (0, 1)),
-    "histogram weights (bucketize, one_hot)": lambda x: F.one_hot(torch.bucketize(x.detach(), torch.linspace(-1, 1, 3, dtype=x.dtype)), 4).to(x)[..., 0] * x,
-    "native vmap-less: ctc_loss": lambda x: x * F.ctc_loss(
-        x.flatten(2).permute(2, 0, 1).log_softmax(2), torch.tensor([[1, 2], [3, 1]])[: len(x)], [64] * len(x), [2] * len(x)
+    "chunk, split, stack, unbind": lambda x: torch.cat(
+        [a * b for a, b in zip(x.chunk(2, 1), x.split([2, 2], 1)[::-1], strict=True)], 1
     ),
-}  # fmt: skip
+    "tensor_split, hsplit, block_diag": lambda x: (
+        torch.stack(x.tensor_split(3, -1)[0].unbind(-1), -1).sum(-1, keepdim=True) * x
+    ),
+    "memory formats": lambda x: (x.to(memory_format=torch.channels_last) * 2).contiguous().square(),
+    "expand and in place after": lambda x: x.mean((2, 3), keepdim=True).expand_as(x).clone().add_(x).sin_(),
+    "corrcoef and cov": lambda x: (
+        x * torch.stack([torch.cov(image.flatten(1)) for image in x]).mean((1, 2))[:, None, None, None]
+    ),
+    "trapezoid, diff, gradient": lambda x: (
+        torch.gradient(x, dim=2)[0] * torch.trapezoid(x, dim=3)[..., None] + F.pad(x.diff(dim=3), (0, 1))
+    ),
+    "bucketize and one_hot": lambda x: (
+        F.one_hot(torch.bucketize(x.detach(), torch.linspace(-1, 1, 3, dtype=x.dtype)), 4).to(x)[..., 0] * x
+    ),
+    "ctc_loss": lambda x: (
+        x
+        * F.ctc_loss(
+            x.flatten(2).permute(2, 0, 1).log_softmax(2),
+            torch.tensor([[1, 2], [3, 1]])[: len(x)],
+            [64] * len(x),
+            [2] * len(x),
+        )
+    ),
+}
+
+# Autograd's own derivative is NaN where a logarithm of zero is replaced; `out=` has none while gradients are on.
+_EITHER = {"nan_to_num", "out="}
 
 for _name, _operation in OPERATIONS.items():
-    beside(f"torch: {_name}", _operation)
+    beside(f"torch: {_name}", _operation, wanted="either" if _name in _EITHER else "right")
+
+
+# ---- Libraries ------------------------------------------------------------------------------------------------------
+
+_VIT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 8}
+_VIT |= {"patch_size": 4, "num_labels": 3}
+_STAGES = {"depths": [1, 1], "num_labels": 3}
+
+TRANSFORMERS: dict[str, tuple[dict[str, Any], str]] = {
+    "ViT": (_VIT, "ForImageClassification"),
+    "DeiT": (_VIT, "ForImageClassification"),
+    "Beit": (_VIT | {"use_relative_position_bias": True}, "ForImageClassification"),
+    "Data2VecVision": (_VIT | {"use_shared_relative_position_bias": True}, "ForImageClassification"),
+    "Dinov2": (_VIT | {"mlp_ratio": 2}, "ForImageClassification"),
+    "Dinov2WithRegisters": (_VIT | {"num_register_tokens": 2}, "ForImageClassification"),
+    "IJepa": (_VIT, "ForImageClassification"),
+    "ViTMSN": (_VIT, "ForImageClassification"),
+    "ViTMAE": (_VIT, "Model"),
+    "Hiera": (
+        {
+            "embed_dim": 8,
+            "image_size": [16, 16],
+            "patch_size": [3, 3],
+            "patch_stride": [2, 2],
+            "patch_padding": [1, 1],
+            "depths": [1, 1],
+            "num_heads": [1, 2],
+            "masked_unit_size": [4, 4],
+            "query_stride": [2, 2],
+            "num_query_pool": 1,
+            "num_labels": 3,
+        },
+        "ForImageClassification",
+    ),
+    "CLIPVision": (_VIT, "Model"),
+    "SiglipVision": (_VIT, "Model"),
+    "ChineseCLIPVision": (_VIT, "Model"),
+    "Swin": (
+        _STAGES | {"image_size": 16, "patch_size": 2, "embed_dim": 8, "num_heads": [2, 2], "window_size": 4},
+        "ForImageClassification",
+    ),
+    "Swinv2": (
+        _STAGES | {"image_size": 16, "patch_size": 2, "embed_dim": 8, "num_heads": [2, 2], "window_size": 4},
+        "ForImageClassification",
+    ),
+    "ConvNext": (_STAGES | {"hidden_sizes": [8, 8], "num_stages": 2}, "ForImageClassification"),
+    "ConvNextV2": (_STAGES | {"hidden_sizes": [8, 8], "num_stages": 2}, "ForImageClassification"),
+    "ResNet": (_STAGES | {"embedding_size": 8, "hidden_sizes": [8, 16]}, "ForImageClassification"),
+    "RegNet": (_STAGES | {"embedding_size": 8, "hidden_sizes": [8, 16], "groups_width": 4}, "ForImageClassification"),
+    "PoolFormer": (
+        {
+            "num_labels": 3,
+            "depths": [1, 1],
+            "hidden_sizes": [8, 8],
+            "num_encoder_blocks": 2,
+            "patch_sizes": [3, 3],
+            "strides": [2, 2],
+            "padding": [1, 1],
+        },
+        "ForImageClassification",
+    ),
+    "FocalNet": (
+        _STAGES
+        | {"image_size": 16, "embed_dim": 8, "focal_levels": [2, 2], "focal_windows": [3, 3], "hidden_sizes": [8, 8]},
+        "ForImageClassification",
+    ),
+    "Segformer": (
+        {
+            "num_labels": 3,
+            "num_encoder_blocks": 2,
+            "depths": [1, 1],
+            "sr_ratios": [2, 1],
+            "hidden_sizes": [8, 8],
+            "patch_sizes": [3, 3],
+            "strides": [2, 2],
+            "num_attention_heads": [1, 2],
+            "mlp_ratios": [2, 2],
+            "decoder_hidden_size": 8,
+        },
+        "ForSemanticSegmentation",
+    ),
+    "MobileViT": (
+        {
+            "num_labels": 3,
+            "image_size": 32,
+            "hidden_sizes": [8, 8, 8],
+            "neck_hidden_sizes": [4, 4, 4, 8, 8, 8, 8],
+            "num_attention_heads": 2,
+        },
+        "ForImageClassification",
+    ),
+    "MobileNetV2": (
+        {"num_labels": 3, "depth_multiplier": 0.1, "min_depth": 4, "depth_divisible_by": 4},
+        "ForImageClassification",
+    ),
+    "Pvt": (
+        {
+            "num_labels": 3,
+            "image_size": 16,
+            "num_encoder_blocks": 2,
+            "depths": [1, 1],
+            "sequence_reduction_ratios": [2, 1],
+            "hidden_sizes": [8, 8],
+            "patch_sizes": [4, 2],
+            "strides": [4, 2],
+            "num_attention_heads": [1, 2],
+            "mlp_ratios": [2, 2],
+        },
+        "ForImageClassification",
+    ),
+    "Levit": (
+        {
+            "num_labels": 3,
+            "image_size": 32,
+            "hidden_sizes": [8, 8, 8],
+            "num_attention_heads": [1, 1, 1],
+            "depths": [1, 1, 1],
+            "key_dim": [4, 4, 4],
+        },
+        "ForImageClassification",
+    ),
+    "VitDet": (
+        _VIT
+        | {
+            "window_size": 2,
+            "residual_block_indices": [0],
+            "window_block_indices": [1],
+            "use_relative_position_embeddings": True,
+        },
+        "Model",
+    ),
+    "DPT": (
+        _VIT
+        | {
+            "num_hidden_layers": 4,
+            "backbone_out_indices": [0, 1, 2, 3],
+            "neck_hidden_sizes": [4, 4, 4, 4],
+            "fusion_hidden_size": 4,
+            "reassemble_factors": [4, 2, 1, 0.5],
+            "image_size": 16,
+        },
+        "ForDepthEstimation",
+    ),
+    "Perceiver": (
+        {
+            "num_latents": 4,
+            "d_latents": 8,
+            "d_model": 5,
+            "num_blocks": 1,
+            "num_self_attends_per_block": 1,
+            "num_self_attention_heads": 2,
+            "num_cross_attention_heads": 1,
+            "image_size": 8,
+            "num_labels": 3,
+        },
+        "ForImageClassificationLearned",
+    ),
+}
+
+
+def _returned(found):
+    for key in ("logits", "predicted_depth", "pooler_output", "last_hidden_state", "feature_maps"):
+        value = getattr(found, key, None)
+        if value is not None:
+            return value[0] if isinstance(value, tuple) else value
+    raise AssertionError(list(found))
+
+
+def _transformer(name, options, kind):
+    size = options.get("image_size", 16)
+    size = size if isinstance(size, int) else size[0]
+
+    @row(f"transformers: {name}", shape=(2, 3, size, size), output=_returned, needs="transformers")
+    def _():
+        import transformers
+
+        config = getattr(transformers, f"{name}Config")(**options)
+        model = getattr(transformers, f"{name}{kind}")(config)
+        _lively(model, size)
+        return model
+
+
+def _lively(model, size):
+    """Weights of size one and statistics of noise: initial weights of 0.02 leave nothing to measure."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=(parameter[0].numel()) ** -0.5)
+        elif not bool(parameter.any()) or parameter.ndim == 0:
+            nn.init.normal_(parameter, std=0.1)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            model.train()(torch.randn(8, 3, size, size))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+for _name, (_options, _kind) in TRANSFORMERS.items():
+    _transformer(_name, _options, _kind)
+
+
+def _kornia(name, function):
+    @beside(f"kornia: {name}", needs="kornia")
+    def _():
+        import kornia
+
+        return lambda x: function(kornia, x)
+
+
+_kornia("gaussian_blur2d", lambda k, x: k.filters.gaussian_blur2d(x, (3, 3), (1.0, 1.5)))
+_kornia(
+    "gaussian_blur2d, sigma from the input",
+    lambda k, x: k.filters.gaussian_blur2d(x, (3, 3), x.std((1, 2, 3))[:, None].expand(-1, 2) + 0.5),
+)
+_kornia("spatial_gradient", lambda k, x: k.filters.spatial_gradient(x).square().sum(2))
+_kornia("sobel and laplacian", lambda k, x: k.filters.sobel(x) + k.filters.laplacian(x, 3))
+_kornia("median_blur", lambda k, x: k.filters.median_blur(x, 3))
+_kornia("bilateral_blur", lambda k, x: k.filters.bilateral_blur(x, (3, 3), 0.3, (1.0, 1.0)))
+_kornia(
+    "unsharp_mask, motion_blur",
+    lambda k, x: k.filters.unsharp_mask(x, (3, 3), (1.0, 1.0)) + k.filters.motion_blur(x, 3, 30.0, 0.5),
+)
+_kornia("guided_blur", lambda k, x: k.filters.guided_blur(x[:, :1], x, 3, 0.1))
+_kornia(
+    "warp_affine",
+    lambda k, x: k.geometry.transform.warp_affine(
+        x, torch.tensor([[0.9, 0.2, 0.3], [-0.2, 0.9, 0.6]], dtype=x.dtype).expand(len(x), 2, 3), (8, 8)
+    ),
+)
+_kornia(
+    "warp_perspective by the input",
+    lambda k, x: k.geometry.transform.warp_perspective(x, torch.eye(3, dtype=x.dtype) + 0.01 * x[:, 0, :3, :3], (8, 8)),
+)
+_kornia(
+    "rotate, scale, resize",
+    lambda k, x: k.geometry.transform.resize(
+        k.geometry.transform.rotate(x, torch.tensor([17.0], dtype=x.dtype).expand(len(x))), (8, 8)
+    ),
+)
+_kornia("rgb_to_hsv", lambda k, x: x * k.color.rgb_to_hsv(x[:, :3].sigmoid()).sum(1, keepdim=True))
+_kornia(
+    "rgb_to_lab, rgb_to_yuv",
+    lambda k, x: (
+        x * (k.color.rgb_to_lab(x[:, :3].sigmoid()) + k.color.rgb_to_yuv(x[:, 1:].sigmoid())).mean(1, keepdim=True)
+    ),
+)
+_kornia("morphology", lambda k, x: k.morphology.dilation(x, torch.ones(3, 3, dtype=x.dtype)))
+_kornia("harris response", lambda k, x: k.feature.harris_response(x))
+_kornia(
+    "adjust gamma and contrast",
+    lambda k, x: k.enhance.adjust_gamma(x.sigmoid(), 1.7) + k.enhance.adjust_contrast(x, 0.5),
+)
+_kornia("spatial soft argmax", lambda k, x: x * k.geometry.subpix.spatial_soft_argmax2d(x).sum(-1)[..., None, None])
+_kornia("ssim", lambda k, x: k.metrics.ssim(x, x.flip(1), 3))
+_kornia("distance transform", lambda k, x: k.contrib.distance_transform(x.sigmoid(), 3) * x)
+
+
+def _timm(name, size=32, options=dict):
+    @row(f"timm: {name}", shape=(1, 3, size, size), needs="timm")
+    def _():
+        import timm
+
+        model = timm.create_model(name, num_classes=3, **options())
+        _lively(model, size)
+        return model
+
+
+_timm("csatv2", 64, lambda: {"dims": (4, 8, 8, 8), "depths": (1, 1, 2, 2), "transformer_depths": (0, 0, 1, 1)})
+_timm("test_vit", options=lambda: {"img_size": 32, "patch_size": 8})
+_timm("test_resnet")
+_timm("test_efficientnet")
+_timm("test_convnext")
+_timm("test_nfnet")
+_timm("test_mambaout")
+_timm("test_byobnet")
+_timm("resnet10t", options=lambda: {"aa_layer": _blur_pool(), "channels": (4, 4, 8, 8), "stem_width": 4})
+_timm("naflexvit_base_patch16_gap", options=lambda: {"embed_dim": 8, "depth": 2, "num_heads": 2})
+
+
+def _blur_pool():
+    from timm.layers import BlurPool2d
+
+    return BlurPool2d
+
+
+@row("e3nn: spherical harmonics and a tensor product of gradients", needs="e3nn")
+def _():
+    from e3nn import o3
+
+    def run(self, x):
+        y = x.permute(0, 2, 3, 1)  # colours as vectors
+        harmonics = o3.spherical_harmonics("0e + 1o + 2e", y, normalize=True)
+        return self.linear(self.product(harmonics, y)).mean((1, 2)) + y.mean((1, 2)).sum(-1, keepdim=True)
+
+    return Branch(
+        run,
+        product=o3.FullyConnectedTensorProduct("0e + 1o + 2e", "1o", "2x0e + 2x1o"),
+        linear=o3.Linear("2x0e + 2x1o", "3x0e"),
+    )
+
+
+@row("e3nn: gate and norm activation", needs="e3nn")
+def _():
+    from e3nn import o3
+    from e3nn.nn import Gate, NormActivation
+
+    return Branch(
+        lambda self, x: (lambda y: self.norm(self.gate(self.linear(torch.cat([y, y.sin()], -1)))))(
+            x.permute(0, 2, 3, 1)
+        ),
+        linear=o3.Linear("3x0e + 1x1o", "4x0e + 2x1o"),
+        gate=Gate("2x0e", [torch.tanh], "2x0e", [torch.sigmoid], "2x1o"),
+        norm=NormActivation("2x0e + 2x1o", torch.sigmoid),
+    )
+
+
+def _graph(name, make):
+    @beside(f"torch_geometric: {name}", needs="torch_geometric")
+    def _():
+        place = torch.arange(64).view(8, 8)
+        right = torch.stack([place[:, :-1].flatten(), place[:, 1:].flatten()])
+        down = torch.stack([place[:-1].flatten(), place[1:].flatten()])
+        edges = torch.cat([right, down, right.flip(0), down.flip(0)], 1)
+
+        def run(self, x):
+            images = [self.layer(image, edges) for image in x.flatten(2).mT.unbind(0)]
+            return torch.stack(images).mT.reshape(x.shape)
+
+        import torch_geometric.nn
+
+        return Branch(run, layer=make(torch_geometric.nn))
+
+
+_graph("GCNConv", lambda library: library.GCNConv(4, 4))
+_graph("GATConv", lambda library: library.GATConv(4, 2, heads=2))
+_graph("SAGEConv with max", lambda library: library.SAGEConv(4, 4, aggr="max"))
+_graph("PNA-like several aggregations", lambda library: library.SAGEConv(4, 4, aggr=["mean", "std", "softmax"]))

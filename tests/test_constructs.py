@@ -1,5 +1,7 @@
 """No row is silent: what users put into models, each measured right against central differences, or refused."""
 
+import functools
+import itertools
 import warnings
 
 import pytest
@@ -13,7 +15,9 @@ from lie_metric.representations import Image, Invariant
 GENERATORS = ("rotation", "translation_x")
 TOLERANCE = 1e-6
 SEED = 11
-STEPS = [1e-3 / 4**k for k in range(6)]
+# Rows that are more than a composition of torch's own operations and need no further library.
+NOT_PLAIN = [name for name, row in ROWS.items() if row.needs is None and not name.startswith("torch: ")]
+STEPS = [1e-3 / 4**k for k in range(9)]
 
 
 def built(row):
@@ -40,6 +44,7 @@ def select(returned, output):
     return returned["out"] if isinstance(returned, dict) and "out" in returned else returned.logits
 
 
+@functools.cache
 def reference(row):
     """Central differences of the function in evaluation mode, with the same draws at each call, where steps agree.
 
@@ -64,15 +69,15 @@ def reference(row):
     for tangent in Image().tangents(x, lm.generators(*GENERATORS), lm.Resampling()):
         slopes = [(function(x + h * tangent) - function(x - h * tangent)) / (2 * h) for h in STEPS]
         # Richardson's extrapolation, of steps that differ by four.
-        better = [(16 * narrow - wide) / 15 for wide, narrow in zip(slopes, slopes[1:], strict=False)]
-        gaps = [float((a - b).norm()) for a, b in zip(better, better[1:], strict=False)]
+        better = [(16 * narrow - wide) / 15 for wide, narrow in itertools.pairwise(slopes)]
+        gaps = [float((a - b).norm()) for a, b in itertools.pairwise(better)]
         best = gaps.index(min(gaps))
         found.append(better[best + 1])
         spreads.append(gaps[best] / float(better[best + 1].norm()))
     return torch.stack(found), max(spreads)
 
 
-def measured(row, method="auto"):
+def measured(row, method="auto", gradients=False):
     """What the library says, or the error by which it refuses."""
     import numpy as np
 
@@ -80,7 +85,7 @@ def measured(row, method="auto"):
     x = images(row)
     torch.manual_seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.set_grad_enabled(gradients), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             found = lm.lie_derivative(
@@ -88,7 +93,7 @@ def measured(row, method="auto"):
             )
         except (RuntimeError, ValueError, TypeError) as error:
             return error
-    return torch.stack([found[name] for name in GENERATORS])
+    return torch.stack([found[name] for name in GENERATORS]).detach()
 
 
 def difference(found, truth):
@@ -96,15 +101,20 @@ def difference(found, truth):
     return max(float((a - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True))
 
 
-def outcome(row, method="auto"):
-    """"right", "refused" or "WRONG", and in what words."""
-    found = measured(row, method)
+def outcome(row, method="auto", gradients=False):
+    """ "right", "refused" or "WRONG", and in what words."""
+    found = measured(row, method, gradients)
     if isinstance(found, Exception):
         return "refused", f"{type(found).__name__}: {found}"
     truth, spread = reference(row)
     assert spread < TOLERANCE / 4, f"the difference itself is only known to {spread:.0e}"
     error = difference(found, truth)
     return ("right" if error < TOLERANCE else "WRONG"), f"differs by {error:.1e}"
+
+
+def allowed(row):
+    """The outcomes that a row may have."""
+    return {"right", "refused"} if row.wanted == "either" else {row.wanted}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -114,9 +124,23 @@ def test_right_or_refused(name):
         pytest.importorskip(row.needs)
     kind, words = outcome(row)
     print(f"{name}: {kind}, {words}")
-    assert kind in ({"right", "refused"} if row.wanted == "either" else {row.wanted}), words
+    assert kind in allowed(row), words
     if kind == "refused":
-        assert len(words) > 40, "a refusal says what to do"
+        assert len(words) > 60, "a refusal says what to do"
+
+
+@pytest.mark.parametrize("way", ["forward", "reverse", "double_backward", "auto with gradients"])
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_no_method_is_silent(name, way):
+    """A method that is asked for is right or refuses, and so is what a penalty differentiates."""
+    kind, words = outcome(ROWS[name], way.split(" ")[0], way.endswith("gradients"))
+    assert kind in {"right", "refused"}, words
+
+
+@pytest.mark.parametrize("name", [name for name in NOT_PLAIN if ROWS[name].wanted != "either"])
+def test_differences_need_no_derivative(name):
+    kind, words = outcome(ROWS[name], "difference")
+    assert kind == "right", words
 
 
 if __name__ == "__main__":
@@ -132,7 +156,10 @@ if __name__ == "__main__":
             kind, words = outcome(row)
         except Exception as error:  # a row that does not run is a defect of the table
             kind, words = "BROKEN", f"{type(error).__name__}: {error}"
-        mark = " " if kind == row.wanted or (row.wanted == "either" and kind in {"right", "refused"}) else "!"
+        mark = " " if kind in allowed(row) else "!"
         totals[mark + kind] = totals.get(mark + kind, 0) + 1
-        print(f"{mark} {kind:8} {time.perf_counter() - start:5.2f} s  {name:55} {' '.join(words.split())[:110]}", flush=True)
+        print(
+            f"{mark} {kind:8} {time.perf_counter() - start:5.2f} s  {name:55} {' '.join(words.split())[:110]}",
+            flush=True,
+        )
     print(totals)
