@@ -16,7 +16,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -98,16 +98,24 @@ class Dual(Tensor):
         """Computes an operation of dual tensors, and the tangents of its result."""
         return _dispatch(func, args, kwargs or {})
 
-    def data_ptr(self) -> int:
-        """Refuses: whoever reads memory by its address loses the tangents.
+    def _refuse_memory(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses: whoever reads or shares memory by its address loses the tangents."""
+        raise Unsupported("the memory of a tensor is used by its address, or stored")
 
-        Raises:
-            Unsupported: Always.
-        """
-        raise Unsupported("the memory of a tensor is read by its address")
+    data_ptr = const_data_ptr = storage = untyped_storage = share_memory_ = __dlpack__ = _refuse_memory
+    __reduce_ex__ = numpy = tolist = _refuse_memory
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise Unsupported("a tensor is copied or stored by pickling")
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dual:
+        return cast(Dual, memo.setdefault(id(self), self.clone()))
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        """The tensor behind autograd's back, tangents included."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise Unsupported("the values of a tensor are exchanged by its attribute `data`")
 
 
 def carries(value: Tensor) -> bool:
@@ -137,6 +145,7 @@ def wrap(value: Tensor, tangents: Tensor | Tangents, sources: Sequence[Any] = ()
         Dual, value.shape, strides=value.stride(), storage_offset=value.storage_offset(), dtype=value.dtype,
         device=value.device,
     )  # fmt: skip
+    torch._C._set_throw_on_mutable_data_ptr(dual)  # there is no memory, and C++ would read from address 0
     dual.value = value
     moving = dual.moving = tangents if isinstance(tangents, Tangents) else Tangents(tangents)
     aliases = None

@@ -20,6 +20,7 @@ from lie_metric.jacobian.carrying import (
     RULES,
     WITHOUT_DERIVATIVE,
     Dual,
+    Unsupported,
     above,
     carries,
     plain,
@@ -55,6 +56,8 @@ def _same_order(func: Any, args: tuple, kwargs: dict) -> Any:
     """Another shape for the same elements in the same order."""
     dual = args[0]
     value = func(dual.value, *args[1:], **kwargs)
+    if value.dtype != dual.dtype:
+        raise Unsupported("the bits of numbers are read as those of another type")
     return wrap(value, dual.tangents.reshape(_count(dual), *value.shape), (dual,))
 
 
