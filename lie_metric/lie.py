@@ -12,8 +12,8 @@ from torch import Tensor
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
 from lie_metric.jacobian import Check, Method, push
-from lie_metric.measured import Output, function_of, validate_inputs, validate_options
-from lie_metric.representations import Image, Representation, infer_output_representation
+from lie_metric.measured import Function, Output, carried, function_of, validate_inputs, validate_options
+from lie_metric.representations import Image, Representation
 from lie_metric.resampling import Resampling, working_precision
 from lie_metric.running import isolated
 
@@ -52,6 +52,7 @@ def lie_derivative(
     generators: Generators = "affine",
     *,
     output: Output = "logits",
+    function: Function | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
@@ -80,6 +81,8 @@ def lie_derivative(
             pushed through the model as they span: six for ``"affine"``.
         output: ``"logits"``, what the model returns; ``"probabilities"``, its softmax over the last axis; or a
             callable from what the model returns to a tensor.
+        function: What of the model is run: None, the model itself; the name of a method, as ``"encode"``; or a callable
+            ``(model, inputs) -> returned``, for models that take more than images.
         input_representation: How the inputs carry the action; the default is an image.
         output_representation: How the output does; inferred where its shape leaves no choice, see
             :func:`~lie_metric.representations.infer_output_representation`.
@@ -115,6 +118,7 @@ def lie_derivative(
         inputs,
         asked,
         output=output,
+        function=function,
         input_representation=input_representation,
         output_representation=output_representation,
         resampling=resampling,
@@ -130,6 +134,7 @@ def linearise(
     asked: Sequence[Generator],
     *,
     output: Output = "logits",
+    function: Function | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
@@ -145,6 +150,7 @@ def linearise(
         inputs: As in :func:`lie_derivative`.
         asked: K generators.
         output: As in :func:`lie_derivative`.
+        function: As in :func:`lie_derivative`.
         input_representation: As in :func:`lie_derivative`.
         output_representation: As in :func:`lie_derivative`.
         resampling: As in :func:`lie_derivative`.
@@ -161,8 +167,8 @@ def linearise(
     """
     resampling = resampling or Resampling()
     known = method.split(" ")[0]
-    validate_options(output, input_representation, output_representation, resampling, known, chunk_size)
-    validate_inputs(model, inputs, input_representation)
+    validate_options(output, input_representation, output_representation, resampling, known, chunk_size, function)
+    validate_inputs(model, inputs, input_representation, function)
     carrier = input_representation or Image()
     basis, matrix = spanning_set(asked)
     with isolated(model):
@@ -172,11 +178,9 @@ def linearise(
         inputs = working_precision(inputs)
         moved = carrier.tangents(inputs, basis, resampling)
         pushed = moved if directions is None else torch.cat([moved, directions.to(moved)])
-        function = function_of(model, output)
-        primal, products, used = push(function, inputs, pushed, method, chunk_size)
-        if output_representation is None:
-            output_representation = infer_output_representation(primal, inputs, model)
-        output_representation.check(primal, "output")
+        measured = function_of(model, output, function)
+        primal, products, used = push(measured, inputs, pushed, method, chunk_size)
+        output_representation = carried(primal, inputs, model, output_representation, input_representation)
         along_basis = products[: len(basis)] - output_representation.tangents(primal, basis, resampling)
         # Inside the isolation, because autocast would combine them in half precision.
         matrix = matrix.to(inputs.device, torch.float32 if inputs.device.type == "mps" else torch.float64)
