@@ -184,11 +184,10 @@ def _unwrap(returned: Any) -> Tensor:
         kind, access = f"{type(returned).__name__} with attributes", "returned.{}"
     tensors = [key for key, value in parts.items() if isinstance(value, Tensor)]
     held: Any = len(parts) if isinstance(returned, (tuple, list)) else list(parts)
-    example = access.format(tensors[0] if tensors else "scores" if isinstance(returned, Mapping) else 0)
     got = f"{kind} {held}" if parts else type(returned).__name__
+    found = f", e.g. `output=lambda returned: {access.format(tensors[0])}`" if tensors else " that returns one"
     raise TypeError(
-        f"`output` must say which tensor of the model's output is measured, got {got}. Pass a callable, e.g. "
-        f"`output=lambda returned: {example}`."
+        f"`output` must say which tensor of the model's output is measured, got {got}. Pass a callable{found}."
     )
 
 
@@ -221,8 +220,8 @@ def call_of(model: Any, function: Function | None) -> Callable[[Tensor], Any]:
             f"`model` must be callable, got {type(model).__name__}. Pass a module or a function, or say what of it is "
             "measured, e.g. `function='encode'`."
         )
-    target: Any = model.forward if isinstance(model, nn.Module) else model
-    if isinstance(model, nn.Module) and type(model).forward is nn.Module.forward and "forward" not in vars(model):
+    target: Any = getattr(model, "forward", model) if isinstance(model, nn.Module) else model
+    if isinstance(model, nn.Module) and inspect.getattr_static(model, "forward", None) is nn.Module.forward:
         raise TypeError(
             f"`model` must have a `forward`, got {type(model).__name__}, which has none. Say what of it is measured, "
             "e.g. `function='encode'`."
@@ -261,28 +260,20 @@ def function_of(
 
     Returns:
         The map.
-
-    Raises:
-        RuntimeError: If a scripted model would need other weights than it has.
     """
     call = call_of(model, function)
     module = model.__self__ if isinstance(model, MethodType) else model
-    raised: dict[int, Tensor] = {}
+    raised: dict[int, tuple[Tensor, Tensor]] = {}
     if isinstance(module, nn.Module):
         for tensor in (*module.parameters(), *module.buffers()):
             working = _working(tensor, dtype)
             if frozen and working.requires_grad:
                 working = working.detach()
             if working is not tensor:
-                raised[id(tensor)] = working
+                raised[id(tensor)] = tensor, working
     if not raised:
         return lambda x: select_output(call(x), output)
     owner = cast(nn.Module, module)
-    if any(isinstance(part, torch.jit.ScriptModule) for part in owner.modules()):
-        raise RuntimeError(
-            "`model` must not be scripted where its weights have to be raised or frozen, got a ScriptModule. Pass the "
-            "module it was made from, in float32."
-        )
 
     def measured(x: Tensor) -> Tensor:
         with _exchanged(owner, raised):
@@ -300,7 +291,7 @@ def _working(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 @contextmanager
-def _exchanged(model: nn.Module, others: Mapping[int, Tensor]) -> Iterator[None]:
+def _exchanged(model: nn.Module, others: Mapping[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Puts other tensors in the places of parameters and buffers, whichever way the model is then called.
 
     :func:`torch.func.functional_call` does it for the call of a module alone, and tied weights stay tied here because
@@ -314,7 +305,7 @@ def _exchanged(model: nn.Module, others: Mapping[int, Tensor]) -> Iterator[None]
                     if id(tensor) in others:
                         undo.append((places, name, tensor))
         for places, name, tensor in undo:
-            places[name] = others[id(tensor)]
+            places[name] = others[id(tensor)][1]
         yield
     finally:
         for places, name, tensor in undo:
