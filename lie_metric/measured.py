@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lie_metric.jacobian import Method
 from lie_metric.representations import Image, Representation, infer_output_representation
 from lie_metric.resampling import Resampling
+from lie_metric.running import same_draws
 
 __all__ = ["Output", "evaluated", "function_of", "select_output", "validate_inputs", "validate_options"]
 
@@ -139,6 +140,8 @@ def _unwrap(returned: Any) -> Tensor:
 def function_of(model: Callable[..., Any], output: Output, frozen: bool = False) -> Callable[[Tensor], Tensor]:
     """The map from inputs to the measured tensor, with half-precision weights raised to float32.
 
+    Each of its calls sees the same random draws, those that follow the state in which it is made.
+
     Args:
         model: As in :func:`lie_derivative`.
         output: As in :func:`lie_derivative`.
@@ -154,8 +157,8 @@ def function_of(model: Callable[..., Any], output: Output, frozen: bool = False)
             raised = {name: value.float() if value.dtype in half else value for name, value in state.items()}
             raised = {name: value.detach() for name, value in raised.items()} if frozen else raised
             module = model
-            return lambda x: select_output(torch.func.functional_call(module, raised, (x,)), output)
-    return lambda x: select_output(model(x), output)
+            return same_draws(lambda x: select_output(torch.func.functional_call(module, raised, (x,)), output))
+    return same_draws(lambda x: select_output(model(x), output))
 
 
 def evaluated(
