@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,7 +29,7 @@ def _is_ordinary(tensor: Tensor) -> bool:
     )
 
 
-@dataclass
+@dataclass(slots=True)
 class _Kept:
     """A tensor that a model holds.
 
@@ -74,10 +75,14 @@ class State:
     def __init__(self, found: Found) -> None:
         modules = list(found.modules.values())
         # Sharded models exchange their parameters for parts and back, and know which of them stand there.
-        self._sharded = any(_is_sharded(module) for _, module in modules)
+        classes = {type(module) for _, module in modules}
+        self._sharded = any(_is_sharded(cls) for cls in classes)
+        self._exchanging = {cls for cls in classes if _keeps_a_protocol(cls)}
         self._random = RandomStates(found.generators)
         self._modes = [(module, module.training) for _, module in modules]
-        self._references: list[tuple[Any, list[Any]]] = []
+        self._references: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []
+        self._inference: list[tuple[Any, str]] = []
         self._scripted: list[tuple[Any, dict[str, Any]]] = []
         self._places = [
             (f"{path}.{name}".lstrip("."), module, name) for path, module in modules for name in module._buffers
@@ -98,12 +103,14 @@ class State:
         if isinstance(module, torch.jit.ScriptModule):
             names = [name for name in module._concrete_type.get_attributes() if name != "training"]
             self._scripted.append((module._c, {name: module._c.getattr(name) for name in names}))
-        if not _keeps_a_protocol(module):
+        if type(module) not in self._exchanging:
             self._keep_references(module.__dict__, _DEPTH)
             for name, value in module.__dict__.items():
                 if isinstance(value, Tensor):
-                    self._keep_tensor(prefix + name, value)
+                    self._keep_tensor(prefix + name, value, module.__dict__, name)
         for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                self._inference.append((module._buffers, name))
             if buffer is not None and id(buffer) not in self._buffers:
                 value = None if buffer.is_meta else buffer.detach().clone()
                 self._buffers[id(buffer)] = _Kept(prefix + name, buffer, buffer.detach(), _version(buffer), value)
@@ -113,31 +120,35 @@ class State:
             gradient = None if self._sharded else parameter.grad
             version = 0 if gradient is None else _version(gradient)
             self._gradients.append((f"{prefix}{name}.grad", parameter, parameter.requires_grad, gradient, version))
-            self._keep_tensor(prefix + name, parameter)
+            self._keep_tensor(prefix + name, parameter, module._parameters, name)
 
-    def _keep_tensor(self, path: str, value: Tensor) -> None:
+    def _keep_tensor(self, path: str, value: Tensor, holder: Any, name: str) -> None:
+        if value.is_inference():
+            self._inference.append((holder, name))
         if _is_ordinary(value) and not self._sharded and id(value) not in self._tensors:
             self._tensors[id(value)] = _Kept(path, value, value.detach(), _version(value))
 
     def _keep_references(self, container: Any, depth: int) -> None:
-        self._references.append((container, list(container.items() if isinstance(container, dict) else container)))
+        # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
+        if not container:
+            self._empty.append(container)
+            return
+        is_dict = isinstance(container, dict)
+        self._references.append((container, dict(container) if is_dict else list(container)))
         if depth:
-            for value in container.values() if isinstance(container, dict) else container:
+            for value in container.values() if is_dict else container:
                 if isinstance(value, _MUTABLE):
                     self._keep_references(value, depth - 1)
 
     def leave_inference(self) -> None:
         """Puts copies in the place of tensors made in inference mode: no derivative passes those."""
         copies: dict[int, Tensor] = {}
-        for container, _ in self._references:
-            for name, value in list(container.items()) if isinstance(container, dict) else ():
-                if not isinstance(value, Tensor) or not value.is_inference():
-                    continue
-                if id(value) not in copies:
-                    copy = value.clone()
-                    parameter = isinstance(value, nn.Parameter)
-                    copies[id(value)] = nn.Parameter(copy, value.requires_grad) if parameter else copy
-                container[name] = copies[id(value)]
+        for holder, name in self._inference:
+            value = holder[name]
+            if id(value) not in copies:
+                copy = value.clone()
+                copies[id(value)] = nn.Parameter(copy, value.requires_grad) if isinstance(value, nn.Parameter) else copy
+            holder[name] = copies[id(value)]
 
     def evaluated(self) -> None:
         """Takes buffers as they stand for those of evaluation: what ``eval()`` made of them is no change."""
@@ -186,7 +197,9 @@ class State:
             for name, value in attributes.items():
                 if scripted.getattr(name) is not value:
                     scripted.setattr(name, value)
-        # A module's own dictionary was found before what is in it, and is given back before that.
+        for container in self._empty:
+            if container:
+                container.clear()
         for container, saved in self._references:
             _give_back(container, saved, self._sharded)
         for module, mode in self._modes:
@@ -213,23 +226,24 @@ def _changed(module: nn.Module, name: str, standing: Tensor | None, version: int
     return present is not standing and (present is None or not _equal(present, standing))
 
 
-def _give_back(container: Any, saved: list[Any], sharded: bool) -> None:
+def _give_back(container: Any, saved: Any, sharded: bool) -> None:
     if not isinstance(container, dict):
-        if len(container) != len(saved) or any(a is not b for a, b in zip(container, saved, strict=True)):
+        if len(container) != len(saved) or not all(map(operator.is_, container, saved)):
             container.clear()
             (container.update if isinstance(container, set) else container.extend)(saved)
         return
-    if len(container) == len(saved) and all(
-        key is name and value is before for (key, value), (name, before) in zip(container.items(), saved, strict=True)
+    if (
+        len(container) == len(saved)
+        and all(map(operator.is_, container.values(), saved.values()))
+        and all(map(operator.is_, container, saved))
     ):
         return
-    wanted = dict(saved)
     if sharded:
         present = {key: value for key, value in container.items() if isinstance(value, Tensor)}
-        wanted = {key: value for key, value in saved if not isinstance(value, Tensor)} | present
-    if list(container) != list(wanted):
+        saved = {key: value for key, value in saved.items() if not isinstance(value, Tensor)} | present
+    if list(container) != list(saved):
         container.clear()
-    container.update(wanted)
+    container.update(saved)
 
 
 def _different(buffers: Iterable[_Kept]) -> dict[int, _Kept]:
@@ -277,13 +291,12 @@ def _address(tensor: Tensor) -> int:
         return 0
 
 
-def _keeps_a_protocol(module: nn.Module) -> bool:
-    """Whether a module keeps account of what it exchanges with other processes: that has to stay."""
+def _keeps_a_protocol(cls: type) -> bool:
+    """Whether modules of a class keep account of what they exchange with other processes: that has to stay."""
     return any(
-        base.__module__.startswith(("torch.distributed.", "torch.nn.parallel.distributed"))
-        for base in type(module).__mro__
+        base.__module__.startswith(("torch.distributed.", "torch.nn.parallel.distributed")) for base in cls.__mro__
     )
 
 
-def _is_sharded(module: nn.Module) -> bool:
-    return any(base.__name__ in {"FSDPModule", "FullyShardedDataParallel"} for base in type(module).__mro__)
+def _is_sharded(cls: type) -> bool:
+    return any(base.__name__ in {"FSDPModule", "FullyShardedDataParallel"} for base in cls.__mro__)
