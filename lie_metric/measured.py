@@ -24,6 +24,7 @@ from lie_metric.representations import (
     infer_output_representation,
 )
 from lie_metric.resampling import Resampling
+from lie_metric.running import same_draws
 from lie_metric.warning import warn
 
 __all__ = [
@@ -250,6 +251,8 @@ def function_of(
 ) -> Callable[[Tensor], Tensor]:
     """The map from inputs to the measured tensor, with half-precision weights raised to float32.
 
+    Each of its calls sees the same random draws, those that follow the state in which it is made.
+
     Args:
         model: As in :func:`lie_derivative`.
         output: As in :func:`lie_derivative`.
@@ -272,14 +275,14 @@ def function_of(
             if working is not tensor:
                 raised[id(tensor)] = tensor, working
     if not raised:
-        return lambda x: select_output(call(x), output)
+        return same_draws(lambda x: select_output(call(x), output))
     owner = cast(nn.Module, module)
 
     def measured(x: Tensor) -> Tensor:
         with _exchanged(owner, raised):
             return select_output(call(x), output)
 
-    return measured
+    return same_draws(measured)
 
 
 def _working(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
