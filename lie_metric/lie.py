@@ -3,6 +3,7 @@ r"""The Lie derivative :math:`L_X f(x) = Df(x)[X \cdot x] - X \cdot f(x)`."""
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -173,7 +174,17 @@ def linearise(
         moved = carrier.tangents(inputs, basis, resampling)
         pushed = moved if directions is None else torch.cat([moved, directions.to(moved)])
         function = function_of(model, output)
-        primal, products, used = push(function, inputs, pushed, method, chunk_size)
+        # In training a penalty is taken at every step: there a model is checked once.
+        known = torch.is_grad_enabled() and _is_known(model)
+        primal, products, used, check = push(
+            function,
+            inputs,
+            pushed,
+            method,
+            chunk_size,
+            precise=_precise(model, output),
+            verified=verify and not known,
+        )
         if output_representation is None:
             output_representation = infer_output_representation(primal, inputs, model)
         output_representation.check(primal, "output")
@@ -187,7 +198,34 @@ def linearise(
             products[len(basis) :],
             output_representation,
             used,
+            check,
         )
+
+
+_checked: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Models whose derivatives were found to be right, for those that are differentiated again and again."""
+
+
+def _is_known(model: object) -> bool:
+    try:
+        if model in _checked:
+            return True
+        _checked.add(model)
+    except TypeError:  # neither hashable nor referable
+        pass
+    return False
+
+
+def _precise(model: Callable[..., Any], output: Output) -> Callable[[Tensor], Tensor]:
+    """The function with weights raised to float64 while it runs."""
+    raised: list[Callable[[Tensor], Tensor]] = []
+
+    def function(inputs: Tensor) -> Tensor:
+        if not raised:
+            raised.append(function_of(model, output, dtype=torch.float64))
+        return raised[0](inputs)
+
+    return function
 
 
 def _combine(matrix: Tensor, values: Tensor, shape: torch.Size) -> Tensor:

@@ -136,7 +136,9 @@ def _unwrap(returned: Any) -> Tensor:
     )
 
 
-def function_of(model: Callable[..., Any], output: Output, frozen: bool = False) -> Callable[[Tensor], Tensor]:
+def function_of(
+    model: Callable[..., Any], output: Output, frozen: bool = False, dtype: torch.dtype | None = None
+) -> Callable[[Tensor], Tensor]:
     """The map from inputs to the measured tensor, with half-precision weights raised to float32.
 
     Args:
@@ -150,6 +152,9 @@ def function_of(model: Callable[..., Any], output: Output, frozen: bool = False)
     half = {torch.float16, torch.bfloat16}
     if isinstance(model, nn.Module):
         state = dict(model.named_parameters()) | dict(model.named_buffers())
+        if dtype is not None:
+            wide = {name: v.detach().to(dtype) if v.is_floating_point() else v for name, v in state.items()}
+            return lambda x: select_output(torch.func.functional_call(model, wide, (x,)), output)
         if frozen or any(value.dtype in half for value in state.values()):
             raised = {name: value.float() if value.dtype in half else value for name, value in state.items()}
             raised = {name: value.detach() for name, value in raised.items()} if frozen else raised
