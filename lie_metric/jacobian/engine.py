@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lie_metric.jacobian.carrying import Unsupported
+from lie_metric.jacobian.carrying import Unsupported, WrittenInto
 from lie_metric.jacobian.methods import METHODS, Function, difference
 from lie_metric.jacobian.verification import Check, Disagreement, verify
 
@@ -21,10 +21,13 @@ __all__ = ["Method", "Products", "push"]
 Method = Literal["auto", "forward", "reverse", "double_backward", "difference"]
 
 _ORDER: dict[str, tuple[str, ...]] = {
-    "forward": ("forward", "forward vmap", "forward loop"),
-    "auto": ("forward", "forward vmap", "forward loop", "double_backward", "reverse"),
+    "forward": ("forward", "forward created", "forward vmap", "forward loop"),
+    "auto": ("forward", "forward created", "forward vmap", "forward loop", "double_backward", "reverse"),
 }
 """What a method tries in turn. The finer names are those that a result reports, and may be asked for again."""
+
+
+_CARRYING = {"forward", "forward created"}
 
 
 class Products(NamedTuple):
@@ -115,7 +118,10 @@ def _first_that_works(
 ) -> Products:
     reasons: dict[str, str] = {}
     wrong: dict[str, str] = {}
+    written = False
     for name in names:
+        if name == "forward created" and not written and "forward" in names:
+            continue
         try:
             value, products = _within_memory(name, function, inputs, tangents, chunk)
             made = Check("not made", name, reason="checked before" if name in METHODS else "")
@@ -127,6 +133,7 @@ def _first_that_works(
             wrong[name] = str(error)
             continue
         except Exception as error:
+            written = isinstance(error, WrittenInto)
             _fault_of_the_function(function, inputs)
             if _is_defect(error):
                 warnings.warn(
@@ -137,7 +144,7 @@ def _first_that_works(
                 )
             reasons[name] = _line(error)
             continue
-        if choosing and (wrong or set(reasons) - {"forward"}):
+        if choosing and (wrong or set(reasons) - _CARRYING):
             # Whether tensors carry their tangents or `vmap` does is a matter of speed alone.
             warnings.warn(f"Method {name!r} is used, because others fail: {_told(reasons | wrong)}.", stacklevel=2)
         return Products(value, products, name, made)

@@ -24,6 +24,13 @@ def _forward(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -
     return _in_chunks(lambda part: push_forward(function, inputs, part), function, inputs, tangents, chunk)
 
 
+def _forward_created(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """The same, where moving tensors are written into such as the function creates."""
+    if torch.is_grad_enabled():
+        raise Unsupported("the fused rules have no derivatives of their own")
+    return _in_chunks(lambda part: push_forward(function, inputs, part, True), function, inputs, tangents, chunk)
+
+
 def _forward_vmap(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Forward mode; the tangents of a chunk are vectorised over one primal pass."""
 
@@ -100,6 +107,7 @@ def _double_backward(function: Function, inputs: Tensor, tangents: Tensor, chunk
 
 METHODS: dict[str, Callable[[Function, Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {
     "forward": _forward,
+    "forward created": _forward_created,
     "forward vmap": _forward_vmap,
     "forward loop": _forward_loop,
     "reverse": _reverse,
