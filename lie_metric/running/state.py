@@ -84,8 +84,11 @@ class State:
         self._empty: list[Any] = []
         self._inference: list[tuple[Any, str]] = []
         self._scripted: list[tuple[Any, dict[str, Any]]] = []
+        # Those of scripted modules have items, and cannot be iterated over.
         self._places = [
-            (f"{path}.{name}".lstrip("."), module, name) for path, module in modules for name in module._buffers
+            (f"{path}.{name}".lstrip("."), module, name)
+            for path, module in modules
+            for name, _ in module._buffers.items()
         ]
         self._buffers: dict[int, _Kept] = {}
         self._standing: list[tuple[Tensor | None, int]] = []
