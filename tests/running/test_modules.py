@@ -136,10 +136,15 @@ def test_what_a_module_hides_from_its_own_eval_keeps_its_mode():
         def forward(self, x):
             return self.parts[0](x).flatten(1)
 
-    model = Hides().double()
-    with pytest.warns(UserWarning, match=r"Batch norm ran in training mode in \['parts'\]"), isolated(model):
-        assert model.parts[0].training
-        model(images())
+    model = Hides()
+
+    def measure():
+        with isolated(model):
+            assert model.parts[0].training
+            model(images().float())
+
+    with pytest.warns(UserWarning, match=r"Batch norm ran in training mode in \['parts'\]"):
+        measure()
     assert model.parts[0].num_batches_tracked == 0
     assert model.parts[0].running_mean.eq(0).all()
 

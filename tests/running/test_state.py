@@ -271,9 +271,14 @@ REGISTRY = []
 def test_scripted_modules():
     model = torch.jit.script(Scripted())
     before = model.n, model.h, model.calls.clone(), [module.training for module in model.modules()]
-    with pytest.warns(UserWarning, match=r"changed its buffers \['calls'"), isolated(model):
-        assert not any(module.training for module in model.modules())
-        model(x())
+
+    def measure():
+        with isolated(model):
+            assert not any(module.training for module in model.modules())
+            model(x())
+
+    with pytest.warns(UserWarning, match=r"changed its buffers \['calls'"):
+        measure()
     assert model.n == before[0]
     assert torch.equal(model.h, before[1])
     assert torch.equal(model.calls, before[2])
