@@ -83,6 +83,7 @@ def _restore(state: State, watch: _Watch) -> None:
             interrupted = error
     if interrupted is not None:
         raise interrupted
+    changed = [path for path in changed if path.rpartition(".")[0] not in watch.norms]
     if changed:
         warnings.warn(
             f"The model changed its buffers {changed[:4]} in evaluation mode; they were given their values back. "
@@ -91,7 +92,7 @@ def _restore(state: State, watch: _Watch) -> None:
         )
     if watch.norms:
         warnings.warn(
-            f"Batch norm ran in training mode in {', '.join(sorted(watch.norms)[:4])}: what was measured depends on "
+            f"Batch norm ran in training mode in {sorted(watch.norms)[:4]}: what was measured depends on "
             "the other images of a batch. Its running statistics were given back. Call `eval()` on it, or pass as the "
             "model the module itself or a function that holds it.",
             stacklevel=_level_of_caller(),
@@ -167,11 +168,11 @@ class _Watch(TorchFunctionMode):
         self._copy(running_mean)
         self._copy(running_var)
         paths = [
-            path or "the model"
+            path
             for path, module in self._found.modules.values()
             if getattr(module, "running_mean", None) is running_mean
         ]
-        self.norms.add(repr(paths[0]) if paths else f"a module of {len(running_mean)} channels that is out of sight")
+        self.norms.add(paths[0] if paths else f"a module of {len(running_mean)} channels that is out of sight")
 
     def _copy(self, tensor: Tensor) -> None:
         if id(tensor) not in self._copies:

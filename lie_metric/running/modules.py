@@ -86,8 +86,13 @@ def found_modules(model: object) -> Found:
                 seen[id(module)] = module
                 found.modules[id(module)] = name, module
                 for key, held in module.__dict__.items():
-                    if key not in _OWN and not isinstance(held, _PLAIN):
-                        hidden.append((held, f"{name}.{key}" if name else key, _REACH))
+                    if (
+                        type(held) in _USUAL
+                        or key in _OWN
+                        or (type(held) is tuple and _USUAL.issuperset(map(type, held)))
+                    ):
+                        continue
+                    hidden.append((held, f"{name}.{key}" if name else key, _REACH))
         elif isinstance(value, _GENERATORS):
             found.generators.append(value)
         else:
@@ -105,6 +110,8 @@ def found_modules(model: object) -> Found:
 
 _PLAIN = (str, bytes, int, float, complex, type(None), type, types.ModuleType, types.BuiltinFunctionType, Tensor,
           np.ndarray, torch.dtype, torch.device)  # fmt: skip
+# The same for most attributes of most modules, at less cost.
+_USUAL = frozenset({str, int, float, bool, type(None), Tensor})
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 

@@ -22,11 +22,12 @@ _MUTABLE = (dict, list, set, collections.deque)
 _DEPTH = 2
 
 
+_TENSORS = {Tensor, nn.Parameter, nn.Buffer}
+
+
 def _is_ordinary(tensor: Tensor) -> bool:
     """Whether a tensor has a memory of its own, and can be compared and copied without asking other processes."""
-    return (
-        type(tensor) in {Tensor, nn.Parameter, nn.Buffer} and tensor.layout == torch.strided and not tensor.is_quantized
-    )
+    return type(tensor) in _TENSORS and tensor.layout == torch.strided and not tensor.is_quantized
 
 
 @dataclass(slots=True)
@@ -84,8 +85,11 @@ class State:
         self._empty: list[Any] = []
         self._inference: list[tuple[Any, str]] = []
         self._scripted: list[tuple[Any, dict[str, Any]]] = []
+        # Those of scripted modules have items, and cannot be iterated over.
         self._places = [
-            (f"{path}.{name}".lstrip("."), module, name) for path, module in modules for name in module._buffers
+            (f"{path}.{name}".lstrip("."), module, name)
+            for path, module in modules
+            for name, _ in module._buffers.items()
         ]
         self._buffers: dict[int, _Kept] = {}
         self._standing: list[tuple[Tensor | None, int]] = []
@@ -129,16 +133,16 @@ class State:
             self._tensors[id(value)] = _Kept(path, value, value.detach(), _version(value))
 
     def _keep_references(self, container: Any, depth: int) -> None:
-        # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
-        if not container:
-            self._empty.append(container)
-            return
         is_dict = isinstance(container, dict)
         self._references.append((container, dict(container) if is_dict else list(container)))
         if depth:
             for value in container.values() if is_dict else container:
                 if isinstance(value, _MUTABLE):
-                    self._keep_references(value, depth - 1)
+                    # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
+                    if value:
+                        self._keep_references(value, depth - 1)
+                    else:
+                        self._empty.append(value)
 
     def leave_inference(self) -> None:
         """Puts copies in the place of tensors made in inference mode: no derivative passes those."""

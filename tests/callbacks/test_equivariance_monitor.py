@@ -462,13 +462,13 @@ def test_sanity_check_measures_and_logs_nothing():
     class Watch(Callback):
         def on_sanity_check_end(self, trainer, pl_module):
             assert not [key for key in trainer.callback_metrics if key.startswith("equivariance")]
-            assert pl_module.calls == 0
+            assert Counted.calls == 0
 
     class Counted(Classifier):
         calls = 0
 
         def forward(self, x):
-            self.calls += 1
+            type(self).calls += 1  # on the class, because what a module holds is given back
             return super().forward(x)
 
     seed_everything(0)
@@ -476,7 +476,7 @@ def test_sanity_check_measures_and_logs_nothing():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="No image of validation loader")
         trainer.fit(Counted(), loader(), loader())
-    assert trainer.lightning_module.calls > 0
+    assert Counted.calls > 0
 
 
 def test_a_run_that_was_interrupted_leaves_nothing_to_the_next(tmp_path):
