@@ -13,17 +13,19 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils.data import DistributedSampler, SequentialSampler
 from typing_extensions import override
 
 from lie_metric import algebra
 from lie_metric.algebra import Generator
 from lie_metric.callbacks import tensorboard
+from lie_metric.callbacks.batches import images_of
+from lie_metric.callbacks.selection import Share
+from lie_metric.callbacks.trainers import refuse_sharded, validation_loaders
+from lie_metric.callbacks.weights import exchange, tensors_of
 from lie_metric.jacobian import Method
 from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.metrics.base import ModelMetric
@@ -33,9 +35,6 @@ from lie_metric.resampling import Resampling
 __all__ = ["EquivarianceMonitor"]
 
 Measure = Literal["relative", "lee", "sensitivity"]
-
-IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
-"""Keys under which images are looked for in a batch that is a mapping."""
 
 _FAMILIES: dict[str, tuple[str, str]] = {
     "relative": ("", "relative error: output standard deviations per unit of t"),
@@ -269,7 +268,7 @@ class EquivarianceMonitor(Callback):
             pl_module: The module.
         """
         if self._measuring_start and self._untrained is None:
-            tensors = _tensors(pl_module)
+            tensors = tensors_of(pl_module)
             if any(map(is_lazy, tensors.values())):
                 self._give_up_baseline("it has lazy modules that have not been called yet")
             else:
@@ -291,10 +290,10 @@ class EquivarianceMonitor(Callback):
         )
         self._measuring = not trainer.sanity_checking and not skip
         if self._measuring or self._untrained is not None:
-            loaders = _validation_loaders(trainer)
+            loaders = validation_loaders(trainer)
             self._curves, self._starts = (
                 [
-                    _Measurement(self._metrics(pl_module.device), _Share.of(each, trainer, self.num_images))
+                    _Measurement(self._metrics(pl_module.device), Share.of(each, trainer, self.num_images))
                     for each in loaders
                 ]
                 for _ in range(2)
@@ -465,16 +464,16 @@ class EquivarianceMonitor(Callback):
     @contextlib.contextmanager
     def _exchanged_weights(self, pl_module: LightningModule) -> Iterator[None]:
         """The untrained weights in the module, bit for bit its own again afterwards."""
-        kept, tensors = self._untrained or {}, _tensors(pl_module)
+        kept, tensors = self._untrained or {}, tensors_of(pl_module)
         if {name: t.shape for name, t in kept.items()} != {name: t.shape for name, t in tensors.items()}:
             self._give_up_baseline("its parameters or buffers were replaced in training")
             yield
             return
-        _exchange(tensors, kept)
+        exchange(tensors, kept)
         try:
             yield
         finally:
-            _exchange(tensors, kept)
+            exchange(tensors, kept)
 
 
 @dataclass
@@ -482,7 +481,7 @@ class _Measurement:
     """A loader's metrics in one validation epoch."""
 
     metrics: dict[str, ModelMetric]
-    share: _Share
+    share: Share
     seen: int = 0
     images: int = 0
     error: Exception | None = field(default=None, repr=False)
@@ -491,143 +490,6 @@ class _Measurement:
     def is_complete(self) -> bool:
         """Whether no further batch is to be measured."""
         return self.error is not None or self.share.is_complete(self.seen)
-
-
-@dataclass(frozen=True)
-class _Share:
-    """Which of the images that a process sees it measures, so that together they measure the first ones, each once.
-
-    Args:
-        limit: How many images all processes measure together.
-        processes: Number of processes.
-        rank: Number of this one.
-        replicated: Whether every process sees the same images, rather than its own.
-    """
-
-    limit: float
-    processes: int
-    rank: int
-    replicated: bool = False
-
-    @classmethod
-    def of(cls, loader: object, trainer: Trainer, num_images: int) -> _Share:
-        """The share of this process in the first images of a loader."""
-        sampler = getattr(loader, "sampler", None)
-        nested = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-        for candidate in (sampler, nested):
-            if isinstance(candidate, DistributedSampler):
-                # It deals indices round, and repeats the first ones until all processes have as many.
-                total = len(candidate.dataset)  # type: ignore[arg-type]
-                return cls(min(num_images, total), candidate.num_replicas, candidate.rank)
-        # Any other loader is taken to hold the process' own images, except one that can only hold the same everywhere.
-        return cls(num_images, trainer.world_size, trainer.global_rank, isinstance(sampler, SequentialSampler))
-
-    def _position(self, index: int) -> int:
-        """Place among the images of all processes of the image that this process sees at an index."""
-        return index if self.replicated else index * self.processes + self.rank
-
-    def is_complete(self, start: int) -> bool:
-        """Whether nothing is left to measure from an index on."""
-        return self._position(start) >= self.limit
-
-    def rows(self, start: int, count: int) -> list[int]:
-        """Which rows to measure of a batch of ``count`` images that begins at index ``start``."""
-        mine = range(start, start + count)
-        return [
-            index - start
-            for index in mine
-            if self._position(index) < self.limit and not (self.replicated and index % self.processes != self.rank)
-        ]
-
-
-def _validation_loaders(trainer: Trainer) -> list[Any]:
-    """The loaders whose batches come with an index of their own."""
-    loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == TrainerFn.FITTING else trainer.validate_loop
-    # `trainer.val_dataloaders` shows the loaders of an earlier fit during `trainer.validate()`, and hides whether they
-    # are run one after the other.
-    combined = loop._combined_loader
-    if combined is None:
-        return [None]
-    return list(combined.flattened) if combined._mode == "sequential" else [None]
-
-
-def refuse_sharded(callback: Callback, trainer: Trainer, stage: str) -> None:
-    """Refuses strategies under which no process holds the whole module.
-
-    Args:
-        callback: Who asks.
-        trainer: The trainer.
-        stage: The stage about to begin.
-
-    Raises:
-        MisconfigurationException: If the strategy shards the module.
-    """
-    sharding = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-    if stage in {"fit", "validate"} and isinstance(trainer.strategy, sharding):
-        raise MisconfigurationException(
-            f"`{type(callback).__name__}` must have a strategy that keeps the module whole on each device, got "
-            f"{type(trainer.strategy).__name__}. Train with strategy='ddp' or on one device, or measure a "
-            "checkpoint afterwards with `lie_metric.LocalEquivarianceError`."
-        )
-
-
-def images_of(batch: Any, images: Callable[[Any], Any] | int | str | None = None) -> Tensor:
-    """The images of a batch.
-
-    Args:
-        batch: What a loader gives.
-        images: A callable from the batch to the tensor, a key or index, or None for the usual forms.
-
-    Returns:
-        The images.
-
-    Raises:
-        TypeError: If there is no tensor with a batch axis.
-        ValueError: If the key or index is not in the batch, or several usual keys are.
-    """
-    if callable(images):
-        found = images(batch)
-    elif images is not None:
-        try:
-            found = batch[images]
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"`images` must be a key or index of the batch, got {images!r} for {_describe(batch)}."
-            ) from error
-    else:
-        found = _find_images(batch)
-    if not isinstance(found, Tensor) or found.ndim == 0:
-        source = "found in" if images is None else f"selected by images={images!r} from"
-        raise TypeError(
-            f"The images must be a tensor with a batch axis, got {_describe(found)}, {source} {_describe(batch)}. "
-            "Pass a key, an index or a callable, e.g. `EquivarianceMonitor(images=lambda batch: batch[0])`."
-        )
-    return found
-
-
-def _find_images(batch: Any) -> Any:
-    """The images of a batch in one of the usual forms, or the batch itself, which then is not a tensor."""
-    if isinstance(batch, Mapping):
-        keys = [key for key in IMAGE_KEYS if key in batch]
-        if len(keys) > 1:
-            raise ValueError(
-                f"`images` must be given for a batch with several keys that usually hold images, got {keys}. "
-                f"Pass e.g. `EquivarianceMonitor(images={keys[0]!r})`."
-            )
-        return batch[keys[0]] if keys else batch
-    if isinstance(batch, (tuple, list)) and batch:
-        return batch[0] if isinstance(batch[0], Tensor) else _find_images(batch[0])
-    return batch
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with keys {list(value)}"
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {[type(entry).__name__ for entry in value]}"
-    return f"a {type(value).__name__}"
 
 
 def _by_name(metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric]) -> dict[str, ModelMetric]:
@@ -665,16 +527,3 @@ def _check_positive(name: str, value: object, advice: str) -> None:
         raise TypeError(f"`{name}` must be an integer, got {value!r}. {advice}")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}. {advice}")
-
-
-def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _exchange(tensors: Mapping[str, Tensor], kept: dict[str, Tensor]) -> None:
-    """Exchanges values in place; `data` leaves no trace in the version counters that autograd compares."""
-    for name, tensor in tensors.items():
-        current = tensor.data.to(kept[name].device, copy=True)
-        tensor.data.copy_(kept[name])
-        kept[name] = current

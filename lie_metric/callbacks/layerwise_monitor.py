@@ -15,7 +15,8 @@ from typing_extensions import override
 
 from lie_metric import algebra, figures
 from lie_metric.algebra import Generator
-from lie_metric.callbacks.equivariance_monitor import images_of, refuse_sharded
+from lie_metric.callbacks.batches import images_of
+from lie_metric.callbacks.trainers import refuse_sharded
 from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lie_metric.callbacks import EquivarianceMonitor
-from lie_metric.callbacks.equivariance_monitor import _Share
+from lie_metric.callbacks.selection import Share
 from lie_metric.metrics import LatticeEquivarianceError, OrbitVariance
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -191,7 +191,7 @@ def test_shares_partition_the_first_images(processes, replicated, limit, batch_s
     for rank in range(processes):
         padded = [index % 11 for index in range(-(-11 // processes) * processes)]
         shown = list(range(11)) if replicated else padded[rank::processes]
-        share = _Share(min(limit, 11), processes, rank, replicated)
+        share = Share(min(limit, 11), processes, rank, replicated)
         for start in range(0, len(shown), batch_size):
             batch = shown[start : start + batch_size]
             rows = share.rows(start, len(batch))
