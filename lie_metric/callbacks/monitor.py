@@ -105,7 +105,7 @@ class Monitor(Callback):
     @override
     def state_key(self) -> str:
         """Tells monitors of one Trainer apart in checkpoints."""
-        return self._generate_state_key(prefix=self.prefix)
+        return self._generate_state_key(prefix=self.prefix, keys=sorted(self.words()))
 
     @property
     def _name(self) -> str:
@@ -214,7 +214,8 @@ class Monitor(Callback):
         if not len(images):
             raise ValueError(f"The first batch must have images, got {describe(images)} from {describe(batch)}.")
         try:
-            validate_inputs(pl_module, images, self._input_representation)
+            # The images alone; whether the module can be called with them is seen below.
+            validate_inputs(lambda x: x, images, self._input_representation)
         except _MISUSE as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             reason = why_no_images(batch, images, self.images, self._input_representation, self._name)
@@ -250,6 +251,8 @@ class Monitor(Callback):
                 call(images.clone())
         except Exception as error:
             kind = next((kind for kind in _MISUSE if isinstance(error, kind)), RuntimeError)
+            # What a function raises that is given something else than it expects.
+            kind = ValueError if isinstance(error, (LookupError, AttributeError)) else kind
             raise kind(
                 f"`{self._name}` measures {name}(images), which fails on {describe(images)} with "
                 f"{type(error).__name__}: {error} To measure another function pass "
@@ -311,9 +314,9 @@ class Monitor(Callback):
         Raises:
             RuntimeError: If ``on_error`` is ``"raise"``.
         """
-        reason = (
-            "on another process" if error is None else f"with {type(error).__name__}: {str(error).removesuffix('.')}"
-        )
+        reason = "on another process"
+        if error is not None:
+            reason = f"with {type(error).__name__}: {str(error).removesuffix('.')}"
         message = f"{what}, it failed {reason}."
         if self.on_error == "raise":
             raise RuntimeError(message) from error

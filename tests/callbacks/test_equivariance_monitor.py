@@ -236,15 +236,14 @@ def test_a_companion_that_fails_is_nan_alone_and_named():
     metrics = {"bad": Refusing("flips"), "good": lm.LatticeEquivarianceError("flips")}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = fitted(
-            EquivarianceMonitor("rotation", 6, metrics=metrics, baseline=False), max_epochs=1
-        ).callback_metrics
+        monitor = EquivarianceMonitor("rotation", 6, metrics=metrics, baseline=False)
+        found = fitted(monitor, max_epochs=1).callback_metrics
     told = [str(entry.message) for entry in caught if "planted" in str(entry.message)]
     assert len(told) == 1
     assert told[0].startswith("The companion 'bad' of `EquivarianceMonitor` could not be measured")
     bad = {key for key, value in found.items() if value.isnan()}
     assert bad == {key for key in found if key.startswith(("equivariance_bad/", "equivariance_bad_se/"))} != set()
-    with pytest.raises(RuntimeError, match="companion 'bad'.*planted"):
+    with pytest.raises(RuntimeError, match=r"companion 'bad'.*planted"):
         fitted(EquivarianceMonitor("rotation", 6, metrics=metrics, on_error="raise"))
 
 
