@@ -14,22 +14,24 @@ from lightning.pytorch import Trainer
 __all__ = ["write_hyperparameters", "write_layout"]
 
 
-def write_layout(logger: Any, category: str, families: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+def write_layout(logger: Any, categories: Mapping[str, Mapping[str, tuple[str, Sequence[str]]]]) -> None:
     """Puts the curves of each family on one chart of the Custom Scalars tab.
 
-    A writer keeps one layout: the last one written is shown.
+    A writer keeps one layout, the last one written: that of every monitor is written together.
 
     Args:
         logger: A TensorBoardLogger, of either package; call this on the process of rank zero only.
-        category: Heading under which the charts appear.
-        families: By the title of each chart the text of its tags before ``/<name>``, and the names, one curve each.
+        categories: By the heading of some charts their families: by the title of each chart the text of its tags before
+            ``/<name>``, and the names, one curve each.
     """
     # Tags are regular expressions that match from the left: anchored, or "lee" would also gather "lee_se".
-    charts = {}
-    for title, (family, names) in families.items():
-        curves = "|".join(map(re.escape, names))
-        charts[title] = ["Multiline", [rf"^{re.escape(family)}/({curves})(/dataloader_idx_\d+)?$"]]
-    logger.experiment.add_custom_scalars({category: charts})
+    layout: dict[str, dict[str, list[Any]]] = {}
+    for category, families in categories.items():
+        for title, (family, names) in families.items():
+            curves = "|".join(map(re.escape, names))
+            pattern = rf"^{re.escape(family)}/({curves})(/dataloader_idx_\d+)?$"
+            layout.setdefault(category, {})[title] = ["Multiline", [pattern]]
+    logger.experiment.add_custom_scalars(layout)
 
 
 def write_hyperparameters(trainer: Trainer, logger: Any, settings: Mapping[str, Any], tags: Sequence[str]) -> None:

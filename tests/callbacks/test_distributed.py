@@ -50,6 +50,19 @@ class Classifier(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
+class Lame(OrbitVariance):
+    """Fails on one process."""
+
+    def __init__(self, rank=-1):
+        super().__init__()
+        self.fails_on = rank
+
+    def update(self, model, images, targets=None):
+        if model.global_rank == self.fails_on and not model.trainer.sanity_checking:
+            raise RuntimeError("planted")
+        super().update(model, images, targets)
+
+
 class Dealt(IterableDataset):
     """Images that the data set itself deals out to the processes."""
 
@@ -105,6 +118,12 @@ def scenarios(world, rank, directory):
         warnings.simplefilter("always")
         found["one fails"] = run("fit", monitor(), fails_on=world - 1, world=world)
     messages = [str(entry.message) for entry in caught]
+    lame = {"bad": Lame(world - 1), "good": LatticeEquivarianceError("flips")}
+    found["a companion fails"] = run("fit", monitor(metrics=lame), world=world)
+    try:
+        run("fit", monitor(images=lambda batch: batch[1] if rank == world - 1 else batch[0]), world=world)
+    except (TypeError, ValueError) as error:
+        found["misused"] = str(error)
     found["warnings"] = [message for message in messages if "could not be measured" in message]
     try:
         run("fit", monitor(on_error="raise"), fails_on=world - 1, world=world)
@@ -192,6 +211,26 @@ def loaders_of(kind, processes, batch_size):
         trainer.num_val_batches = [float("inf") if kind == "stream" else len(loader)]
         shown = list(range(rank, 11, processes)) if kind == "stream" else [int(i) for b in loader for i in b[0]]
         yield loader, trainer, [shown[start : start + batch_size] for start in range(0, len(shown), batch_size)]
+
+
+@pytest.mark.slow
+def test_a_companion_that_fails_on_one_process_is_nan_on_all_and_alone(results):
+    for found in results:
+        values, weights = found["a companion fails"]
+        bad = {key for key, value in values.items() if value != value}
+        assert bad == {key for key in values if key.startswith("equivariance_bad")} != set()
+        assert all(torch.equal(weights[name], found["fit without"][1][name]) for name in weights)
+    assert results[1]["a companion fails"][0] == pytest.approx(
+        results[0]["a companion fails"][0], rel=1e-4, nan_ok=True
+    )
+
+
+@pytest.mark.slow
+def test_a_misuse_on_one_process_is_raised_on_all(results):
+    single, *pair = results
+    assert "torch.int64" in single["misused"]
+    assert "as another process found" in pair[0]["misused"]
+    assert "torch.int64" in pair[1]["misused"]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lie_metric as lm
-from lie_metric.callbacks import EquivarianceMonitor
+from lie_metric.callbacks import EquivarianceMonitor, weights
 from lie_metric.callbacks.selection import spread
 from lie_metric.metrics import LocalEquivarianceError
 
@@ -355,7 +355,7 @@ def test_image_valued_outputs():
     class Filter(Classifier):
         def __init__(self):
             super().__init__()
-            self.net = nn.Conv2d(1, 2, 3, padding=1)
+            self.net = nn.Conv2d(1, 3, 3, padding=1)
 
         def _loss(self, batch):
             return self(batch[0]).square().mean()
@@ -414,7 +414,7 @@ def test_baseline_is_the_untrained_model_on_the_same_images(tmp_path, sanity_ste
     trainer = make_trainer(monitor, logger=logger, num_sanity_val_steps=sanity_steps)
     trainer.fit(module, loader(), loader())
     first = next(row for row in rows(logger.log_dir) if row["equivariance/rotation"])
-    assert first["step"] == "0"
+    assert first["step"] == first["epoch"] == "0"
     assert_values(first, before)
     assert_values(trainer.callback_metrics, direct(module, chosen(6)))
 
@@ -459,6 +459,47 @@ def test_no_baseline_of_weights_that_cannot_be_kept(tmp_path, change):
     assert [step for step, value in curve(logger.log_dir) if math.isfinite(value)] == [7]
 
 
+@pytest.mark.parametrize("fails_at", ["first", "third", "measurement"])
+def test_weights_are_put_back_whatever_fails(fails_at):
+    module = Classifier()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    other = {name: value + 1 for name, value in weights.copies(weights.tensors_of(module)).items()}
+    written = []
+
+    class Failing(dict):
+        def __getitem__(self, name):
+            written.append(name)
+            if len(written) == {"first": 1, "third": 3}.get(fails_at):
+                raise MemoryError("planted")
+            return super().__getitem__(name)
+
+    def exchange():
+        with weights.exchanged(module, Failing(other)):
+            assert all(torch.equal(value, before[name] + 1) for name, value in module.state_dict().items())
+            raise MemoryError("planted")
+
+    with pytest.raises(MemoryError, match="planted"):
+        exchange()
+    assert written
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_baseline_whose_exchange_fails_is_nan_and_training_is_the_same(tmp_path, monkeypatch):
+    states = []
+    for fails in (True, False):
+        with monkeypatch.context() as patched:
+            if fails:
+                patched.setattr(weights, "copies", lambda *_: (_ for _ in ()).throw(MemoryError("planted")))
+            logger = CSVLogger(tmp_path, name=str(fails))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                trainer = fitted(EquivarianceMonitor(num_images=6), logger=logger)
+        assert any("planted" in str(entry.message) for entry in caught) == fails
+        assert [math.isfinite(value) for _, value in curve(logger.log_dir)] == [not fails, True, True]
+        states.append(trainer.lightning_module.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 def test_several_validations_in_an_epoch(tmp_path):
     logger = CSVLogger(tmp_path)
     fitted(EquivarianceMonitor(num_images=6), logger=logger, val_check_interval=2, max_epochs=1)
@@ -486,7 +527,8 @@ def test_sanity_check_rehearses_and_logs_nothing():
     class Watch(Callback):
         def on_sanity_check_end(self, trainer, pl_module):
             assert not [key for key in trainer.callback_metrics if key.startswith("equivariance")]
-            assert set(pl_module.sizes) == {2}
+            assert 2 in pl_module.sizes
+            assert set(pl_module.sizes) <= {1, 2}
             pl_module.sizes.clear()
 
     class Counted(Classifier):
@@ -620,6 +662,19 @@ def test_tensorboard(tmp_path, default_hp_metric):
         assert {"equivariance/rotation", "equivariance_lee/scale", "hp_metric"} <= shown
     else:  # without a declared list it shows every scalar
         assert metadata.EXPERIMENT_TAG not in events.summary_metadata
+
+
+def test_charts_of_two_monitors(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    monitors = [EquivarianceMonitor("rotation", 4, prefix=prefix, baseline=False) for prefix in ("one", "two")]
+    make_trainer(*monitors, logger=logger, max_epochs=1).fit(Classifier(), loader(), loader())
+    events = EventAccumulator(logger.log_dir, {"tensors": 0}).Reload()
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    assert {category.title for category in layout.category} == {"one", "two"}
 
 
 @pytest.mark.slow
