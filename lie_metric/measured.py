@@ -433,7 +433,7 @@ def evaluated(
     Raises:
         ValueError: If there is not one row for each image, or the representation does not fit.
     """
-    f = function(images)
+    f = function(images.clone())  # it may write into them
     if f.shape[:1] != images.shape[:1]:
         raise ValueError(
             f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "

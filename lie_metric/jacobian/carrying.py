@@ -260,7 +260,8 @@ def push_forward(
     """The value of a function and its derivatives along K tangents, from one run of the function.
 
     Args:
-        function: A function of one tensor, built of operations of torch. Gradients must be disabled.
+        function: A function of one tensor, built of operations of torch, which may write into the tensor. Gradients
+            must be disabled.
         inputs: Any shape S.
         tangents: Shape (K, *S).
         created: Whether tensors that the function creates carry tangents, so that moving ones can be written into them;
@@ -279,7 +280,7 @@ def push_forward(
     """
     moving = Tangents(tangents)
     moving.sharing.append(lambda: tangents)  # the caller's, who may still need them
-    start = wrap(inputs.clone(), moving)  # the function may write into it
+    start = wrap(inputs, moving)
     with _Created(len(tangents)) if created else _Fused():
         result = function(start)
     del start

@@ -79,6 +79,7 @@ def push(
         >>> push(torch.square, x, torch.ones(1, 1, 2).double()).products.tolist()
         [[[2.0, 4.0]]]
     """
+    function, precise = _on_a_copy(function), None if precise is None else _on_a_copy(precise)
     if method == "difference":
         if torch.is_grad_enabled() and _has_graph(function, inputs):
             raise RuntimeError(
@@ -100,6 +101,11 @@ def push(
     if survey is not None and survey.elements + 2 < len(tangents):
         names = ("reverse", *names[:-1])
     return _first_that_works(names, function, precise, inputs, tangents, chunk, verified, method == "auto")
+
+
+def _on_a_copy(function: Function) -> Function:
+    """The function, which may change what it is given in place."""
+    return lambda x: function(x.clone())
 
 
 def _has_graph(function: Function, inputs: Tensor) -> bool:

@@ -73,8 +73,13 @@ class ModelMetric(Metric):
     is_differentiable = False
     plot_lower_bound: float | None = 0.0
 
+<<<<<<< HEAD
     options: ClassVar[tuple[str, ...]] = ()
     """Attributes on which the sums depend."""
+=======
+    numbers: list[int] | None = None
+    """The running numbers of the images of the next batch, where they are not those of the order in which they come."""
+>>>>>>> part-b
 
     rounding: Tensor
     fingerprint: Tensor
@@ -144,6 +149,8 @@ class ModelMetric(Metric):
         Under several processes image i of rank r is taken for number i · world + r, which is how samplers deal them
         out, so that groups and noise are those of one process.
         """
+        if self.numbers is not None:
+            return self.numbers
         rank, world = _process()
         count = len(images) if isinstance(images, Tensor) and images.ndim else 0
         return [(self._seen + row) * world + rank for row in range(count)]
