@@ -183,3 +183,18 @@ def test_bad_input(call, error, match):
 def test_images_smaller_than_the_filters_are_nan_with_a_reason():
     with pytest.warns(UserWarning, match=r"\['eq_r'\] are NaN: no pixel has all of its filter within the frame"):
         assert F.eq_r(lambda x: x, smooth(2, 12), data_range=1.0).isnan()
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (28, 36)])
+def test_eq_r_compares_what_was_low_passed(shape):
+    """White noise has most of its content where the turned lattice carries none; its low-pass takes it away."""
+    x = torch.randn(3, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = blur()
+    angles = torch.stack([_draw(n, 0)[2] for n in range(3)]) * math.pi
+    moved, _ = filters.rotate(x, angles)
+    (found, one), (wanted, other) = filters.low_pass(model(moved), angles), filters.rotate(model(x), angles)
+    both = (one * other)[:, None].expand_as(found)
+    error = (found - wanted)[both].square().mean()
+    plain = (model(moved) - wanted)[both].square().mean()
+    assert plain > 1.05 * error
+    torch.testing.assert_close(F.eq_r(model, x, data_range=2.0), 10 * (4 / error).log10().detach())
