@@ -12,7 +12,6 @@ import torch
 from cases import images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.autograd.functional import jacobian
 from torch.nn import functional as F
 
@@ -51,8 +50,8 @@ def reference(steps, x, generator="rotation", carrier=None):
         made = step.pure(*(values[number] for number in step.given))
         values += made if isinstance(made, tuple) else [made]
 
-    def rest(start, count):
-        """The output as a function of the values made by one step."""
+    def rest(after, start, count):
+        """The output as a function of the values made by the step before number ``after``."""
 
         def run(*made):
             now = list(values)
@@ -74,13 +73,13 @@ def reference(steps, x, generator="rotation", carrier=None):
         pushed = torch.func.jvp(step.pure, given, tuple(act(value) for value in given))[1]
         pushed = pushed if isinstance(pushed, tuple) else (pushed,)
         local = [push - act(value) for push, value in zip(pushed, made, strict=True)]
-        real = tuple(torch.view_as_real(value) if value.is_complex() else value for value in made)
-        run = rest(place, step.made)
+        real = tuple(torch.view_as_real(value.resolve_conj()) if value.is_complex() else value for value in made)
+        run = rest(after, place, step.made)
         back = lambda *made, values=made, run=run: run(  # noqa: E731
             *(torch.view_as_complex(m) if v.is_complex() else m for m, v in zip(made, values, strict=True))
         )
         rows = jacobian(back, real)
-        local = [torch.view_as_real(value) if value.is_complex() else value for value in local]
+        local = [torch.view_as_real(value.resolve_conj()) if value.is_complex() else value for value in local]
         found.append(sum(row.flatten(1) @ value.flatten() for row, value in zip(rows, local, strict=True)))
         place += step.made
     return torch.stack(found)
@@ -318,7 +317,6 @@ def test_views_that_are_written_through():
     assert set(found) == {*rows, "getitem", "output"}
     for name, row in rows.items():
         torch.testing.assert_close(found[name], row, rtol=1e-9, atol=1e-11)
-
 
 
 ONE = {
