@@ -509,7 +509,8 @@ def _rounding(action: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
     is that of the factors over √n.
     """
     sizes = torch.linalg.vector_norm(action, dim=1).double() * torch.linalg.vector_norm(gradient).double()
-    return (torch.finfo(value.dtype).eps * sizes).square() / action.shape[1]
+    precision = torch.finfo(torch.promote_types(value.dtype, torch.float32)).eps
+    return (precision * sizes).square() / action.shape[1]
 
 
 def _acts(variable: Variable) -> bool:

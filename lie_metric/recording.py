@@ -156,6 +156,8 @@ class Recorder(TorchFunctionMode):
             self.stack.pop()
 
     def _notice(self, value: Any) -> None:
+        if _transforms():
+            return
         with torch._C.DisableTorchFunction():
             for tensor in _tensors(value):
                 if tensor.requires_grad:
@@ -180,7 +182,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         moving = [tensor for tensor in _tensors((args, kwargs)) if tensor.requires_grad]
-        if not moving:
+        if not moving or _transforms():
             return func(*args, **kwargs)
         name = _name(func)
         given = [variable for variable in map(self._variable, moving) if variable is not None]
@@ -373,6 +375,14 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, (tuple, list)):
         return [tensor for item in value for tensor in _tensors(item)]
     return _tensors(list(value.values())) if isinstance(value, dict) else []
+
+
+def _transforms() -> bool:
+    """Whether `torch.vmap`, `torch.func.grad` or the like is at work: their tensors have graphs of their own.
+
+    What comes out of them is an operation like any other that no torch function made.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _moves(tensor: Tensor) -> bool:
