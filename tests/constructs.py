@@ -373,7 +373,8 @@ beside("func.grad in forward", lambda x: torch.func.grad(lambda y: (y.sin() * y)
 beside("func.jvp in forward", lambda x: torch.func.jvp(torch.sin, (x,), (x * x,))[1])
 beside("func.vjp in forward", lambda x: (lambda y, pull: pull(y)[0])(*torch.func.vjp(torch.sin, x)))
 beside("func.jacrev in forward", lambda x: torch.vmap(torch.func.jacrev(lambda y: y.square().mean((1, 2))))(x).sum(1))
-beside("func.linearize in forward", lambda x: torch.func.linearize(torch.sin, x)[1](x))
+# It folds into constants what it is given.
+beside("func.linearize in forward", lambda x: torch.func.linearize(torch.sin, x)[1](x), wanted="either")
 beside("forward_ad in forward", lambda x: _dual_number(x))
 beside("as_subclass(Tensor)", lambda x: torch.sin(x.as_subclass(torch.Tensor)) * x)
 beside("nn.Parameter of the input", lambda x: nn.Parameter(x, requires_grad=False).sin())
@@ -482,6 +483,9 @@ def _conv():
     return nn.Conv2d(3, 4, 3, padding=1)
 
 
+row("input changed in place")(lambda: Branch(lambda self, x: self.a(x.sub_(0.3).mul_(2)).sin(), a=_conv()))
+
+
 @row("branch under no_grad")
 def _():
     def forward(self, x):
@@ -519,7 +523,7 @@ beside("leaves torch: dlpack", lambda x: torch.from_dlpack(x.detach()) ** 2, wan
 beside("leaves torch: data_ptr", lambda x: _through_memory(x), wanted="refused")
 beside("leaves torch: storage", lambda x: _through_storage(x), wanted="either")
 beside("leaves torch: pickle", lambda x: _through_pickle(x), wanted="either")
-beside("deepcopy of the input", lambda x: _copied(x).sin())
+beside("deepcopy of the input", lambda x: _copied(x).sin(), wanted="either")
 
 
 def _through_memory(x):
@@ -1077,7 +1081,8 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             torch.tensor([[1, 2], [3, 1]])[: len(x)],
             [64] * len(x),
             [2] * len(x),
-        )
+            reduction="none",
+        ).view(-1, 1, 1, 1)
     ),
 }
 

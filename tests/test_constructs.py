@@ -64,7 +64,7 @@ def reference(row):
         np.random.seed(SEED)  # noqa: NPY002
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return select(model(point), row.output).clone()
+            return select(model(point.clone()), row.output).clone()
 
     for tangent in Image().tangents(x, lm.generators(*GENERATORS), lm.Resampling()):
         slopes = [(function(x + h * tangent) - function(x - h * tangent)) / (2 * h) for h in STEPS]
@@ -93,6 +93,7 @@ def measured(row, method="auto", gradients=False):
             )
         except (RuntimeError, ValueError, TypeError) as error:
             return error
+    assert torch.equal(x, images(row)), "the images themselves are changed"
     return torch.stack([found[name] for name in GENERATORS]).detach()
 
 
@@ -106,6 +107,8 @@ def outcome(row, method="auto", gradients=False):
     found = measured(row, method, gradients)
     if isinstance(found, Exception):
         return "refused", f"{type(found).__name__}: {found}"
+    if bool(found.isnan().any()):
+        return "refused", "NaN, which nobody takes for a result, although a number would be welcome here"
     truth, spread = reference(row)
     assert spread < TOLERANCE / 4, f"the difference itself is only known to {spread:.0e}"
     error = difference(found, truth)

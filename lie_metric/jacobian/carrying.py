@@ -133,6 +133,18 @@ class Dual(Tensor):
     def data(self, value: Tensor) -> None:
         raise Unsupported("the values of a tensor are exchanged by its attribute `data`")
 
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        # Without this torch reads memory that is not there, and the process ends.
+        raise Unsupported("a tensor leaves torch by DLPack")
+
+    def untyped_storage(self) -> Any:
+        """Refuses, as :meth:`data_ptr`.
+
+        Raises:
+            Unsupported: Always.
+        """
+        raise Unsupported("the storage of a tensor is read")
+
 
 def carries(value: Tensor) -> bool:
     """Whether values of this kind can move.

@@ -73,13 +73,11 @@ class ModelMetric(Metric):
     is_differentiable = False
     plot_lower_bound: float | None = 0.0
 
-<<<<<<< HEAD
     options: ClassVar[tuple[str, ...]] = ()
     """Attributes on which the sums depend."""
-=======
+
     numbers: list[int] | None = None
     """The running numbers of the images of the next batch, where they are not those of the order in which they come."""
->>>>>>> part-b
 
     rounding: Tensor
     fingerprint: Tensor

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import lie_metric as lm
 from lie_metric.jacobian import push
+from lie_metric.lie import linearise
 from lie_metric.representations import Image, Invariant
 from lie_metric.running import isolated
 
@@ -293,12 +294,23 @@ def _by_itself(step, chosen):
     return step.name == "mul_ by itself" or (step.kind == "in place of two" and both)
 
 
+def _seen_twice(tensor, pool):
+    place = tensor.untyped_storage().data_ptr()
+    return sum(other.untyped_storage().data_ptr() == place for other in pool) > 1
+
+
+# These write into tensors that do not move yet.
+ON_CONSTANTS = {name for name in (*NEW, *TWO) if "zeros" in name or "empty" in name}
 ELEMENTWISE = {"add_", "sub_", "mul_", "div_", "copy_", "addcmul_", "lerp_"}
 
 
 @functools.cache
 def program(seed):
-    """The program of a seed. A step that torch refuses, or that leaves the numbers' range, is drawn again."""
+    """The program of a seed. A step that torch refuses, or that leaves the numbers' range, is drawn again.
+
+    Programs of even seeds change only what no other tensor of the pool sees, and nothing that does not move: tensors
+    that carry their tangents follow these. In the others anything is changed.
+    """
     draw = random.Random(seed)
     x = images()
     steps = []
@@ -314,6 +326,8 @@ def program(seed):
         if (name == "to float32" or _by_itself(step, chosen)) and draw.random() < 0.8:
             continue
         if kind.startswith("in place") and not _may_write(chosen[0], chosen[1:], name in ELEMENTWISE):
+            continue
+        if seed % 2 == 0 and (name in ON_CONSTANTS or (kind.startswith("in place") and _seen_twice(chosen[0], pool))):
             continue
         try:
             with warnings.catch_warnings():
@@ -366,13 +380,15 @@ class Count:
 
     Attributes:
         refused: Measured by no method.
-        slower: Measured, but not by tensors that carry their tangents.
+        slower: Of even seeds, measured otherwise than by tensors that carry their tangents.
+        defects: A rule of such tensors failed other than by refusing.
         differences: Held to central differences, because torch has no rule or a wrong one.
     """
 
     programs: int = 0
     refused: int = 0
     slower: int = 0
+    defects: int = 0
     differences: int = 0
 
 
@@ -381,14 +397,18 @@ def compare(seed, measure, count):
     function = program(seed)
     count.programs += 1
     precise = all(step.name != "to float32" for step in function.steps)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as told, torch.no_grad():
+        warnings.simplefilter("always")
         truth = by_jvp(function)
         try:
             found, used = measure(function)
         except RuntimeError as error:
             count.refused += 1
-            return "", f"refused: {error}"
+            return "", f"program {seed} refused: {error}"
+        defects = [str(warning.message) for warning in told if "A rule of forward mode failed" in str(warning.message)]
+        if defects:
+            count.defects += 1
+            return "", f"program {seed}: {defects[0]}"
         count.slower += used not in {"forward", "forward created"}
         tolerance = TOLERANCE[torch.float64 if precise else torch.float32]
         if truth is not None and _apart(found, truth) <= tolerance:
@@ -411,21 +431,23 @@ def _forward(function):
 
 
 def _auto(function):
-    found = lm.lie_derivative(function, images(), GENERATORS, output_representation=Invariant())
-    return torch.stack([found[name] for name in GENERATORS]) / 10, "forward"
+    found = linearise(function, images(), lm.generators(*GENERATORS), output_representation=Invariant())
+    return found.lie_derivatives / 10, found.method
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("measure", [_forward, _auto])
 def test_random_programs(measure, part):
     count = Count()
-    wrong, refused = zip(*[compare(seed, measure, count) for seed in range(part, PROGRAMS, PARTS)], strict=True)
-    print(measure.__name__, count, *sorted(filter(None, refused)), sep="\n")
+    seeds = range(part * PROGRAMS // PARTS, (part + 1) * PROGRAMS // PARTS)
+    wrong, others = zip(*[compare(seed, measure, count) for seed in seeds], strict=True)
+    print(measure.__name__, count, *filter(None, others), sep="\n")
     wrong = sorted(filter(None, wrong), key=len)
     assert not wrong, f"{len(wrong)} programs are wrong, of these the shortest:\n{wrong[0]}"
     # Otherwise the test would pass by refusing, or by torch's own forward mode.
     assert count.refused <= 0.05 * count.programs
-    assert count.slower <= 0.1 * count.programs
+    assert count.slower <= 0.05 * count.programs
+    assert not count.defects
     assert count.differences <= 0.1 * count.programs
 
 
