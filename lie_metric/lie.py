@@ -181,7 +181,7 @@ def linearise(
         pushed = moved if directions is None else torch.cat([moved, directions.to(moved)])
         measured = function_of(model, output, function)
         # In training a penalty is taken at every step: there a model is checked once.
-        known = torch.is_grad_enabled() and _is_known(model)
+        checked = torch.is_grad_enabled() and _is_known(model)
         primal, products, used, check = push(
             measured,
             inputs,
@@ -189,7 +189,7 @@ def linearise(
             method,
             chunk_size,
             precise=_precise(model, output, function),
-            verified=verify and not known,
+            verified=verify and not checked,
         )
         output_representation = carried(primal, inputs, model, output_representation, input_representation)
         along_basis = products[: len(basis)] - output_representation.tangents(primal, basis, resampling)

@@ -110,7 +110,7 @@ class Dual(Tensor):
         return self.moving.get()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # type: ignore[override]
         """Computes an operation of dual tensors, and the tangents of its result."""
         return _dispatch(func, args, kwargs or {})
 
@@ -125,25 +125,13 @@ class Dual(Tensor):
         return cast(Dual, memo.setdefault(id(self), self.clone()))
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """The tensor behind autograd's back, tangents included."""
         return self.detach()
 
     @data.setter
     def data(self, value: Tensor) -> None:
         raise Unsupported("the values of a tensor are exchanged by its attribute `data`")
-
-    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
-        # Without this torch reads memory that is not there, and the process ends.
-        raise Unsupported("a tensor leaves torch by DLPack")
-
-    def untyped_storage(self) -> Any:
-        """Refuses, as :meth:`data_ptr`.
-
-        Raises:
-            Unsupported: Always.
-        """
-        raise Unsupported("the storage of a tensor is read")
 
 
 def carries(value: Tensor) -> bool:
@@ -169,7 +157,7 @@ def wrap(value: Tensor, tangents: Tensor | Tangents, sources: Sequence[Any] = ()
     Returns:
         The dual tensor.
     """
-    dual: Dual = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    dual: Dual = torch.Tensor._make_wrapper_subclass(
         Dual, value.shape, strides=value.stride(), storage_offset=value.storage_offset(), dtype=value.dtype,
         device=value.device,
     )  # fmt: skip
@@ -335,8 +323,8 @@ class _Created(TorchDispatchMode):
 
 _CREATING = {
     "zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones",
-    "new_empty", "new_full", "empty_strided", "new_empty_strided", "clone", "scalar_tensor", "linspace", "eye", "arange",
-    "_to_copy", "lift_fresh",
+    "new_empty", "new_full", "empty_strided", "new_empty_strided", "clone", "scalar_tensor", "linspace", "eye",
+    "arange", "_to_copy", "lift_fresh",
 }  # fmt: skip
 
 
@@ -418,7 +406,7 @@ def _in_place(twin: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     if any(dual is _LOCK for dual in family):
         raise Unsupported(f"{name}_ changes memory of which there is a conjugate or negative view")
     rule = IN_PLACE.get(name)
-    result = NotImplemented
+    result: Any = NotImplemented
     if rule is not None and not family and target.moving.alone():
         result = rule(twin, args, kwargs, target.moving)
     if result is NotImplemented:

@@ -1,9 +1,8 @@
-"""Products of a function's Jacobian with tangents: which method takes them, in how many parts, and whether they are right."""
+"""Products of a function's Jacobian with tangents: which method, in how many parts, and whether they are right."""
 
 from __future__ import annotations
 
 import traceback
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from lie_metric.jacobian.carrying import Unsupported, WrittenInto
 from lie_metric.jacobian.methods import METHODS, Function, difference
 from lie_metric.jacobian.verification import Check, Disagreement, verify
+from lie_metric.warning import warn
 
 __all__ = ["Method", "Products", "push"]
 
@@ -142,23 +142,21 @@ def _first_that_works(
             written = isinstance(error, WrittenInto)
             _fault_of_the_function(function, inputs)
             if _is_defect(error):
-                warnings.warn(
+                warn(
                     f"A rule of forward mode failed ({type(error).__name__}: {_line(error)}); another method is used. "
-                    "Please report it with the model.",
-                    RuntimeWarning,
-                    stacklevel=2,
+                    "Please report it with the model."
                 )
             reasons[name] = _line(error)
             continue
         if choosing and (wrong or set(reasons) - _CARRYING):
             # Whether tensors carry their tangents or `vmap` does is a matter of speed alone.
-            warnings.warn(f"Method {name!r} is used, because others fail: {_told(reasons | wrong)}.", stacklevel=2)
+            warn(f"Method {name!r} is used, because others fail: {_told(reasons | wrong)}.")
         return Products(value, products, name, made)
     if wrong:
         raise RuntimeError(
             f"`model` must have a derivative that agrees with its own central differences, but none does: "
-            f"{_told(wrong)}. Replace what declares another derivative than it has, or pass `method='difference'`, which "
-            "measures the function as it is."
+            f"{_told(wrong)}. Replace what declares another derivative than it has, or pass `method='difference'`, "
+            "which measures the function as it is."
         )
     raise RuntimeError(
         f"`model` must be differentiable by the method asked for, but an operation lacks a rule ({_told(reasons)}). "
@@ -176,9 +174,7 @@ def _within_memory(
             if chunk == 1:
                 raise
             chunk = (chunk + 1) // 2
-            warnings.warn(
-                f"Out of memory: repeated with `chunk_size={chunk}`; set it to save the attempt.", stacklevel=2
-            )
+            warn(f"Out of memory: repeated with `chunk_size={chunk}`; set it to save the attempt.")
 
 
 def _check(

@@ -235,8 +235,9 @@ def _where(func: Any, args: tuple, kwargs: dict) -> Any:
         return NotImplemented
     condition, first, second = args
     value = func(condition, plain(first), plain(second))
-    moved = [_aligned(arg, value.ndim) if isinstance(arg, Dual) else 0.0 for arg in (first, second)]
-    tangents = torch.where(condition, *moved).to(value.dtype)
+    zero = value.new_zeros(())
+    moved = [_aligned(arg, value.ndim) if isinstance(arg, Dual) else zero for arg in (first, second)]
+    tangents = torch.where(condition, moved[0], moved[1]).to(value.dtype)
     return wrap(value, tangents.expand(len(tangents), *value.shape))
 
 
