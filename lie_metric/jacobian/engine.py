@@ -100,7 +100,7 @@ def push(
     # A backward pass costs about what a tangent does.
     if survey is not None and survey.elements + 2 < len(tangents):
         names = ("reverse", *names[:-1])
-    return _first_that_works(names, function, precise, inputs, tangents, chunk, verified, method == "auto")
+    return _first_that_works(names, function, precise, inputs, tangents, chunk, verified, method)
 
 
 def _on_a_copy(function: Function) -> Function:
@@ -120,7 +120,7 @@ def _first_that_works(
     tangents: Tensor,
     chunk: int,
     verified: bool,
-    choosing: bool,
+    asked: str,
 ) -> Products:
     reasons: dict[str, str] = {}
     wrong: dict[str, str] = {}
@@ -140,7 +140,10 @@ def _first_that_works(
             continue
         except Exception as error:
             written = isinstance(error, WrittenInto)
-            _fault_of_the_function(function, inputs)
+            if not isinstance(error, Unsupported):
+                _fault_of_the_function(function, inputs)
+            if len(names) == 1 and isinstance(error, ValueError):
+                raise  # the method itself says what it needs
             if _is_defect(error):
                 warn(
                     f"A rule of forward mode failed ({type(error).__name__}: {_line(error)}); another method is used. "
@@ -148,19 +151,20 @@ def _first_that_works(
                 )
             reasons[name] = _line(error)
             continue
-        if choosing and (wrong or set(reasons) - _CARRYING):
-            # Whether tensors carry their tangents or `vmap` does is a matter of speed alone.
-            warn(f"Method {name!r} is used, because others fail: {_told(reasons | wrong)}.")
+        # Whether tensors carry their tangents or `vmap` does is a matter of speed alone.
+        if asked == "auto" and (wrong or set(reasons) - _CARRYING):
+            why = "others do not agree with the function" if wrong else "an operation lacks a rule"
+            warn(f"Method {name!r} is used, because {why} ({_told(reasons | wrong)}).")
         return Products(value, products, name, made)
     if wrong:
         raise RuntimeError(
-            f"`model` must have a derivative that agrees with its own central differences, but none does: "
-            f"{_told(wrong)}. Replace what declares another derivative than it has, or pass `method='difference'`, "
-            "which measures the function as it is."
+            f"`model` must have a derivative that agrees with its own central differences, but by method {asked!r} none "
+            f"does ({_told(reasons | wrong)}). Mend what is named, or pass `method='difference'`, which measures the "
+            "function as it is."
         )
     raise RuntimeError(
-        f"`model` must be differentiable by the method asked for, but an operation lacks a rule ({_told(reasons)}). "
-        "Replace it, choose another method, or pass `method='difference'`."
+        f"`model` must be differentiable by method {asked!r}, but an operation lacks a rule ({_told(reasons)}). Replace "
+        "it, choose another method, or pass `method='difference'`."
     )
 
 
