@@ -253,7 +253,7 @@ class EquivarianceMonitor(Monitor):
         }
         for logger in trainer.loggers:
             if is_a(logger, "TensorBoardLogger"):
-                monitors = [each for each in trainer.callbacks if isinstance(each, EquivarianceMonitor)]
+                monitors = [each for each in trainer.callbacks if isinstance(each, EquivarianceMonitor)]  # type: ignore[attr-defined]
                 tensorboard.write_layout(logger, {each.prefix: each._families() for each in monitors})
                 tags = [f"{family}/{name}" for family, names in families.values() for name in names]
                 tensorboard.write_hyperparameters(trainer, logger, settings, tags)

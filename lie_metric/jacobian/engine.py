@@ -1,35 +1,62 @@
-"""Products of a function's Jacobian with tangents: which method takes them, and in how many parts."""
+"""Products of a function's Jacobian with tangents: which method, in how many parts, and whether they are right."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lie_metric.jacobian.methods import METHODS, reverse
+from lie_metric.jacobian.carrying import Unsupported, WrittenInto
+from lie_metric.jacobian.methods import METHODS, Function, difference
+from lie_metric.jacobian.verification import Check, Disagreement, verify
+from lie_metric.warning import warn
 
-__all__ = ["Method", "push"]
+__all__ = ["Method", "Products", "push"]
 
 Method = Literal["auto", "forward", "reverse", "double_backward", "difference"]
 
-# Reverse and forward mode agree to a few thousand roundings in any sound model; a wrong rule is off by far more.
-_AGREEMENT = {torch.float32: 1e-2, torch.float64: 1e-6}
-
 _ORDER: dict[str, tuple[str, ...]] = {
-    "forward": ("forward", "forward vmap", "forward loop"),
-    "auto": ("forward", "forward vmap", "forward loop", "double_backward"),
+    "forward": ("forward", "forward created", "forward vmap", "forward loop"),
+    "auto": ("forward", "forward created", "forward vmap", "forward loop", "double_backward", "reverse"),
 }
 """What a method tries in turn. The finer names are those that a result reports, and may be asked for again."""
 
 
+_CARRYING = {"forward", "forward created"}
+
+
+class Products(NamedTuple):
+    """What :func:`push` gives.
+
+    Attributes:
+        value: f(x), shape (B, ...).
+        products: Shape (K, B, ...).
+        method: The method that gave them.
+        check: How they compare with the function itself.
+    """
+
+    value: Tensor
+    products: Tensor
+    method: str
+    check: Check
+
+
 def push(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, method: str, chunk_size: int | None
-) -> tuple[Tensor, Tensor, str]:
-    """The value of a function, its derivatives along tangents, and the method that gave them.
+    function: Function,
+    inputs: Tensor,
+    tangents: Tensor,
+    method: str = "auto",
+    chunk_size: int | None = None,
+    *,
+    precise: Function | None = None,
+    verified: bool = True,
+) -> Products:
+    """The value of a function and its derivatives along tangents.
 
     Args:
         function: A function of one tensor; if inputs have several rows, so have its values.
@@ -37,90 +64,162 @@ def push(
         tangents: Shape (K, B, ...).
         method: One of :data:`Method`, or the method of an earlier result.
         chunk_size: How many tangents to push at a time, or None.
+        precise: The function in float64, for the check and for differences, if there is a way to have it.
+        verified: Whether the products are checked against the function itself; a method that fails the check gives way
+            to the next.
 
     Returns:
-        The value, the derivatives (K, ...) and the method.
+        The value, the derivatives, the method and the check.
 
     Raises:
-        RuntimeError: If the function cannot be differentiated.
+        RuntimeError: If no method can differentiate the function, or none agrees with it.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+        >>> push(torch.square, x, torch.ones(1, 1, 2).double()).products.tolist()
+        [[[2.0, 4.0]]]
     """
+    function, precise = _on_a_copy(function), None if precise is None else _on_a_copy(precise)
+    if method == "difference":
+        if torch.is_grad_enabled() and _has_graph(function, inputs):
+            raise RuntimeError(
+                "`method` must not be 'difference' where gradients are to flow, got enabled gradients. Measure under "
+                "`torch.no_grad()`, or choose another method for a penalty."
+            )
+        value, products, step = difference(function, precise, inputs, tangents)
+        made = Check("not made", "difference", reason=f"steps of {step:g} of the norm of the inputs")
+        return Products(value, products, "difference", made)
     chunk = chunk_size or max(len(tangents), 1)
+    survey = _survey(function, inputs) if len(inputs) > 1 and method == "auto" else None
     # With gradients on, what two parts save would be kept for the backward pass all the same.
     free = chunk_size is None and len(tangents) >= 4 and not torch.is_grad_enabled()
-    survey = _survey(function, inputs) if len(inputs) > 1 and method == "auto" else None
     if free and survey is not None and len(tangents) * len(inputs) * survey.largest > _LARGE:
         # A second pass of the images is a seventh of the time for six tangents, and saves nearly half of the memory.
         chunk = (len(tangents) + 1) // 2
-    # A backward pass costs about what a tangent does; the check against forward mode costs two.
-    narrow = survey is not None and survey.elements + 2 < len(tangents)
+    names = _ORDER.get(method, (method,))
+    # A backward pass costs about what a tangent does.
+    if survey is not None and survey.elements + 2 < len(tangents):
+        names = ("reverse", *names[:-1])
+    return _first_that_works(names, function, precise, inputs, tangents, chunk, verified, method == "auto")
+
+
+def _on_a_copy(function: Function) -> Function:
+    """The function, which may change what it is given in place."""
+    return lambda x: function(x.clone())
+
+
+def _has_graph(function: Function, inputs: Tensor) -> bool:
+    return inputs.requires_grad or function(inputs).requires_grad
+
+
+def _first_that_works(
+    names: tuple[str, ...],
+    function: Function,
+    precise: Function | None,
+    inputs: Tensor,
+    tangents: Tensor,
+    chunk: int,
+    verified: bool,
+    choosing: bool,
+) -> Products:
+    reasons: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    written = False
+    for name in names:
+        if name == "forward created" and not written and "forward" in names:
+            continue
+        try:
+            value, products = _within_memory(name, function, inputs, tangents, chunk)
+            made = Check("not made", name, reason="checked before" if name in METHODS else "")
+            if verified:
+                made = _check(name, function, precise, inputs, tangents, value, products)
+        except torch.OutOfMemoryError:
+            raise
+        except Disagreement as error:
+            wrong[name] = str(error)
+            continue
+        except Exception as error:
+            written = isinstance(error, WrittenInto)
+            _fault_of_the_function(function, inputs)
+            if _is_defect(error):
+                warn(
+                    f"A rule of forward mode failed ({type(error).__name__}: {_line(error)}); another method is used. "
+                    "Please report it with the model."
+                )
+            reasons[name] = _line(error)
+            continue
+        if choosing and (wrong or set(reasons) - _CARRYING):
+            # Whether tensors carry their tangents or `vmap` does is a matter of speed alone.
+            warn(f"Method {name!r} is used, because others fail: {_told(reasons | wrong)}.")
+        return Products(value, products, name, made)
+    if wrong:
+        raise RuntimeError(
+            f"`model` must have a derivative that agrees with its own central differences, but none does: "
+            f"{_told(wrong)}. Replace what declares another derivative than it has, or pass `method='difference'`, "
+            "which measures the function as it is."
+        )
+    raise RuntimeError(
+        f"`model` must be differentiable by the method asked for, but an operation lacks a rule ({_told(reasons)}). "
+        "Replace it, choose another method, or pass `method='difference'`."
+    )
+
+
+def _within_memory(
+    name: str, function: Function, inputs: Tensor, tangents: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
     while True:
         try:
-            output, products, used = _choose(function, inputs, tangents, method, chunk, narrow)
+            return METHODS[name](function, inputs, tangents, chunk)
         except torch.OutOfMemoryError:
             if chunk == 1:
                 raise
             chunk = (chunk + 1) // 2
-            warnings.warn(
-                f"Out of memory: repeated with `chunk_size={chunk}`; set it to save the attempt.", stacklevel=4
-            )
-            continue
-        _refuse_detached(function, inputs, tangents, output, products)
-        return output, products, used
+            warn(f"Out of memory: repeated with `chunk_size={chunk}`; set it to save the attempt.")
 
 
-def _choose(
-    function: Callable[[Tensor], Tensor],
+def _check(
+    name: str,
+    function: Function,
+    precise: Function | None,
     inputs: Tensor,
     tangents: Tensor,
-    method: str,
-    chunk: int,
-    narrow: bool,
-) -> tuple[Tensor, Tensor, str]:
-    if narrow:
-        try:
-            output, products = reverse(function, inputs, tangents, chunk)
-            check = _choose(function, inputs, tangents[:1], "forward", 1, False)[1]
-        except (RuntimeError, NotImplementedError):
-            pass  # the order below finds out whether it was the method or the model
-        else:
-            error, size = (products[:1] - check).norm(), check.norm()
-            if bool(error <= _AGREEMENT.get(products.dtype, 1e-2) * size):
-                return output, products, "reverse"
-            warnings.warn(
-                f"Reverse mode differs from forward mode by {float(error / size):.1e} of it on this model, whose "
-                "images influence one another or which has an operation with a wrong rule; forward mode is used.",
-                stacklevel=5,
-            )
-    reasons: dict[str, str] = {}
-    for name in _ORDER.get(method, (method,)):
-        try:
-            output, products = METHODS[name](function, inputs, tangents, chunk)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError, TypeError) as error:
-            if name != "forward" and not set(reasons) - {"forward"}:
-                with torch.no_grad():
-                    function(inputs)  # a fault of the model itself is shown as it is
-            reasons[name] = str(error).strip().split("\n")[0][:200]
-            continue
-        # Whether tensors carry their tangents or `vmap` does is a matter of speed alone.
-        if set(reasons) - {"forward"}:
-            warnings.warn(
-                f"Method {name!r} is used, because an operation lacks a rule ({_told(reasons)}).", stacklevel=5
-            )
-        return output, products, name
-    raise RuntimeError(
-        f"`model` must be differentiable by method {method!r}, but an operation lacks a rule ({_told(reasons)}). "
-        "Replace it, or choose another method."
-    )
+    value: Tensor,
+    products: Tensor,
+) -> Check:
+    def run(f: Function, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return METHODS[name](f, x, t, 1)
+
+    return verify(run, name, function, precise, inputs, tangents, value, products)
+
+
+def _fault_of_the_function(function: Function, inputs: Tensor) -> None:
+    """A function that fails by itself is shown as it fails."""
+    with torch.no_grad():
+        function(inputs)
+
+
+def _is_defect(error: Exception) -> bool:
+    """Whether it is neither a refusal nor something that torch cannot do, but came from this package."""
+    if isinstance(error, (Unsupported, NotImplementedError)):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).name in {"carrying.py", "memory.py", "rules.py"}
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
 def _told(reasons: Mapping[str, str]) -> str:
-    return "; ".join(f"{tried}: {reason}" for tried, reason in reasons.items())
+    """Reasons by method, each once."""
+    grouped: dict[str, list[str]] = {}
+    for tried, reason in reasons.items():
+        grouped.setdefault(reason, []).append(tried)
+    return "; ".join(f"{', '.join(tried)}: {reason}" for reason, tried in grouped.items())
 
 
 class _Survey(TorchFunctionMode):
-    """What one image makes of a model, at a fraction of a pass.
+    """What one image makes of a function, at a fraction of a pass.
 
     Attributes:
         elements: How many elements its output has.
@@ -138,34 +237,18 @@ class _Survey(TorchFunctionMode):
         return result
 
 
-# Bytes of all tangents of one tensor above which they go through the model in two parts.
+# Bytes of all tangents of one tensor above which they go through the function in two parts.
 _LARGE = 128 * 2**20
 
 
-def _survey(function: Callable[[Tensor], Tensor], inputs: Tensor) -> _Survey | None:
+def _survey(function: Function, inputs: Tensor) -> _Survey | None:
     survey = _Survey()
     try:
         with torch.no_grad(), survey:
             first = function(inputs[:1])
-    except (RuntimeError, NotImplementedError, ValueError):
-        return None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return None  # one image alone need not make a batch
     survey.elements = first.numel()
     return survey if first.shape[:1] == (1,) else None
-
-
-def _refuse_detached(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, output: Tensor, products: Tensor
-) -> None:
-    """A derivative of exactly zero is doubted: a detached tensor gives zero although the output moves."""
-    if products.numel() == 0 or bool(products.any()) or not bool(tangents.any()):
-        return
-    size = tangents.flatten(1).norm(dim=1).argmax()
-    with torch.no_grad():
-        step = 1e-2 * inputs.norm() / tangents[size].norm()
-        change = function(inputs + step * tangents[size]) - output
-    rounding = 1e3 * torch.finfo(output.dtype).eps
-    if bool(change.norm() > rounding * output.norm()) and bool(torch.isfinite(change).all()):
-        raise RuntimeError(
-            "`model` must be differentiable, but its derivative is exactly zero while its output moves with the input. "
-            "It detaches a tensor, leaves torch (`.detach()`, `.item()`, `.numpy()`), or rounds: remove that."
-        )

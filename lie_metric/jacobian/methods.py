@@ -1,36 +1,38 @@
-"""The ways to multiply with a Jacobian: forward mode in three forms, reverse mode, and double backward."""
+"""The ways to multiply with a Jacobian: forward mode in three forms, reverse mode, double backward, and differences."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from lie_metric.jacobian import rules  # noqa: F401  # they register themselves
 from lie_metric.jacobian.carrying import Unsupported, push_forward
+from lie_metric.warning import warn
 
-__all__ = ["METHODS", "reverse"]
+__all__ = ["METHODS", "Function", "central_difference", "difference", "raised"]
+
+Function = Callable[[Tensor], Tensor]
 
 
-def _forward(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk: int
-) -> tuple[Tensor, Tensor]:
+def _forward(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Forward mode; tensors carry their tangents, those of a chunk share one primal pass."""
     if torch.is_grad_enabled():
         raise Unsupported("the fused rules have no derivatives of their own")
-    try:
-        return _in_chunks(lambda part: push_forward(function, inputs, part), function, inputs, tangents, chunk)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        # Whatever a model does that these tensors cannot stand, plain ones can; its own faults are met again there.
-        raise Unsupported(str(error)) from error
+    return _in_chunks(lambda part: push_forward(function, inputs, part), function, inputs, tangents, chunk)
 
 
-def _forward_vmap(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk: int
-) -> tuple[Tensor, Tensor]:
+def _forward_created(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """The same, where moving tensors are written into such as the function creates."""
+    if torch.is_grad_enabled():
+        raise Unsupported("the fused rules have no derivatives of their own")
+    return _in_chunks(lambda part: push_forward(function, inputs, part, True), function, inputs, tangents, chunk)
+
+
+def _forward_vmap(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Forward mode; the tangents of a chunk are vectorised over one primal pass."""
 
     def push(tangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,23 +44,7 @@ def _forward_vmap(
     return _in_chunks(vectorised, function, inputs, tangents, chunk)
 
 
-def _in_chunks(
-    push: Callable[[Tensor], tuple[Tensor, Tensor]],
-    function: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    tangents: Tensor,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    if len(tangents) == 0:
-        output = function(inputs)
-        return output, output.new_zeros((0, *output.shape))
-    parts = [push(part) for part in tangents.split(chunk)]
-    return parts[0][0], torch.cat([product for _, product in parts])
-
-
-def _forward_loop(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk: int
-) -> tuple[Tensor, Tensor]:
+def _forward_loop(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Forward mode, one tangent at a time, for operations without a batching rule."""
 
     def push(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,9 +54,17 @@ def _forward_loop(
     return _in_chunks(push, function, inputs, tangents, 1)
 
 
-def reverse(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk: int
+def _in_chunks(
+    push: Callable[[Tensor], tuple[Tensor, Tensor]], function: Function, inputs: Tensor, tangents: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
+    if len(tangents) == 0:
+        output = function(inputs)
+        return output, output.new_zeros((0, *output.shape))
+    parts = [push(part) for part in tangents.split(chunk)]
+    return parts[0][0], torch.cat([product for _, product in parts])
+
+
+def _reverse(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """One backward pass for each output element of an image gives its row of the Jacobian for every image."""
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -92,9 +86,7 @@ def reverse(
     return output if keep else output.detach(), torch.stack(columns, dim=-1).reshape(len(tangents), *output.shape)
 
 
-def _double_backward(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, chunk: int
-) -> tuple[Tensor, Tensor]:
+def _double_backward(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """The derivative of the vector-Jacobian product with respect to its vector is the Jacobian-vector product."""
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -114,10 +106,109 @@ def _double_backward(
     return output if keep else output.detach(), stacked
 
 
-METHODS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+METHODS: dict[str, Callable[[Function, Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {
     "forward": _forward,
+    "forward created": _forward_created,
     "forward vmap": _forward_vmap,
     "forward loop": _forward_loop,
-    "reverse": reverse,
+    "reverse": _reverse,
     "double_backward": _double_backward,
 }
+"""By automatic differentiation: from a function, inputs, tangents and how many of them to push at a time."""
+
+
+def raised(function: Function, precise: Function | None, inputs: Tensor) -> tuple[Function, Tensor, Tensor]:
+    """A function in float64 where it runs so, and as it is where it does not.
+
+    Args:
+        function: The function.
+        precise: The same in float64, if there is a way to have it.
+        inputs: Where it is evaluated.
+
+    Returns:
+        The function, the inputs in its precision, and its value there.
+    """
+    if inputs.dtype != torch.float64 and inputs.device.type != "mps":
+        try:
+            wide = inputs.double()
+            value = (precise or function)(wide)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            pass  # such as weights that stay in float32: there is nothing to tell, the other way is as usual
+        else:
+            if value.dtype == torch.float64:
+                return precise or function, wide, value
+    return function, inputs, function(inputs)
+
+
+def central_difference(function: Function, inputs: Tensor, tangent: Tensor, step: float) -> Tensor:
+    """(f(x + h t) - f(x - h t)) / 2h.
+
+    Args:
+        function: f.
+        inputs: x.
+        tangent: t, of the shape of x.
+        step: h.
+
+    Returns:
+        The difference, of the shape of f(x).
+
+    Example:
+        >>> x = torch.tensor([1.0], dtype=torch.float64)
+        >>> round(central_difference(torch.exp, x, x, 1e-4).item(), 6)
+        2.718282
+    """
+    return (function(inputs + step * tangent) - function(inputs - step * tangent)) / (2 * step)
+
+
+_LARGEST_STEP = 1e-2
+_STEPS = {torch.float64: (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}
+_FEW_STEPS = (1e-2, 3e-3, 1e-3)
+# Differences of neighbouring steps that are as near as this have converged.
+_CONVERGED = 1e-2
+
+
+def difference(
+    function: Function, precise: Function | None, inputs: Tensor, tangents: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """Central differences, in float64 where the function runs so.
+
+    Steps are parts of ‖x‖ / ‖t‖. The one is taken whose difference along a sum of all tangents is nearest to that of
+    its neighbour.
+
+    Args:
+        function: The function.
+        precise: The same in float64, if there is a way to have it.
+        inputs: Shape (B, ...).
+        tangents: Shape (K, B, ...).
+
+    Returns:
+        The value, the derivatives (K, ...), and the step.
+
+    Warns:
+        UserWarning: If no step gives a difference that has converged; then the largest is taken.
+    """
+    with torch.no_grad():
+        chosen, points, value = raised(function, precise, inputs)
+        moved = tangents.to(points.dtype)
+        sizes = [points.norm().clamp(min=torch.finfo(points.dtype).tiny) / t.norm() for t in moved]
+        total = sum((t * s for t, s in zip(moved, sizes, strict=True) if bool(t.any())), torch.zeros_like(points))
+        steps = _STEPS.get(value.dtype, _FEW_STEPS)
+        found = [central_difference(chosen, points, total, step) for step in steps]
+        apart = [float((a - b).norm() / b.norm()) if bool(b.any()) else 0.0 for a, b in pairwise(found)]
+        best = min(range(len(apart)), key=lambda index: apart[index])
+        step = steps[best + 1]
+        if not apart[best] <= _CONVERGED:
+            step = _LARGEST_STEP
+            warn(
+                f"No step gives central differences that have converged: the function jumps, or is too noisy. Those of "
+                f"a step of {step:g} of the norm of the inputs are given; they hold for changes of that size alone."
+            )
+        products = [
+            central_difference(chosen, points, t * s, step) / s if bool(t.any()) else torch.zeros_like(value)
+            for t, s in zip(moved, sizes, strict=True)
+        ]
+        stacked = torch.stack(products) if products else value.new_zeros((0, *value.shape))
+        output = value if value.dtype == inputs.dtype else function(inputs)
+        return output, stacked.to(output.dtype), step
