@@ -280,7 +280,7 @@ def layerwise_equivariance_error(
     """
     resampling = resampling or Resampling()
     validate_options(output, input_representation, output_representation, resampling, "auto", chunk_size)
-    validate_inputs(model, inputs, input_representation)
+    validate_inputs(model, inputs, input_representation, function)
     asked = resolve(generators)
     if probes != "exact" and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
         raise ValueError(f"`probes` must be 'exact' or a positive integer, got {probes!r}.")
