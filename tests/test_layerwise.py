@@ -1,7 +1,9 @@
 """Attribution by operation: completeness, the reference values, the granularities, and what it does to the model."""
 
+import dataclasses
 import json
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import lie_metric as lm
+from lie_metric import layerwise
 from lie_metric import representations as R
+from lie_metric.lie import linearise
 
 TWO = ("rotation", "translation_x", "scale")
 
@@ -294,8 +298,6 @@ def _operations(model, x):
 
 def test_flows_that_follow_from_others(monkeypatch):
     """Kirchhoff's law spares computations: the contributions are those of computing everything."""
-    from lie_metric import layerwise
-
     model, x = Tricky().double(), images(2)
     spared = lm.layerwise_equivariance_error(model, x, TWO, probes=2)
     counts = []
@@ -330,12 +332,15 @@ def test_tensors_changed_through_views():
     assert sum(row.share for row in report.by("op") if row.generator == "rotation") == pytest.approx(1)
 
 
-def test_a_change_behind_the_graph_is_refused():
+def test_a_change_behind_the_graph_is_refused(monkeypatch):
     def model(x):
         y = (x + 1).exp() + 2
         y.detach().mul_(2)
         return y.flatten(1)[:, :3]
 
+    # Whatever the Lie derivative is, contributions would be those of another function.
+    found = linearise(lambda x: model(x.clone()), images(1), lm.generators("rotation"), method="difference")
+    monkeypatch.setattr(layerwise, "linearise", lambda *args, **kwargs: found)
     with pytest.raises(RuntimeError, match=r"`model` changes a tensor in place .* after Operation.*'add'"):
         lm.layerwise_equivariance_error(model, images(1), "rotation", probes=1)
 
@@ -366,9 +371,24 @@ def test_what_is_missed_is_said():
     with pytest.warns(UserWarning, match=r"contributions miss .*without gradients, such as \['mul in 0'\]"):
         report = lm.layerwise_equivariance_error(nn.Sequential(Ungraded(), tail), images(1), "rotation")
     assert report.residual["rotation"] > 1e-3
-    for cutting, name in ((Detaches(), "detach"), (Item(), "item")):
-        with pytest.warns(UserWarning, match=rf"detaches tensors.*'{name} in 0'"):
-            lm.layerwise_equivariance_error(nn.Sequential(cutting, cnn()), images(1), "rotation", probes=1)
+    with pytest.warns(UserWarning, match=r"contributions miss .*detaches tensors.*'detach in 0'"):
+        lm.layerwise_equivariance_error(nn.Sequential(Detaches(), cnn()), images(1), "rotation", probes=1)
+    # Nothing follows a number that left torch, so that there is no Lie derivative to take apart.
+    with pytest.raises(RuntimeError, match="derivative that agrees with its own central differences"):
+        lm.layerwise_equivariance_error(nn.Sequential(Item(), cnn()), images(1), "rotation", probes=1)
+
+
+@pytest.mark.parametrize(("status", "told"), [("agrees", 0), ("inconclusive", 1)])
+def test_a_cut_that_misses_nothing_is_told_of_where_nothing_was_checked(monkeypatch, status, told):
+    """Where no check was conclusive the Lie derivative may miss what the contributions miss."""
+    model = lambda x: x.flatten(1)[:, :3] + 0 * x.detach().sum()  # noqa: E731
+    found = linearise(model, images(1), lm.generators("rotation"))
+    check = dataclasses.replace(found.check, status=status)
+    monkeypatch.setattr(layerwise, "linearise", lambda *args, **kwargs: dataclasses.replace(found, check=check))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        lm.layerwise_equivariance_error(model, images(1), "rotation")
+    assert sum("detaches tensors" in str(warning.message) for warning in seen) == told
 
 
 def test_a_view_of_a_tensor_that_changes():
@@ -393,7 +413,7 @@ def test_no_shares_of_rounding(dtype, probes):
     """A model that is equivariant exactly along one generator has shares along the other alone."""
     torch.manual_seed(0)
     periodic = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
-    model = nn.Sequential(periodic, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).to(dtype)
+    model = nn.Sequential(periodic, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).to(dtype)
     both, stencil = ("translation_x", "saturation"), lm.Resampling("fourier")
     with pytest.warns(UserWarning, match=r"zero or rounding \(translation_x\), so that") as told:
         report = lm.layerwise_equivariance_error(
@@ -488,13 +508,10 @@ class Anything(R.Invariant):
 
 
 def test_nothing_to_measure():
-    with pytest.raises(ValueError, match=r"`output` must have at least one element .* got shape \(1, 0\): nothing is"):
+    with pytest.raises(ValueError, match=r"`output` must be non-empty, got shape \(1, 0\).*nothing is measured"):
         lm.layerwise_equivariance_error(lambda x: x.flatten(1)[:, :0], images(2), "rotation")
-    for given, match in (
-        (None, "`inputs` must be non-empty"),
-        (Anything(), r"`inputs` must hold images, got shape \(0,"),
-    ):
-        with pytest.raises(ValueError, match=match):
+    for given in (None, Anything()):
+        with pytest.raises(ValueError, match=r"`inputs` must be non-empty, got shape \(0, 3, 16, 16\)"):
             lm.layerwise_equivariance_error(cnn(), images(2)[:0], "rotation", input_representation=given)
 
 
@@ -753,6 +770,21 @@ def test_complex_tensors_are_invariant_unless_told():
 class Magnitude(nn.Module):
     def forward(self, z):
         return (z * z.conj()).real.flatten(1)[:, 1:4]
+
+
+@pytest.mark.parametrize("probes", ["exact", 5])
+def test_norms_and_standard_errors_by_hand(probes):
+    """Means and their standard errors over images, or over probes, of the rows of vectors."""
+    report = lm.layerwise_equivariance_error(cnn(4), images(3), ("rotation", "scale"), probes=probes)
+    for row in report.by("type"):
+        chosen = [i for i, operation in enumerate(report.operations) if operation.kind == row.name]
+        sums = report.vectors[chosen].sum(0)[report.names.index(row.generator)]
+        samples = sums.square() / 12 if probes == 5 else sums.reshape(3, 4).square().mean(1)
+        assert row.squared_norm == pytest.approx(float(samples.mean()), rel=1e-12, abs=1e-30)
+        error = float(samples.std()) / math.sqrt(len(samples))
+        assert row.standard_error == pytest.approx(error, rel=1e-12, abs=1e-30)
+    one = lm.layerwise_equivariance_error(cnn(4), images(1), "rotation")
+    assert all(math.isnan(row.standard_error) for row in one.by("type"))
 
 
 def test_frame_and_plot(tmp_path):
