@@ -824,3 +824,85 @@ def test_bad_input(options, error, match):
         report.by("layer")
     with pytest.raises(ValueError, match="`depth` must be"):
         report.by("type", depth=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted"),
+    [
+        (lambda x: x.permute(0, 2, 3, 1), R.ChannelsLast()),
+        (lambda x: x.repeat(1, 1, 2, 2), R.Image()),
+        (lambda x: x.repeat(1, 1, 3, 3), R.Invariant()),  # more than a map of this image would have
+        (lambda x: x[:, :, :1, :1], R.Invariant()),
+        (lambda x: x[:, :, :8, :8].repeat(1, 6, 1, 1).permute(0, 2, 3, 1), R.ChannelsLast()),
+        (lambda x: x[:, :, :8], R.Invariant()),  # not the proportions of the image
+        (lambda x: x.repeat(1, 6, 1, 1)[:, :16], R.Image()),  # both layouts fit: channels come first
+        (lambda x: x.flatten(2).mT, R.Tokens((16, 16))),
+        (lambda x: x.flatten(2)[:, :, :17].mT, R.Tokens((4, 4), 1)),
+        (lambda x: x.flatten(2)[:, :, :18].mT, R.Tokens((4, 4), 2)),
+        (lambda x: x.flatten(2)[:, :, :19].mT, R.Invariant()),
+        (lambda x: x.flatten(2)[:, :, :7].mT, R.Invariant()),
+        (lambda x: x.flatten(2)[:, :, :16].mT.repeat(2, 1, 1), R.Invariant()),  # not one sequence for each image
+    ],
+)
+def test_actions_that_layouts_suggest(make, wanted):
+    x = images(1)
+    report = lm.layerwise_equivariance_error(lambda x: make(x).flatten()[:3][None] * 1, x, "rotation")
+    made = [operation.representation for operation in report.operations if operation.shape == tuple(make(x).shape)]
+    assert made[-1] == repr(wanted)
+
+
+class Kinds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, 3, 2, 2)
+        self.unused = nn.Linear(2, 2)
+        self.head = nn.Linear(3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        self.kernel = nn.Parameter(torch.randn(3, 3, 1, 1))
+
+    def forward(self, x):
+        y = F.conv2d(self.patch_embed(x), self.kernel)
+        y = F.conv2d(y, self.kernel, None, 2) + F.conv2d(y, self.kernel, stride=(1, 2))[:, :, ::2]
+        y = self.norm(F.relu(y) - 1)
+        y = F.interpolate(y, scale_factor=2) * F.conv_transpose2d(y, self.kernel, stride=2, output_padding=1)
+        return self.head(F.linear(y.mean((2, 3)), self.kernel[:, :, 0, 0]).softmax(1).cumsum(1))
+
+
+def test_kinds_of_operations():
+    report = lm.layerwise_equivariance_error(Kinds().double(), images(1), "rotation", probes=2)
+    assert [op.kind for op in report.operations] == [
+        "patch embedding",
+        "convolution",
+        "strided convolution",
+        "strided convolution",
+        "layout",
+        "residual addition",
+        "activation",
+        "addition of a constant",
+        "normalisation",
+        "up-sampling",
+        "up-sampling",
+        "other",
+        "down-sampling",
+        "linear",
+        "attention",
+        "other",
+        "head",
+        "output",
+    ]
+    rows = {row.name: row for row in report.by("module")}
+    assert (rows["unused"].calls, rows["unused"].squared_norm, rows["unused"].share) == (0, 0, 0)
+
+
+def test_the_worst_of_what_is_missed_is_told(monkeypatch):
+    model, x = cnn(3), images(1)
+    found = linearise(model, x, lm.generators("rotation", "scale", "translation_x"))
+    for factors, worst in (
+        ((3, math.nan, 2), r"miss nan .*\(scale\)"),
+        ((1, 2, 5), r"miss 8.0e-01 .*\(translation_x\)"),
+    ):
+        scaled = found.lie_derivatives * torch.tensor(factors)[:, None, None]
+        changed = dataclasses.replace(found, lie_derivatives=scaled)
+        monkeypatch.setattr(layerwise, "linearise", lambda *args, changed=changed, **kwargs: changed)
+        with pytest.warns(UserWarning, match=worst):
+            lm.layerwise_equivariance_error(model, x, ("rotation", "scale", "translation_x"))
