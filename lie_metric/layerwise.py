@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lie_metric.algebra import Generator, simplest_basis
 from lie_metric.algebra import generators as resolve
 from lie_metric.lie import Generators, linearise
-from lie_metric.measured import Output, function_of, validate_inputs, validate_options
+from lie_metric.measured import Function, Output, function_of, validate_inputs, validate_options
 from lie_metric.randomness import validate_seed
 from lie_metric.recording import Flow, Operation, Recorder, Variable, recorded
 from lie_metric.representations import Image, Invariant, Representation
@@ -215,7 +215,7 @@ def layerwise_equivariance_error(
     *,
     probes: Literal["exact"] | int = "exact",
     output: Output = "logits",
-    function: str | Callable[..., Any] | None = None,
+    function: Function | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
@@ -244,8 +244,7 @@ def layerwise_equivariance_error(
             up to some hundred elements. A number n: n Gaussian probes of the whole batch, with standard errors; for
             each image they are independent, so that cross terms vanish in expectation.
         output: As in :func:`lie_metric.lie_derivative`.
-        function: What is called: by default the model; the name of one of its methods; or a callable from the model and
-            the inputs to what the model returns.
+        function: As in :func:`lie_metric.lie_derivative`.
         input_representation: As in :func:`lie_metric.lie_derivative`.
         output_representation: As in :func:`lie_metric.lie_derivative`.
         resampling: The stencil; the default is ``Resampling()``.
@@ -279,14 +278,16 @@ def layerwise_equivariance_error(
         True
     """
     resampling = resampling or Resampling()
+<<<<<<< HEAD
     validate_options(output, input_representation, output_representation, resampling, "auto", chunk_size)
+=======
+    validate_options(output, input_representation, output_representation, resampling, "auto", chunk_size, function)
+>>>>>>> part-d
     validate_inputs(model, inputs, input_representation, function)
     asked = resolve(generators)
     if probes != "exact" and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
         raise ValueError(f"`probes` must be 'exact' or a positive integer, got {probes!r}.")
     validate_seed(seed)
-    if len(inputs) == 0:
-        raise ValueError(f"`inputs` must hold images, got shape {tuple(inputs.shape)}: no image would be measured.")
     overrides = dict(representations or {})
     modules = _modules(model)
     paths = [path for places in modules.values() for path in places]
@@ -297,7 +298,6 @@ def layerwise_equivariance_error(
                 f"`representations` must name modules of the model, got {path!r}."
                 + (f" Did you mean {close[0]!r}?" if close else " See `model.named_modules()`.")
             )
-    called: dict[str, Any] = {} if function is None else {"function": function}
     basis, matrix = simplest_basis(asked)
     parts: list[Tensor] = []
     levels: list[Tensor] = []
@@ -316,18 +316,13 @@ def layerwise_equivariance_error(
                 images,
                 asked,
                 output=output,
+                function=function,
                 input_representation=input_representation,
                 output_representation=output_representation,
                 resampling=resampling,
                 method=method,
                 chunk_size=chunk_size,
                 verify=not parts,
-                **called,
-            )
-        if whole.output.numel() == 0:
-            raise ValueError(
-                f"`output` must have at least one element for each image, got shape {tuple(whole.output.shape)}: "
-                "nothing is measured. Select another tensor."
             )
         if not parts:
             # The others are measured by what was found right for the first.
@@ -337,7 +332,7 @@ def layerwise_equivariance_error(
         with isolated(model), torch.enable_grad():
             leaf = working_precision(images).detach().clone().requires_grad_()
             recorder = Recorder(leaf, input_representation or Image(), modules, overrides)
-            measured = function_of(model, output, frozen=True, **called)
+            measured = function_of(model, output, function, frozen=True)
             with recorded(recorder, modules):
                 result = measured(recorder.start)
             end = recorder.end(result, whole.representation)

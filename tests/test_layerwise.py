@@ -1,7 +1,9 @@
 """Attribution by operation: completeness, the reference values, the granularities, and what it does to the model."""
 
+import dataclasses
 import json
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import lie_metric as lm
+from lie_metric import layerwise
 from lie_metric import representations as R
+from lie_metric.lie import linearise
 
 TWO = ("rotation", "translation_x", "scale")
 
@@ -294,8 +298,6 @@ def _operations(model, x):
 
 def test_flows_that_follow_from_others(monkeypatch):
     """Kirchhoff's law spares computations: the contributions are those of computing everything."""
-    from lie_metric import layerwise
-
     model, x = Tricky().double(), images(2)
     spared = lm.layerwise_equivariance_error(model, x, TWO, probes=2)
     counts = []
@@ -330,12 +332,15 @@ def test_tensors_changed_through_views():
     assert sum(row.share for row in report.by("op") if row.generator == "rotation") == pytest.approx(1)
 
 
-def test_a_change_behind_the_graph_is_refused():
+def test_a_change_behind_the_graph_is_refused(monkeypatch):
     def model(x):
         y = (x + 1).exp() + 2
         y.detach().mul_(2)
         return y.flatten(1)[:, :3]
 
+    # Whatever the Lie derivative is, contributions would be those of another function.
+    found = linearise(lambda x: model(x.clone()), images(1), lm.generators("rotation"), method="difference")
+    monkeypatch.setattr(layerwise, "linearise", lambda *args, **kwargs: found)
     with pytest.raises(RuntimeError, match=r"`model` changes a tensor in place .* after Operation.*'add'"):
         lm.layerwise_equivariance_error(model, images(1), "rotation", probes=1)
 
@@ -366,9 +371,24 @@ def test_what_is_missed_is_said():
     with pytest.warns(UserWarning, match=r"contributions miss .*without gradients, such as \['mul in 0'\]"):
         report = lm.layerwise_equivariance_error(nn.Sequential(Ungraded(), tail), images(1), "rotation")
     assert report.residual["rotation"] > 1e-3
-    for cutting, name in ((Detaches(), "detach"), (Item(), "item")):
-        with pytest.warns(UserWarning, match=rf"detaches tensors.*'{name} in 0'"):
-            lm.layerwise_equivariance_error(nn.Sequential(cutting, cnn()), images(1), "rotation", probes=1)
+    with pytest.warns(UserWarning, match=r"contributions miss .*detaches tensors.*'detach in 0'"):
+        lm.layerwise_equivariance_error(nn.Sequential(Detaches(), cnn()), images(1), "rotation", probes=1)
+    # Nothing follows a number that left torch, so that there is no Lie derivative to take apart.
+    with pytest.raises(RuntimeError, match="derivative that agrees with its own central differences"):
+        lm.layerwise_equivariance_error(nn.Sequential(Item(), cnn()), images(1), "rotation", probes=1)
+
+
+@pytest.mark.parametrize(("status", "told"), [("agrees", 0), ("inconclusive", 1)])
+def test_a_cut_that_misses_nothing_is_told_of_where_nothing_was_checked(monkeypatch, status, told):
+    """Where no check was conclusive the Lie derivative may miss what the contributions miss."""
+    model = lambda x: x.flatten(1)[:, :3] + 0 * x.detach().sum()  # noqa: E731
+    found = linearise(model, images(1), lm.generators("rotation"))
+    check = dataclasses.replace(found.check, status=status)
+    monkeypatch.setattr(layerwise, "linearise", lambda *args, **kwargs: dataclasses.replace(found, check=check))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        lm.layerwise_equivariance_error(model, images(1), "rotation")
+    assert sum("detaches tensors" in str(warning.message) for warning in seen) == told
 
 
 def test_a_view_of_a_tensor_that_changes():
@@ -393,7 +413,7 @@ def test_no_shares_of_rounding(dtype, probes):
     """A model that is equivariant exactly along one generator has shares along the other alone."""
     torch.manual_seed(0)
     periodic = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
-    model = nn.Sequential(periodic, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).to(dtype)
+    model = nn.Sequential(periodic, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).to(dtype)
     both, stencil = ("translation_x", "saturation"), lm.Resampling("fourier")
     with pytest.warns(UserWarning, match=r"zero or rounding \(translation_x\), so that") as told:
         report = lm.layerwise_equivariance_error(
@@ -488,13 +508,10 @@ class Anything(R.Invariant):
 
 
 def test_nothing_to_measure():
-    with pytest.raises(ValueError, match=r"`output` must have at least one element .* got shape \(1, 0\): nothing is"):
+    with pytest.raises(ValueError, match=r"`output` must be non-empty, got shape \(1, 0\).*nothing is measured"):
         lm.layerwise_equivariance_error(lambda x: x.flatten(1)[:, :0], images(2), "rotation")
-    for given, match in (
-        (None, "`inputs` must be non-empty"),
-        (Anything(), r"`inputs` must hold images, got shape \(0,"),
-    ):
-        with pytest.raises(ValueError, match=match):
+    for given in (None, Anything()):
+        with pytest.raises(ValueError, match=r"`inputs` must be non-empty, got shape \(0, 3, 16, 16\)"):
             lm.layerwise_equivariance_error(cnn(), images(2)[:0], "rotation", input_representation=given)
 
 
@@ -755,6 +772,21 @@ class Magnitude(nn.Module):
         return (z * z.conj()).real.flatten(1)[:, 1:4]
 
 
+@pytest.mark.parametrize("probes", ["exact", 5])
+def test_norms_and_standard_errors_by_hand(probes):
+    """Means and their standard errors over images, or over probes, of the rows of vectors."""
+    report = lm.layerwise_equivariance_error(cnn(4), images(3), ("rotation", "scale"), probes=probes)
+    for row in report.by("type"):
+        chosen = [i for i, operation in enumerate(report.operations) if operation.kind == row.name]
+        sums = report.vectors[chosen].sum(0)[report.names.index(row.generator)]
+        samples = sums.square() / 12 if probes == 5 else sums.reshape(3, 4).square().mean(1)
+        assert row.squared_norm == pytest.approx(float(samples.mean()), rel=1e-12, abs=1e-30)
+        error = float(samples.std()) / math.sqrt(len(samples))
+        assert row.standard_error == pytest.approx(error, rel=1e-12, abs=1e-30)
+    one = lm.layerwise_equivariance_error(cnn(4), images(1), "rotation")
+    assert all(math.isnan(row.standard_error) for row in one.by("type"))
+
+
 def test_frame_and_plot(tmp_path):
     pytest.importorskip("pandas")
     pytest.importorskip("matplotlib")
@@ -792,3 +824,85 @@ def test_bad_input(options, error, match):
         report.by("layer")
     with pytest.raises(ValueError, match="`depth` must be"):
         report.by("type", depth=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted"),
+    [
+        (lambda x: x.permute(0, 2, 3, 1), R.ChannelsLast()),
+        (lambda x: x.repeat(1, 1, 2, 2), R.Image()),
+        (lambda x: x.repeat(1, 1, 3, 3), R.Invariant()),  # more than a map of this image would have
+        (lambda x: x[:, :, :1, :1], R.Invariant()),
+        (lambda x: x[:, :, :8, :8].repeat(1, 6, 1, 1).permute(0, 2, 3, 1), R.ChannelsLast()),
+        (lambda x: x[:, :, :8], R.Invariant()),  # not the proportions of the image
+        (lambda x: x.repeat(1, 6, 1, 1)[:, :16], R.Image()),  # both layouts fit: channels come first
+        (lambda x: x.flatten(2).mT, R.Tokens((16, 16))),
+        (lambda x: x.flatten(2)[:, :, :17].mT, R.Tokens((4, 4), 1)),
+        (lambda x: x.flatten(2)[:, :, :18].mT, R.Tokens((4, 4), 2)),
+        (lambda x: x.flatten(2)[:, :, :19].mT, R.Invariant()),
+        (lambda x: x.flatten(2)[:, :, :7].mT, R.Invariant()),
+        (lambda x: x.flatten(2)[:, :, :16].mT.repeat(2, 1, 1), R.Invariant()),  # not one sequence for each image
+    ],
+)
+def test_actions_that_layouts_suggest(make, wanted):
+    x = images(1)
+    report = lm.layerwise_equivariance_error(lambda x: make(x).flatten()[:3][None] * 1, x, "rotation")
+    made = [operation.representation for operation in report.operations if operation.shape == tuple(make(x).shape)]
+    assert made[-1] == repr(wanted)
+
+
+class Kinds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, 3, 2, 2)
+        self.unused = nn.Linear(2, 2)
+        self.head = nn.Linear(3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        self.kernel = nn.Parameter(torch.randn(3, 3, 1, 1))
+
+    def forward(self, x):
+        y = F.conv2d(self.patch_embed(x), self.kernel)
+        y = F.conv2d(y, self.kernel, None, 2) + F.conv2d(y, self.kernel, stride=(1, 2))[:, :, ::2]
+        y = self.norm(F.relu(y) - 1)
+        y = F.interpolate(y, scale_factor=2) * F.conv_transpose2d(y, self.kernel, stride=2, output_padding=1)
+        return self.head(F.linear(y.mean((2, 3)), self.kernel[:, :, 0, 0]).softmax(1).cumsum(1))
+
+
+def test_kinds_of_operations():
+    report = lm.layerwise_equivariance_error(Kinds().double(), images(1), "rotation", probes=2)
+    assert [op.kind for op in report.operations] == [
+        "patch embedding",
+        "convolution",
+        "strided convolution",
+        "strided convolution",
+        "layout",
+        "residual addition",
+        "activation",
+        "addition of a constant",
+        "normalisation",
+        "up-sampling",
+        "up-sampling",
+        "other",
+        "down-sampling",
+        "linear",
+        "attention",
+        "other",
+        "head",
+        "output",
+    ]
+    rows = {row.name: row for row in report.by("module")}
+    assert (rows["unused"].calls, rows["unused"].squared_norm, rows["unused"].share) == (0, 0, 0)
+
+
+def test_the_worst_of_what_is_missed_is_told(monkeypatch):
+    model, x = cnn(3), images(1)
+    found = linearise(model, x, lm.generators("rotation", "scale", "translation_x"))
+    for factors, worst in (
+        ((3, math.nan, 2), r"miss nan .*\(scale\)"),
+        ((1, 2, 5), r"miss 8.0e-01 .*\(translation_x\)"),
+    ):
+        scaled = found.lie_derivatives * torch.tensor(factors)[:, None, None]
+        changed = dataclasses.replace(found, lie_derivatives=scaled)
+        monkeypatch.setattr(layerwise, "linearise", lambda *args, changed=changed, **kwargs: changed)
+        with pytest.warns(UserWarning, match=worst):
+            lm.layerwise_equivariance_error(model, x, ("rotation", "scale", "translation_x"))
