@@ -278,11 +278,7 @@ def layerwise_equivariance_error(
         True
     """
     resampling = resampling or Resampling()
-<<<<<<< HEAD
-    validate_options(output, input_representation, output_representation, resampling, "auto", chunk_size)
-=======
     validate_options(output, input_representation, output_representation, resampling, "auto", chunk_size, function)
->>>>>>> part-d
     validate_inputs(model, inputs, input_representation, function)
     asked = resolve(generators)
     if probes != "exact" and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):

@@ -159,8 +159,8 @@ def _first_that_works(
     if wrong:
         raise RuntimeError(
             f"`model` must have a derivative that agrees with its own central differences, but by method {asked!r} "
-            f"none does ({_told(reasons | wrong)}). Mend what is named, or pass `method='difference'`, which measures the "
-            "function as it is."
+            f"none does ({_told(reasons | wrong)}). Mend what is named, or pass `method='difference'`, which measures "
+            "the function as it is."
         )
     raise RuntimeError(
         f"`model` must be differentiable by method {asked!r}, but an operation lacks a rule ({_told(reasons)}). "
