@@ -18,6 +18,8 @@ from lie_metric.metrics import (
 )
 from lie_metric.resampling import PAPER, Resampling
 
+__version__ = "0.1.0"
+
 __all__ = [
     "PAPER",
     "BandLimitedEquivariance",
@@ -33,6 +35,7 @@ __all__ = [
     "RelativeStability",
     "RelaxedEquivarianceError",
     "Resampling",
+    "__version__",
     "equivariance_penalty",
     "figures",
     "functional",

@@ -21,6 +21,7 @@ __all__ = [
     "Curve",
     "comparison",
     "equivariance_curves",
+    "error_curves",
     "heat_map",
     "layerwise",
     "modules_over_epochs",

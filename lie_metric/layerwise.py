@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from lie_metric.algebra import Generator, simplest_basis
 from lie_metric.algebra import generators as resolve
-from lie_metric.lie import Generators, Linearisation, linearise
+from lie_metric.lie import Generators, linearise
 from lie_metric.measured import Output, function_of, validate_inputs, validate_options
 from lie_metric.randomness import validate_seed
 from lie_metric.recording import Flow, Operation, Recorder, Variable, recorded
 from lie_metric.representations import Image, Invariant, Representation
-from lie_metric.resampling import Resampling
+from lie_metric.resampling import Resampling, working_precision
 from lie_metric.running import isolated
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Contribution:
         generator: The generator's name.
         squared_norm: ‖c‖² / dim of the part's vector c, mean over images; squared output units per squared unit of t.
             Operations are added up before squaring, and squared norms of parts do not add up.
-        share: ⟨c, Σc⟩ / ‖Σc‖², signed; shares of a partition add up to 1.
+        share: ⟨c, Σc⟩ / ‖Σc‖², signed; shares of a partition add up to 1. NaN where Σc is nothing but rounding.
         calls: How many recorded torch function calls the part holds.
         standard_error: Of ``squared_norm``, over images (exact probes) or over probes (random ones); NaN for one.
     """
@@ -72,6 +72,7 @@ class LayerwiseReport:
             of all images, so that ``vectors.sum(0)`` is the Lie derivative itself; otherwise it is the product with
             random probe p.
         total: Shape (K, probes): the same of the model's Lie derivative, computed without taking it apart.
+        rounding: Shape (K,): norms of sums of ``vectors``, and of ``total``, up to this one may be rounding.
         modules: Paths of the model's modules.
         exact: Whether probes are the output's elements.
         images: Number of images.
@@ -83,6 +84,7 @@ class LayerwiseReport:
     operations: tuple[Operation, ...]
     vectors: Tensor
     total: Tensor
+    rounding: Tensor
     modules: tuple[str, ...]
     exact: bool
     images: int
@@ -91,10 +93,10 @@ class LayerwiseReport:
 
     @property
     def residual(self) -> dict[str, float]:
-        """The completeness error ‖Σc - L f‖ / ‖L f‖ of each generator; the absolute one where L f is zero."""
+        """The completeness error ‖Σc - L f‖ / ‖L f‖ of each generator; the absolute one where L f is rounding."""
         left = (self.vectors.sum(0) - self.total).norm(dim=1)
         size = self.total.norm(dim=1)
-        relative = torch.where(size > 0, left / size.where(size > 0, torch.ones_like(size)), left)
+        relative = left / size.where(size > self.rounding, torch.ones_like(size))
         return dict(zip(self.names, relative.tolist(), strict=True))
 
     @property
@@ -137,6 +139,7 @@ class LayerwiseReport:
             count = samples.shape[1]
             error = samples.std(1) / math.sqrt(count) if count > 1 else torch.full((len(samples),), torch.nan)
             share = (part * whole).sum(1) / whole.square().sum(1)
+            share = share.where(whole.norm(dim=1) > self.rounding, torch.nan)
             for k, generator in enumerate(self.names):
                 row = (float(samples[k].mean()), float(share[k]), len(indices), float(error[k]))
                 rows.append(Contribution(name, generator, *row))
@@ -212,6 +215,7 @@ def layerwise_equivariance_error(
     *,
     probes: Literal["exact"] | int = "exact",
     output: Output = "logits",
+    function: str | Callable[..., Any] | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
@@ -240,10 +244,13 @@ def layerwise_equivariance_error(
             up to some hundred elements. A number n: n Gaussian probes of the whole batch, with standard errors; for
             each image they are independent, so that cross terms vanish in expectation.
         output: As in :func:`lie_metric.lie_derivative`.
+        function: What is called: by default the model; the name of one of its methods; or a callable from the model and
+            the inputs to what the model returns.
         input_representation: As in :func:`lie_metric.lie_derivative`.
         output_representation: As in :func:`lie_metric.lie_derivative`.
         resampling: The stencil; the default is ``Resampling()``.
-        representations: Actions for tensors made inside the modules with these paths, where they fit.
+        representations: Actions for tensors made inside the modules with these paths, where they fit; of modules that
+            stand in one another the innermost counts. Complex tensors are invariant unless one is given here.
         chunk_size: How many tangents, and gradients of probes, are kept at a time; the memory is that of so many times
             the activations. By default all tangents, and 16 gradients.
         seed: Seed of random probes.
@@ -253,11 +260,14 @@ def layerwise_equivariance_error(
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If ``probes`` or ``seed`` is out of range, or a path of ``representations`` is unknown.
-        RuntimeError: If the model has no derivative, or changes tensors where torch functions do not show it.
+        ValueError: If ``probes`` or ``seed`` is out of range, a path of ``representations`` is unknown, or there is
+            nothing to measure.
+        RuntimeError: If the model has no derivative, changes tensors where torch functions do not show it, calls
+            other functions for one image than for another, or checkpoints reentrantly.
 
     Warns:
-        UserWarning: If the contributions do not add up to the Lie derivative, with what may be missing.
+        UserWarning: If the contributions do not add up to the Lie derivative, with what may be missing; or if the Lie
+            derivative is zero or rounding, so that there are no shares of it.
 
     Example:
         >>> import torch, lie_metric as lm
@@ -275,105 +285,150 @@ def layerwise_equivariance_error(
     if probes != "exact" and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
         raise ValueError(f"`probes` must be 'exact' or a positive integer, got {probes!r}.")
     validate_seed(seed)
+    if len(inputs) == 0:
+        raise ValueError(f"`inputs` must hold images, got shape {tuple(inputs.shape)}: no image would be measured.")
     overrides = dict(representations or {})
-    paths = _paths(model)
+    modules = _modules(model)
+    paths = [path for places in modules.values() for path in places]
     for path in overrides:
-        if path not in paths.values():
-            close = difflib.get_close_matches(path, list(paths.values()), 1)
+        if path not in paths:
+            close = difflib.get_close_matches(path, paths, 1)
             raise ValueError(
                 f"`representations` must name modules of the model, got {path!r}."
                 + (f" Did you mean {close[0]!r}?" if close else " See `model.named_modules()`.")
             )
-    with torch.no_grad():
-        whole = linearise(
-            model,
-            inputs,
-            asked,
-            output=output,
-            input_representation=input_representation,
-            output_representation=output_representation,
-            resampling=resampling,
-            chunk_size=chunk_size,
-        )
+    called: dict[str, Any] = {} if function is None else {"function": function}
     basis, matrix = simplest_basis(asked)
-    dimension = whole.output[0].numel()
-    probing = _probes(whole, probes, seed)
-    parts = []
+    parts: list[Tensor] = []
+    levels: list[Tensor] = []
+    totals: list[Tensor] = []
     operations: tuple[Operation, ...] = ()
     cut: set[str] = set()
     ungraded: set[str] = set()
-    for rows, cotangents in probing:
+    method = "auto"
+    # Exactly, one image at a time: windows and shuffles inside a model may mix images, so that a batch of one-hot
+    # probes would need one pass for each image anyhow.
+    batches = inputs.split(1) if probes == "exact" else (inputs,)
+    for images in batches:
+        with torch.no_grad():
+            whole = linearise(
+                model,
+                images,
+                asked,
+                output=output,
+                input_representation=input_representation,
+                output_representation=output_representation,
+                resampling=resampling,
+                method=method,
+                chunk_size=chunk_size,
+                verify=not parts,
+                **called,
+            )
+        if whole.output.numel() == 0:
+            raise ValueError(
+                f"`output` must have at least one element for each image, got shape {tuple(whole.output.shape)}: "
+                "nothing is measured. Select another tensor."
+            )
+        if not parts:
+            # The others are measured by what was found right for the first.
+            method = whole.method
+            checked = whole.check is not None and whole.check.status == "agrees"
+        cotangents = _cotangents(whole.output, probes, seed)
         with isolated(model), torch.enable_grad():
-            leaf = inputs[rows].detach().clone().requires_grad_()
-            recorder = Recorder(leaf, input_representation or Image(), paths, overrides)
-            function = function_of(model, output, frozen=True)
-            with recorded(recorder, paths):
-                result = function(recorder.start)
+            leaf = working_precision(images).detach().clone().requires_grad_()
+            recorder = Recorder(leaf, input_representation or Image(), modules, overrides)
+            measured = function_of(model, output, frozen=True, **called)
+            with recorded(recorder, modules):
+                result = measured(recorder.start)
             end = recorder.end(result, whole.representation)
-            parts.append(
-                _contributions(
-                    recorder, leaf, result, end, cotangents, whole.representation, basis, resampling, chunk_size
-                )
+            part, level = _contributions(
+                recorder, leaf, result, end, cotangents, whole.representation, basis, resampling, chunk_size
+            )
+        if operations and [(op.path, op.function) for op in operations] != [
+            (op.path, op.function) for op in recorder.operations
+        ]:
+            raise RuntimeError(
+                "`model` must call the same functions for every image, but calls others for one image than for the "
+                "one before it. Measure such images one by one."
             )
         operations = tuple(recorder.operations)
         cut |= recorder.cut
         ungraded |= recorder.ungraded
+        parts.append(part)
+        levels.append(level)
+        totals.append(whole.lie_derivatives.flatten(1).double() @ cotangents.flatten(1).double().mT)
     along_basis = torch.cat(parts, dim=2)
-    vectors = torch.einsum("kr,orp->okp", matrix.to(along_basis.device), along_basis)
-    derivatives = whole.lie_derivatives.double()
-    total = torch.cat(
-        [
-            torch.einsum("k...,p...->kp", derivatives[:, rows].flatten(1), cotangents.flatten(1).double())
-            for rows, cotangents in probing
-        ],
-        dim=1,
-    )
+    matrix = matrix.to(along_basis.device)
+    vectors = torch.einsum("kr,orp->okp", matrix, along_basis)
     report = LayerwiseReport(
         tuple(generator.name for generator in asked),
         operations,
         vectors,
-        total,
-        tuple(paths.values()),
+        torch.cat(totals, dim=1),
+        _ROUNDINGS * matrix.abs() @ torch.stack(levels).square().sum(0).sqrt(),
+        _visited(modules, operations),
         probes == "exact",
         len(inputs),
-        dimension,
+        whole.output[0].numel(),
         resampling,
     )
-    bound = 1e-6 if whole.output.dtype == torch.float64 else 1e-2
-    worst = max(report.residual, key=lambda name: report.residual[name])
-    if not report.residual[worst] <= bound:
-        without = f", such as {sorted(ungraded)[:4]}" if ungraded else ""
-        warnings.warn(
-            f"The contributions miss {report.residual[worst]:.1e} of the Lie derivative ({worst}): derivatives of the "
-            f"model backwards are not those forwards. It calls functions without gradients{without}, or has a "
-            "`torch.autograd.Function` whose rules disagree. Shares are of the part that was found.",
-            stacklevel=2,
-        )
-    if cut:
-        warnings.warn(
-            f"The model detaches tensors that depend on its input, or takes them out of torch, in {sorted(cut)[:4]}: "
-            "no derivative, of the model or of its parts, follows them.",
-            stacklevel=2,
-        )
+    _warn_of_gaps(report, 1e-6 if whole.output.dtype == torch.float64 else 1e-2, cut, ungraded, checked)
     return report
 
 
-def _paths(model: object) -> dict[nn.Module, str]:
-    """The path of every module; one that stands in several places has the first of its paths."""
-    return {module: path for path, module in model.named_modules()} if isinstance(model, nn.Module) else {}
+def _warn_of_gaps(report: LayerwiseReport, bound: float, cut: set[str], ungraded: set[str], checked: bool) -> None:
+    """Says where contributions are missing, and where there is nothing that they could have a share of."""
+    size, left = report.total.norm(dim=1), (report.vectors.sum(0) - report.total).norm(dim=1)
+    missed = ~(left <= torch.maximum(bound * size, report.rounding))
+    cuts = f"The model detaches tensors that depend on its input, or takes them out of torch, in {sorted(cut)[:4]}"
+    if missed.any():
+        errors = [math.inf if not error <= math.inf else error for error in report.residual.values()]
+        worst = max(zip(missed.tolist(), errors, report.names, strict=True))[2]
+        reasons = [f"It computes without gradients, such as {sorted(ungraded)[:4]}."] if ungraded else []
+        reasons += [f"{cuts}."] if cut else []
+        reasons += [] if reasons else ["Perhaps a `torch.autograd.Function` has a backward pass of another function."]
+        warnings.warn(
+            f"The contributions miss {report.residual[worst]:.1e} of the Lie derivative ({worst}): gradients do not "
+            f"follow all that the model computes. {' '.join(reasons)} Shares are of the part that was found.",
+            stacklevel=3,
+        )
+    elif cut and not checked:
+        warnings.warn(f"{cuts}: no contribution follows them, and perhaps no derivative of the model.", stacklevel=3)
+    whole = report.vectors.sum(0).norm(dim=1)
+    nothing = [name for name, alike in zip(report.names, (whole <= report.rounding).tolist(), strict=True) if alike]
+    if nothing:
+        warnings.warn(
+            f"All contributions together are zero or rounding ({', '.join(nothing)}), so that their shares are NaN.",
+            stacklevel=3,
+        )
 
 
-def _probes(whole: Linearisation, probes: Literal["exact"] | int, seed: int) -> list[tuple[slice, Tensor]]:
-    """Which images are taken together, and the cotangents of their outputs: shape (probes, images, ...)."""
-    f = whole.output
+def _modules(model: object) -> dict[nn.Module, list[str]]:
+    """The paths of every module, in the order of the model; one that stands in several places has several."""
+    modules: dict[nn.Module, list[str]] = {}
+    if isinstance(model, nn.Module):
+        for path, module in model.named_modules(remove_duplicate=False):
+            modules.setdefault(module, []).append(path)
+    return modules
+
+
+def _visited(modules: Mapping[nn.Module, Sequence[str]], operations: Sequence[Operation]) -> tuple[str, ...]:
+    """The paths of modules: of each the first, and those of the others from which it was called."""
+    called = {operation.path for operation in operations}
+    return tuple(
+        path
+        for places in modules.values()
+        for path in places
+        if path == places[0] or any(name == path or name.startswith(f"{path}.") for name in called)
+    )
+
+
+def _cotangents(f: Tensor, probes: Literal["exact"] | int, seed: int) -> Tensor:
+    """The cotangents of an output: shape (probes, *f.shape)."""
     if probes == "exact":
-        # One image at a time: windows and shuffles inside a model may mix images, so that a batch of one-hot probes
-        # would need one pass for each image anyhow.
-        one = torch.eye(f[0].numel(), dtype=f.dtype, device=f.device).reshape(-1, 1, *f.shape[1:])
-        return [(slice(index, index + 1), one) for index in range(len(f))]
+        return torch.eye(f.numel(), dtype=f.dtype, device=f.device).reshape(-1, *f.shape)
     source = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(probes, *f.shape, generator=source, dtype=torch.float64)
-    return [(slice(None), drawn.to(f))]
+    return torch.randn(probes, *f.shape, generator=source, dtype=torch.float64).to(f)
 
 
 def _contributions(
@@ -386,8 +441,11 @@ def _contributions(
     basis: Sequence[Generator],
     resampling: Resampling,
     chunk_size: int | None,
-) -> Tensor:
-    """The products of all contributions with the cotangents: shape (operations, generators, probes).
+) -> tuple[Tensor, Tensor]:
+    """The products of all contributions with the cotangents, and how precise they are.
+
+    Shapes are (operations, generators, probes) and (generators,); the latter is the norm over probes of one rounding of
+    all that flows.
 
     What a cotangent u makes of an operation's contribution is ⟨uJ, Df[X·in]⟩ - ⟨uJ, X·out⟩: what flows in, the
     products of X·in with the gradient through the operation, less what flows out, which flows into later operations.
@@ -395,11 +453,12 @@ def _contributions(
     balance = torch.zeros(
         len(recorder.operations), len(basis), len(cotangents), dtype=torch.float64, device=result.device
     )
+    level = balance.new_zeros(len(basis))
     if end is None or not basis:
-        return balance
+        return balance, level
     plain = resampling.padding != "zeros" and not any(generator.intensity for generator in basis)
     conserving = {index for index, operation in enumerate(recorder.operations) if operation.commutes and plain}
-    flows = [flow for flow in recorder.flows if not isinstance(flow.variable.representation, Invariant)]
+    flows = [flow for flow in recorder.flows if _acts(flow.variable)]
     known, implied = _independent(flows, conserving)
 
     def book(flow: Flow, amount: Tensor) -> None:
@@ -426,13 +485,36 @@ def _contributions(
             for flow in leaving:
                 amount = torch.zeros_like(balance[0])
                 if flow in gradients:
-                    amount[:, part] = (action.to(precise) @ gradients.pop(flow).to(precise).mT).double()
+                    # For complex tensors autograd's gradient is that of the real inner product.
+                    gradient = gradients.pop(flow).to(precise)
+                    amount[:, part] = (action.to(precise) @ gradient.mH).real.double()
+                    level += _rounding(action, gradient, variable.value)
                 book(flow, amount)
-    wanted = representation.tangents(end.value, basis, resampling)
-    balance[-1] -= (wanted.flatten(1) @ cotangents.flatten(1).mT).double()
+    wanted = representation.tangents(end.value, basis, resampling).flatten(1)
+    balance[-1] -= (wanted @ cotangents.flatten(1).mT).double()
+    level += _rounding(wanted, cotangents.flatten(1), end.value)
     for flow, operation in implied:
         book(flow, -balance[operation] if flow.operation == operation else balance[operation].clone())
-    return balance
+    return balance, level.sqrt()
+
+
+# Up to how many times the rounding of all that flows a sum of contributions is taken for rounding.
+_ROUNDINGS = 1e3
+
+
+def _rounding(action: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
+    """The square of one rounding of products of actions with gradients, summed over gradients: shape (generators,).
+
+    Products of n elements, each off by a rounding of its own, are off by that times the norm of what is summed, which
+    is that of the factors over √n.
+    """
+    sizes = torch.linalg.vector_norm(action, dim=1).double() * torch.linalg.vector_norm(gradient).double()
+    precision = torch.finfo(torch.promote_types(value.dtype, torch.float32)).eps
+    return (precision * sizes).square() / action.shape[1]
+
+
+def _acts(variable: Variable) -> bool:
+    return variable.value.numel() > 0 and not isinstance(variable.representation, Invariant)
 
 
 # How many probes' gradients are kept at a time: all actions are computed anew for each such part.
@@ -512,8 +594,13 @@ def _gradients(
 
 def _act(tensor: Tensor, carrier: Representation, basis: Sequence[Generator], resampling: Resampling) -> Tensor:
     with torch.no_grad():
+        if tensor.is_complex():
+            parts = [_act(part, carrier, basis, resampling) for part in (tensor.real, tensor.imag)]
+            return torch.complex(*parts)
         moved = carrier.tangents(tensor, basis, resampling)
-        if math.isfinite(tensor.sum()):
+        # Padding by -inf ahead of a maximum, and masks of attention by -inf or the lowest of all numbers, leave slopes
+        # that mean nothing: such entries carry no action.
+        limit = torch.finfo(torch.promote_types(tensor.dtype, torch.float32)).max ** 0.5
+        if tensor.abs().amax() <= limit:
             return moved
-        # Padding by -inf ahead of a maximum leaves slopes that are no numbers: such entries carry no action.
-        return torch.where(torch.isfinite(moved), moved, 0.0)
+        return torch.where(moved.abs() <= limit, moved, 0.0)

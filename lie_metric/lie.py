@@ -13,8 +13,8 @@ from torch import Tensor
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
 from lie_metric.jacobian import Check, Method, push
-from lie_metric.measured import Output, function_of, validate_inputs, validate_options
-from lie_metric.representations import Image, Representation, infer_output_representation
+from lie_metric.measured import Function, Output, carried, function_of, validate_inputs, validate_options
+from lie_metric.representations import Image, Representation
 from lie_metric.resampling import Resampling, working_precision
 from lie_metric.running import isolated
 
@@ -53,6 +53,7 @@ def lie_derivative(
     generators: Generators = "affine",
     *,
     output: Output = "logits",
+    function: Function | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
@@ -81,6 +82,8 @@ def lie_derivative(
             pushed through the model as they span: six for ``"affine"``.
         output: ``"logits"``, what the model returns; ``"probabilities"``, its softmax over the last axis; or a
             callable from what the model returns to a tensor.
+        function: What of the model is run: None, the model itself; the name of a method, as ``"encode"``; or a callable
+            ``(model, inputs) -> returned``, for models that take more than images.
         input_representation: How the inputs carry the action; the default is an image.
         output_representation: How the output does; inferred where its shape leaves no choice, see
             :func:`~lie_metric.representations.infer_output_representation`.
@@ -116,6 +119,7 @@ def lie_derivative(
         inputs,
         asked,
         output=output,
+        function=function,
         input_representation=input_representation,
         output_representation=output_representation,
         resampling=resampling,
@@ -131,6 +135,7 @@ def linearise(
     asked: Sequence[Generator],
     *,
     output: Output = "logits",
+    function: Function | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
@@ -146,6 +151,7 @@ def linearise(
         inputs: As in :func:`lie_derivative`.
         asked: K generators.
         output: As in :func:`lie_derivative`.
+        function: As in :func:`lie_derivative`.
         input_representation: As in :func:`lie_derivative`.
         output_representation: As in :func:`lie_derivative`.
         resampling: As in :func:`lie_derivative`.
@@ -162,8 +168,8 @@ def linearise(
     """
     resampling = resampling or Resampling()
     known = method.split(" ")[0]
-    validate_options(output, input_representation, output_representation, resampling, known, chunk_size)
-    validate_inputs(model, inputs, input_representation)
+    validate_options(output, input_representation, output_representation, resampling, known, chunk_size, function)
+    validate_inputs(model, inputs, input_representation, function)
     carrier = input_representation or Image()
     basis, matrix = spanning_set(asked)
     with isolated(model):
@@ -173,21 +179,19 @@ def linearise(
         inputs = working_precision(inputs)
         moved = carrier.tangents(inputs, basis, resampling)
         pushed = moved if directions is None else torch.cat([moved, directions.to(moved)])
-        function = function_of(model, output)
+        measured = function_of(model, output, function)
         # In training a penalty is taken at every step: there a model is checked once.
-        known = torch.is_grad_enabled() and _is_known(model)
+        checked = torch.is_grad_enabled() and _is_known(model)
         primal, products, used, check = push(
-            function,
+            measured,
             inputs,
             pushed,
             method,
             chunk_size,
-            precise=_precise(model, output),
-            verified=verify and not known,
+            precise=_precise(model, output, function),
+            verified=verify and not checked,
         )
-        if output_representation is None:
-            output_representation = infer_output_representation(primal, inputs, model)
-        output_representation.check(primal, "output")
+        output_representation = carried(primal, inputs, model, output_representation, input_representation)
         along_basis = products[: len(basis)] - output_representation.tangents(primal, basis, resampling)
         # Inside the isolation, because autocast would combine them in half precision.
         matrix = matrix.to(inputs.device, torch.float32 if inputs.device.type == "mps" else torch.float64)
@@ -216,16 +220,16 @@ def _is_known(model: object) -> bool:
     return False
 
 
-def _precise(model: Callable[..., Any], output: Output) -> Callable[[Tensor], Tensor]:
+def _precise(model: Any, output: Output, function: Function | None) -> Callable[[Tensor], Tensor]:
     """The function with weights raised to float64 while it runs."""
     raised: list[Callable[[Tensor], Tensor]] = []
 
-    def function(inputs: Tensor) -> Tensor:
+    def measured(inputs: Tensor) -> Tensor:
         if not raised:
-            raised.append(function_of(model, output, dtype=torch.float64))
+            raised.append(function_of(model, output, function, dtype=torch.float64))
         return raised[0](inputs)
 
-    return function
+    return measured
 
 
 def _combine(matrix: Tensor, values: Tensor, shape: torch.Size) -> Tensor:

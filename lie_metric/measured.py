@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MethodType
 from typing import Any, Literal, cast, get_args
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from lie_metric.jacobian import Method
-from lie_metric.representations import Image, Representation, infer_output_representation
+from lie_metric.representations import (
+    ChannelsLast,
+    Image,
+    Invariant,
+    Representation,
+    Tokens,
+    infer_output_representation,
+)
 from lie_metric.resampling import Resampling
+from lie_metric.running import same_draws
+from lie_metric.warning import warn
 
-__all__ = ["Output", "evaluated", "function_of", "select_output", "validate_inputs", "validate_options"]
+__all__ = [
+    "Function",
+    "Output",
+    "call_of",
+    "carried",
+    "described",
+    "evaluated",
+    "function_of",
+    "select_output",
+    "validate_inputs",
+    "validate_options",
+]
 
 Output = Literal["logits", "probabilities"] | Callable[[Any], Tensor]
+Function = str | Callable[[Any, Tensor], Any]
 
 _TENSOR_KEYS = ("logits", "out", "output")
 
 
-def validate_inputs(model: object, inputs: object, input_representation: Representation | None) -> None:
+def validate_inputs(
+    model: object, inputs: object, input_representation: Representation | None, function: Function | None = None
+) -> None:
     """Refuses a model or images that cannot be measured, before any work is done.
 
     Args:
         model: As in :func:`lie_derivative`.
         inputs: As in :func:`lie_derivative`.
         input_representation: As in :func:`lie_derivative`.
+        function: As in :func:`lie_derivative`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If the images have the wrong shape or are not finite.
+        ValueError: If the images have the wrong shape or are not finite, or the function is no method of the model.
     """
-    if not callable(model):
-        raise TypeError(f"`model` must be callable, got {type(model).__name__}. Pass a module or a function.")
+    call_of(model, function)
     if not isinstance(inputs, Tensor):
         raise TypeError(
             f"`inputs` must be a tensor, got {type(inputs).__name__}. Pass the images alone, without labels."
@@ -42,7 +71,18 @@ def validate_inputs(model: object, inputs: object, input_representation: Represe
             f"`inputs` must have a floating-point dtype, got {inputs.dtype}. Convert and scale the images, e.g. "
             "`images.float() / 255`."
         )
+    if inputs.ndim and not len(inputs):
+        raise ValueError(
+            f"`inputs` must be non-empty, got shape {tuple(inputs.shape)}: there is no image to measure. Check what "
+            "was selected, and leave empty batches out."
+        )
     (input_representation or Image()).check(inputs, "inputs")
+    if input_representation is None and min(inputs.shape[1:3]) > 4 and inputs.shape[3] in {1, 3, 4}:
+        raise ValueError(
+            f"`inputs` must have axes (B, C, H, W), got shape {tuple(inputs.shape)}, which looks like (B, H, W, C). "
+            "Pass `input_representation=lie_metric.representations.ChannelsLast()` if the model takes that layout, "
+            "`images.movedim(-1, 1)` if it does not, or `input_representation=Image()` if the shape is meant so."
+        )
     if not bool(torch.isfinite(inputs).all()):
         raise ValueError("`inputs` must be finite, got NaN or infinite entries. Check the normalisation of the images.")
 
@@ -54,6 +94,7 @@ def validate_options(
     resampling: Resampling | None,
     method: str,
     chunk_size: int | None,
+    function: Function | None = None,
 ) -> None:
     """Refuses options of a measurement that have no meaning; they can be checked before there is a model.
 
@@ -64,6 +105,7 @@ def validate_options(
         resampling: As in :func:`lie_derivative`.
         method: As in :func:`lie_derivative`.
         chunk_size: As in :func:`lie_derivative`.
+        function: As in :func:`lie_derivative`.
 
     Raises:
         TypeError: If an option is of the wrong kind.
@@ -71,6 +113,11 @@ def validate_options(
     """
     if not callable(output) and output not in {"logits", "probabilities"}:
         raise ValueError(f"`output` must be 'logits', 'probabilities' or a callable, got {output!r}.")
+    if function is not None and not callable(function) and not (isinstance(function, str) and function):
+        raise TypeError(
+            f"`function` must be the name of a method, a callable or None, got {function!r}. Pass e.g. 'encode', or "
+            "`lambda model, images: model(images, steps=4)`."
+        )
     for name, value in (
         ("input_representation", input_representation),
         ("output_representation", output_representation),
@@ -125,42 +172,243 @@ def _unwrap(returned: Any) -> Tensor:
         keys = [key for key in _TENSOR_KEYS if isinstance(returned.get(key), Tensor)]
         if keys:
             return cast(Tensor, returned[keys[0]])
+        parts, kind, access = dict(returned), "a mapping with keys", "returned[{!r}]"
     elif isinstance(getattr(returned, "logits", None), Tensor):
         return cast(Tensor, returned.logits)
     elif isinstance(returned, (tuple, list)) and returned and isinstance(returned[0], Tensor):
         return returned[0]
-    kind = f"a mapping with keys {list(returned)}" if isinstance(returned, Mapping) else type(returned).__name__
+    elif isinstance(returned, (tuple, list)):
+        parts, kind, access = dict(enumerate(returned)), f"a {type(returned).__name__} of length", "returned[{!r}]"
+    else:
+        fields = [one.name for one in dataclasses.fields(returned)] if dataclasses.is_dataclass(returned) else []
+        parts = {name: getattr(returned, name) for name in fields or getattr(returned, "__dict__", {})}
+        kind, access = f"{type(returned).__name__} with attributes", "returned.{}"
+    tensors = [key for key, value in parts.items() if isinstance(value, Tensor)]
+    held: Any = len(parts) if isinstance(returned, (tuple, list)) else list(parts)
+    got = f"{kind} {held}" if parts else type(returned).__name__
+    found = f", e.g. `output=lambda returned: {access.format(tensors[0])}`" if tensors else " that returns one"
     raise TypeError(
-        f"`output` must say which tensor of the model's output is measured, got {kind}. Pass a callable, e.g. "
-        "`output=lambda returned: returned['scores']`."
+        f"`output` must say which tensor of the model's output is measured, got {got}. Pass a callable{found}."
     )
 
 
+def call_of(model: Any, function: Function | None) -> Callable[[Tensor], Any]:
+    """What of a model is run: the model itself, a method of it, or a function of it and the images.
+
+    Args:
+        model: As in :func:`lie_derivative`.
+        function: As in :func:`lie_derivative`.
+
+    Returns:
+        From images to what is returned.
+
+    Raises:
+        TypeError: If what is to be run cannot be called with images alone.
+        ValueError: If the model has no such method.
+    """
+    if isinstance(function, str):
+        found = getattr(model, function, None)
+        if not callable(found):
+            near = difflib.get_close_matches(function, [name for name in dir(model) if not name.startswith("_")])
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else " Pass the name of one, or a callable."
+            raise ValueError(f"`function` must name a method of {type(model).__name__}, got {function!r}.{hint}")
+        return cast(Callable[[Tensor], Any], found)
+    if function is not None:
+        given = function
+        return lambda x: given(model, x)
+    if not callable(model):
+        raise TypeError(
+            f"`model` must be callable, got {type(model).__name__}. Pass a module or a function, or say what of it is "
+            "measured, e.g. `function='encode'`."
+        )
+    target: Any = getattr(model, "forward", model) if isinstance(model, nn.Module) else model
+    if isinstance(model, nn.Module) and inspect.getattr_static(model, "forward", None) is nn.Module.forward:
+        raise TypeError(
+            f"`model` must have a `forward`, got {type(model).__name__}, which has none. Say what of it is measured, "
+            "e.g. `function='encode'`."
+        )
+    if not getattr(model, "_forward_pre_hooks", None):  # these may bring the missing arguments
+        try:
+            needed = inspect.signature(target)
+        except (TypeError, ValueError):  # a scripted or built-in function does not say
+            return cast(Callable[[Tensor], Any], model)
+        try:
+            needed.bind(None)
+        except TypeError as error:
+            raise TypeError(
+                f"`model` must be callable with the images alone, got {_name(model)}{needed}. Say how it is called, "
+                "e.g. `function=lambda model, images: model(images, ...)`."
+            ) from error
+    return cast(Callable[[Tensor], Any], model)
+
+
 def function_of(
-    model: Callable[..., Any], output: Output, frozen: bool = False, dtype: torch.dtype | None = None
+    model: Callable[..., Any],
+    output: Output,
+    function: Function | None = None,
+    frozen: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """The map from inputs to the measured tensor, with half-precision weights raised to float32.
+
+    Each of its calls sees the same random draws, those that follow the state in which it is made.
 
     Args:
         model: As in :func:`lie_derivative`.
         output: As in :func:`lie_derivative`.
+        function: As in :func:`lie_derivative`.
         frozen: Whether parameters are taken as constants.
+        dtype: That of floating-point parameters and buffers while the model runs, float64 say; inputs have to come in
+            the same. None raises half types alone.
 
     Returns:
         The map.
     """
-    half = {torch.float16, torch.bfloat16}
-    if isinstance(model, nn.Module):
-        state = dict(model.named_parameters()) | dict(model.named_buffers())
-        if dtype is not None:
-            wide = {name: v.detach().to(dtype) if v.is_floating_point() else v for name, v in state.items()}
-            return lambda x: select_output(torch.func.functional_call(model, wide, (x,)), output)
-        if frozen or any(value.dtype in half for value in state.values()):
-            raised = {name: value.float() if value.dtype in half else value for name, value in state.items()}
-            raised = {name: value.detach() for name, value in raised.items()} if frozen else raised
-            module = model
-            return lambda x: select_output(torch.func.functional_call(module, raised, (x,)), output)
-    return lambda x: select_output(model(x), output)
+    call = call_of(model, function)
+    module = model.__self__ if isinstance(model, MethodType) else model
+    raised: dict[int, tuple[Tensor, Tensor]] = {}
+    if isinstance(module, nn.Module):
+        for tensor in (*module.parameters(), *module.buffers()):
+            working = _working(tensor, dtype)
+            if frozen and working.requires_grad:
+                working = working.detach()
+            if working is not tensor:
+                raised[id(tensor)] = tensor, working
+    if not raised:
+        return same_draws(lambda x: select_output(call(x), output))
+    owner = cast(nn.Module, module)
+
+    def measured(x: Tensor) -> Tensor:
+        with _exchanged(owner, raised):
+            return select_output(call(x), output)
+
+    return same_draws(measured)
+
+
+def _working(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    if dtype is not None:
+        return tensor.to(dtype)
+    return tensor.float() if tensor.dtype in {torch.float16, torch.bfloat16} else tensor
+
+
+@contextmanager
+def _exchanged(model: nn.Module, others: Mapping[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Puts other tensors in the places of parameters and buffers, whichever way the model is then called.
+
+    :func:`torch.func.functional_call` does it for the call of a module alone, and tied weights stay tied here because
+    a place is known by the tensor in it.
+    """
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for part in model.modules():
+            for places in cast(tuple[dict[str, Any], ...], (part._parameters, part._buffers)):
+                for name, tensor in places.items():
+                    if id(tensor) in others:
+                        undo.append((places, name, tensor))
+        for places, name, tensor in undo:
+            places[name] = others[id(tensor)][1]
+        yield
+    finally:
+        for places, name, tensor in undo:
+            places[name] = tensor
+
+
+def carried(
+    f: Tensor,
+    images: Tensor,
+    model: object,
+    output_representation: Representation | None,
+    input_representation: Representation | None = None,
+) -> Representation:
+    """How the output of images carries the action.
+
+    Args:
+        f: The output.
+        images: The images.
+        model: The model, which may declare the grid of its tokens.
+        output_representation: As in :func:`lie_derivative`.
+        input_representation: As in :func:`lie_derivative`.
+
+    Returns:
+        The representation that was declared, or the one inferred.
+
+    Raises:
+        ValueError: If the output is empty, or the representation does not fit or has to be given.
+
+    Warns:
+        UserWarning: If an output of two, four, six or eight numbers is taken as invariant, once for each model.
+    """
+    if not f.numel():
+        raise ValueError(
+            f"`output` must be non-empty, got shape {tuple(f.shape)} from {len(images)} images: nothing is measured. "
+            "Select a tensor with entries, e.g. `output=lambda returned: returned[0]`."
+        )
+    if output_representation is not None:
+        output_representation.check(f, "output")
+        return output_representation
+    found = infer_output_representation(f, images, model, input_representation)
+    found.check(f, "output")
+    if f.ndim == 2 and f.shape[1] in {2, 4, 6, 8} and isinstance(found, Invariant) and _first_time(model):
+        warn(
+            f"The output of {_name(model)} of shape (B, {f.shape[1]}) is taken as invariant, as class scores are. If "
+            "these are coordinates, boxes or vectors, they move with the image and the measure is wrong: give an "
+            "`output_representation` of your own (see `lie_metric.representations`). Say so with "
+            "`output_representation=lie_metric.representations.Invariant()` if they are scores."
+        )
+    return found
+
+
+_told: WeakSet[Any] = WeakSet()
+
+
+def _first_time(model: object) -> bool:
+    try:
+        first = model not in _told
+        _told.add(model)
+    except TypeError:  # neither hashed nor referred to weakly
+        return True
+    return first
+
+
+def _name(model: object) -> str:
+    return str(getattr(model, "__qualname__", type(model).__name__))
+
+
+def described(f: Tensor, representation: Representation, declared: Representation | None, output: Output) -> str:
+    """What is measured, in words: the output's shape, how it transforms, and why that is thought.
+
+    Args:
+        f: The output.
+        representation: How it transforms.
+        declared: The representation that was given, or None if it was inferred.
+        output: As in :func:`lie_derivative`.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> described(torch.zeros(8, 10), Invariant(), None, "logits")
+        '(B, 10): invariant, class scores'
+        >>> described(torch.zeros(8, 2, 4, 4), Image(), Image(), "logits")
+        '(B, 2, 4, 4): image, as declared'
+    """
+    shape = ", ".join(["B", *map(str, f.shape[1:])]) + ("," if f.ndim == 1 else "")
+    if declared is not None:
+        reason = "as declared"
+    elif isinstance(representation, Tokens):
+        reason = "the grid that the model declares"
+    elif isinstance(representation, Invariant) and f.ndim == 1:
+        reason = "one number for each image"
+    elif isinstance(representation, Invariant):
+        reason = "class probabilities" if output == "probabilities" else "class scores"
+    else:
+        reason = "in the proportions of the input"
+    return f"({shape}): {_WORDS.get(type(representation), repr(representation))}, {reason}"
+
+
+_WORDS: dict[type, str] = {Invariant: "invariant", Image: "image", ChannelsLast: "image with channels last"}
 
 
 def evaluated(
@@ -168,6 +416,7 @@ def evaluated(
     function: Callable[[Tensor], Tensor],
     images: Tensor,
     output_representation: Representation | None,
+    input_representation: Representation | None = None,
 ) -> tuple[Tensor, Representation]:
     """The output of images, and how it carries the action.
 
@@ -176,6 +425,7 @@ def evaluated(
         function: The map from images to the measured tensor, see :func:`function_of`.
         images: B images.
         output_representation: As in :func:`lie_derivative`.
+        input_representation: As in :func:`lie_derivative`.
 
     Returns:
         The output, shape (B, ...), and its representation.
@@ -183,12 +433,10 @@ def evaluated(
     Raises:
         ValueError: If there is not one row for each image, or the representation does not fit.
     """
-    f = function(images)
+    f = function(images.clone())  # it may write into them
     if f.shape[:1] != images.shape[:1]:
         raise ValueError(
             f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
             f"{tuple(f.shape)}. Select or reshape it with `output=`."
         )
-    representation = output_representation or infer_output_representation(f, images, model)
-    representation.check(f, "output")
-    return f, representation
+    return f, carried(f, images, model, output_representation, input_representation)

@@ -14,6 +14,7 @@ from lie_metric.algebra import Generator
 from lie_metric.algebra import generators as resolve
 from lie_metric.lattice import ELEMENTS, LatticeTransform, LatticeTransforms, elements
 from lie_metric.randomness import source
+from lie_metric.representations import Representation, map_grid, scalar_fields
 from lie_metric.resampling import Resampling, coordinate_dtype
 from lie_metric.transforms import reads_inside, warp
 
@@ -30,11 +31,47 @@ class Element:
         forward: From images (B, C, H, W) to the transformed images.
         backward: From maps (B, C, h, w) on the output's grid to maps transformed by the inverse.
         inside: From maps on the output's grid to booleans (B or 1, h, w): what of the inverse was read in the frame.
+        act: From a representation with an action of its own, a tensor, and 1 or -1 for the inverse, to the tensor
+            transformed by that action; None where there are images alone to go by, as for transforms of no
+            one-parameter group.
     """
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor], Tensor]
     inside: Callable[[Tensor], Tensor]
+    act: Callable[[Representation, Tensor, int], Tensor] | None = None
+
+    def on(self, representation: Representation, tensor: Tensor, direction: int = 1) -> Tensor:
+        """The transform of whatever a representation says the tensor is.
+
+        Args:
+            representation: How the tensor carries the action.
+            tensor: One entry for each image on its first axis.
+            direction: 1, or -1 for the inverse.
+
+        Returns:
+            The transformed tensor, of the same shape.
+        """
+        if self.act is not None and not scalar_fields(representation):
+            return self.act(representation, tensor, direction)
+        return map_grid(representation, tensor, self.forward if direction > 0 else self.backward)
+
+    def valid(self, representation: Representation, tensor: Tensor) -> Tensor:
+        """Ones for the entries that the inverse read in the frame, zeros elsewhere.
+
+        Args:
+            representation: How the tensor carries the action.
+            tensor: One entry for each image on its first axis.
+
+        Returns:
+            A tensor of the same shape; ones if the representation has no ``map``, and so no frame.
+        """
+        ones = torch.ones_like(tensor)
+        if not callable(getattr(representation, "map", None)):
+            return ones
+        return map_grid(
+            representation, ones, lambda image: self.inside(image)[:, None].expand_as(image).to(image.dtype)
+        )
 
 
 @runtime_checkable
@@ -124,7 +161,21 @@ class RandomOrbit:
             lambda image: warp(image, self.generators, on(image), resampling),
             lambda image: warp(image, self.generators, -on(image), resampling),
             lambda image: reads_inside(image, self.generators, -on(image), resampling),
+            lambda representation, tensor, direction: self._act(representation, tensor, direction * t, resampling),
         )
+
+    def _act(self, representation: Representation, tensor: Tensor, t: Tensor, resampling: Resampling) -> Tensor:
+        """An action of the representation's own, one image after the other where each has its parameters."""
+
+        def one(rows: Tensor, parameters: list[float]) -> Tensor:
+            if len(parameters) == 1:
+                return representation.act(rows, self.generators[0], parameters[0], resampling)
+            together = Generator.combination("together", self.generators, parameters)
+            return representation.act(rows, together, 1.0, resampling)
+
+        if len(t) == 1:
+            return one(tensor, t[0].tolist())
+        return torch.cat([one(rows, step.tolist()) for rows, step in zip(tensor.split(1), t, strict=True)])
 
 
 @dataclass(frozen=True)

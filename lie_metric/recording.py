@@ -7,6 +7,7 @@ that was changed) are calls as well, under the names of their nodes.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from lie_metric.jacobian import carrying as dual
 from lie_metric.representations import ChannelsLast, Image, Invariant, Representation, Tokens, declared_grid
 
 __all__ = ["Flow", "Operation", "Recorder", "Variable", "recorded"]
@@ -85,29 +85,32 @@ class Recorder(TorchFunctionMode):
     Args:
         inputs: The images, shape (B, C, H, W), a leaf that requires gradients.
         representation: The action they carry.
-        paths: Paths of the modules of the model.
-        overrides: Actions for tensors made inside the modules with these paths, where they fit.
+        modules: Paths of the modules of the model; a module that stands in several places has several.
+        overrides: Actions for tensors made inside the modules with these paths, where they fit; the innermost counts.
 
     Attributes:
         start: The images as the model is to be given them: a tensor that may be changed in place.
         operations: What was recorded, in order.
         cut: Where tensors that depend on the input are detached, or leave torch.
         ungraded: What was called on them without gradients.
+
+    Raises:
+        RuntimeError: While it records, if the model checkpoints in a way that gradients cannot be asked for.
     """
 
     def __init__(
         self,
         inputs: Tensor,
         representation: Representation,
-        paths: Mapping[nn.Module, str],
+        modules: Mapping[nn.Module, Sequence[str]],
         overrides: Mapping[str, Representation],
     ) -> None:
         super().__init__()
         self.size = tuple(inputs.shape[-2:])
         self.images = len(inputs)
-        self.overrides = overrides
-        self.grids = [grid for grid in map(declared_grid, paths) if grid is not None]
-        self.stack: list[str] = []
+        self.overrides = sorted(overrides.items(), key=lambda item: len(item[0]), reverse=True)
+        self.grids = [grid for grid in map(declared_grid, modules) if grid is not None]
+        self.stack: list[tuple[str, str | None]] = []
         self.operations: list[Operation] = []
         self.cut: set[str] = set()
         self.ungraded: set[str] = set()
@@ -125,15 +128,22 @@ class Recorder(TorchFunctionMode):
         """The ways of tensors into operations."""
         return list(self._flows.values())
 
-    def enter(self, path: str, inputs: Any) -> None:
+    def enter(self, paths: Sequence[str], inputs: Any) -> None:
         """A module is called; what comes to it from no torch function was made outside.
 
         Args:
-            path: The module's path.
+            paths: The module's paths; the one within the module that calls counts.
             inputs: What it is given.
         """
         self._notice(inputs)
-        self.stack.append(path)
+        path = paths[0]
+        for caller in [caller for caller, _ in reversed(self.stack)] if len(paths) > 1 else ():
+            inside = [place for place in paths if not caller or place.startswith(f"{caller}.")]
+            if inside:
+                path = inside[0]
+                break
+        closed = self.stack[-1][1] if self.stack else None
+        self.stack.append((path, path if closed is None and not torch.is_grad_enabled() else closed))
 
     def leave(self, outputs: Any) -> None:
         """A module is left; what goes from it and comes from no torch function was made inside.
@@ -146,6 +156,8 @@ class Recorder(TorchFunctionMode):
             self.stack.pop()
 
     def _notice(self, value: Any) -> None:
+        if _transforms():
+            return
         with torch._C.DisableTorchFunction():
             for tensor in _tensors(value):
                 if tensor.requires_grad:
@@ -170,9 +182,9 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         moving = [tensor for tensor in _tensors((args, kwargs)) if tensor.requires_grad]
-        if not moving:
+        if not moving or _transforms():
             return func(*args, **kwargs)
-        name = dual._name(func)
+        name = _name(func)
         given = [variable for variable in map(self._variable, moving) if variable is not None]
         if not given:
             return func(*args, **kwargs)
@@ -180,11 +192,12 @@ class Recorder(TorchFunctionMode):
         if written is not None:
             self._copy_before_change(written)
         result = func(*args, **kwargs)
-        outputs = [value for value in _tensors(result if written is None else written) if value.is_floating_point()]
+        outputs = [value for value in _tensors(result if written is None else written) if _moves(value)]
         if name in _CUTS:
             self.cut.add(f"{name} in {self._path() or 'the model'}")
         elif outputs and not torch.is_grad_enabled():
-            self.ungraded.add(f"{name} in {self._path() or 'the model'}")
+            outermost = self.stack[-1][1] if self.stack else None
+            self.ungraded.add(f"{name} in {outermost or self._path() or 'the model'}")
         outputs = [value for value in outputs if value.requires_grad]
         if not outputs:
             return result
@@ -204,7 +217,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _path(self) -> str:
-        return self.stack[-1] if self.stack else ""
+        return self.stack[-1][0] if self.stack else ""
 
     def _operation(self, name: str, kind: str, value: Tensor, representation: Representation | None = None) -> int:
         path = "" if name == "output" else self._path()
@@ -254,6 +267,13 @@ class Recorder(TorchFunctionMode):
                 continue
             seen.add(id(node))
             nodes.append(node)
+            if node.name() == "CheckpointFunctionBackward":
+                raise RuntimeError(
+                    "`model` must checkpoint with `use_reentrant=False`, got reentrant checkpointing in "
+                    f"{self._path() or 'the model'}, through which no gradients can be asked for. Call "
+                    "`torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`, or `gradient_checkpointing_enable("
+                    "{'use_reentrant': False})` of a model of transformers."
+                )
             for place, (following, number) in enumerate(node.next_functions):
                 if following is None:
                     continue
@@ -283,7 +303,7 @@ class Recorder(TorchFunctionMode):
 
     def _override(self, tensor: Tensor) -> Representation | None:
         path = self._path()
-        for name, representation in self.overrides.items():
+        for name, representation in self.overrides:
             if path == name or path.startswith(f"{name}.") or not name:
                 try:
                     representation.check(tensor, "tensor")
@@ -295,7 +315,9 @@ class Recorder(TorchFunctionMode):
     def _assume(self, tensor: Tensor) -> Representation:
         """The action that the layout suggests; nothing else in the sum depends on whether it is the right one."""
         shape = tuple(tensor.shape)
-        if tensor.ndim == 4 and tensor.is_floating_point():
+        if tensor.is_complex():
+            return Invariant()
+        if tensor.ndim == 4:
             first, last = self._is_map(shape[2:]), self._is_map(shape[1:3])
             if first and not (last and shape[3] > shape[1] == shape[2]):
                 return Image()
@@ -322,22 +344,22 @@ class Recorder(TorchFunctionMode):
 
 
 @contextmanager
-def recorded(recorder: Recorder, paths: Mapping[nn.Module, str]) -> Iterator[None]:
+def recorded(recorder: Recorder, modules: Mapping[nn.Module, Sequence[str]]) -> Iterator[None]:
     """Records what is called inside, and lets the recorder know in which module it is.
 
     Args:
         recorder: The recorder.
-        paths: Paths of the modules of the model.
+        modules: Paths of the modules of the model, see :class:`Recorder`.
 
     Yields:
         Nothing.
     """
     handles = []
     try:
-        for module, path in paths.items():
+        for module, paths in modules.items():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # takes no hooks
-            handles.append(module.register_forward_pre_hook(lambda _, args, path=path: recorder.enter(path, args)))
+            handles.append(module.register_forward_pre_hook(lambda _, args, paths=paths: recorder.enter(paths, args)))
             handles.append(module.register_forward_hook(lambda *call: recorder.leave(call[2]), always_call=True))
         with recorder:
             yield
@@ -353,6 +375,55 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, (tuple, list)):
         return [tensor for item in value for tensor in _tensors(item)]
     return _tensors(list(value.values())) if isinstance(value, dict) else []
+
+
+def _transforms() -> bool:
+    """Whether `torch.vmap`, `torch.func.grad` or the like is at work: their tensors have graphs of their own.
+
+    What comes out of them is an operation like any other that no torch function made.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _moves(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _name(func: Any) -> str:
+    """The name by which a torch function is known here; of a getter, the name of what it gets behind "get"."""
+    name: str = getattr(func, "__name__", "")
+    if name == "__get__":
+        return f"get {getattr(func.__self__, '__name__', '')}"
+    # A function of the user's own that happens to bear a name of the tables below is none of them.
+    module = getattr(func, "__module__", None) or ""
+    if module and not module.startswith("torch") and module != "builtins":
+        return f"{module}.{name}"
+    return _SYNONYMS.get(name, name)
+
+
+_SYNONYMS = {
+    "__add__": "add",
+    "__radd__": "add",
+    "__iadd__": "add_",
+    "__sub__": "sub",
+    "__isub__": "sub_",
+    "__mul__": "mul",
+    "__rmul__": "mul",
+    "__imul__": "mul_",
+    "multiply": "mul",
+    "__truediv__": "div",
+    "__div__": "div",
+    "true_divide": "div",
+    "__itruediv__": "div_",
+    "__idiv__": "div_",
+    "__matmul__": "matmul",
+    "__neg__": "neg",
+    "__getitem__": "getitem",
+    "concat": "cat",
+    "concatenate": "cat",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+}
 
 
 def _commutes(name: str, carrier: Representation, given: int, args: tuple, output: Tensor) -> bool:
@@ -380,8 +451,10 @@ _CUTS = {"detach", "get data", "item", "tolist", "numpy"}
 
 def _written(func: Any, name: str, args: tuple, kwargs: dict) -> Tensor | None:
     """The tensor that a function changes, its first argument; None if it does not."""
-    position = dual._inplace_position(func)
-    inplace = kwargs.get("inplace") or (position is not None and len(args) > position and args[position])
+    # Only functions written in Python have an argument `inplace`.
+    code = getattr(inspect.unwrap(func), "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    inplace = kwargs.get("inplace") or ("inplace" in names and any(args[names.index("inplace") :][:1]))
     name = name.split(".")[0]  # that of an overload is behind a dot
     if not inplace and name != "__setitem__" and (not name.endswith("_") or name.endswith("__")):
         return None

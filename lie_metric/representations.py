@@ -30,8 +30,8 @@ class Representation(Protocol):
     """The protocol by which a tensor carries an action; any object with these methods is one.
 
     The actions must fit together: :meth:`tangents` is the derivative of :meth:`act` at t = 0 and linear in the
-    generator. Measures of finite transforms other than T_t, such as flips, need one more method,
-    ``map(tensor, function)``, see :func:`map_grid`.
+    generator. Finite transforms T_t of one-parameter groups act by :meth:`act`. Others, such as flips, need one more
+    method, ``map(tensor, function)``, see :func:`map_grid`; it also tells what of the tensor has left the frame.
     """
 
     def check(self, tensor: Tensor, name: str) -> None:
@@ -92,19 +92,61 @@ def grid_size(representation: Representation, inputs: Tensor) -> tuple[int, int]
         >>> grid_size(ChannelsLast(), torch.zeros(1, 5, 7, 3))
         (5, 7)
     """
-    seen: list[tuple[int, int]] = []
-
-    def look(image: Tensor) -> Tensor:
-        seen.append((image.shape[-2], image.shape[-1]))
-        return image
-
-    map_grid(representation, inputs, look)
+    map_grid(representation, inputs, lambda image: image)  # refuses what has no method `map`
+    seen = _images(representation, inputs)
     if not seen:
         raise ValueError(
             f"`input_representation` must hold images, got {representation!r}, on which no transform acts. "
             "Pass e.g. `lie_metric.representations.Image()`."
         )
-    return seen[0]
+    return seen[0][1:]
+
+
+def _images(representation: Representation, tensor: Tensor) -> list[tuple[int, int, int]]:
+    """Channels, height and width of the images within a tensor; none if it does not say where they are."""
+    seen: list[tuple[int, int, int]] = []
+
+    def look(image: Tensor) -> Tensor:
+        seen.append((image.shape[-3], image.shape[-2], image.shape[-1]))
+        return image
+
+    if callable(getattr(representation, "map", None)):
+        map_grid(representation, tensor, look)
+    return seen
+
+
+def scalar_fields(representation: Representation) -> bool:
+    """Whether a representation is a layout of scalar fields, on which every transform of images acts alike.
+
+    Args:
+        representation: Any representation.
+
+    Returns:
+        False if it has an :meth:`~Representation.act` of its own.
+
+    Example:
+        >>> scalar_fields(Image())
+        True
+    """
+    return isinstance(representation, _Mapped) and type(representation).act is _Mapped.act
+
+
+def refuse_own_action(representation: Representation, measure: str) -> None:
+    """Refuses outputs with an action of their own where a measure can only move the places of pixels.
+
+    Args:
+        representation: How the output transforms.
+        measure: The measure's name.
+
+    Raises:
+        TypeError: If it is no layout of scalar fields.
+    """
+    if not scalar_fields(representation):
+        raise TypeError(
+            f"`output_representation` must be a layout of scalars for `{measure}`, got {representation!r}, which has "
+            "an action of its own: its components turn with the image, and the transforms of this measure move only "
+            "places. Measure `finite_equivariance_error`, or scalars made of the output with `output=`."
+        )
 
 
 class _Mapped:
@@ -307,17 +349,21 @@ def _same_layout(size: Sequence[int], reference: Sequence[int]) -> bool:
     return abs(h * width - w * height) <= max(height, width)
 
 
-def infer_output_representation(output: Tensor, inputs: Tensor, model: object) -> Representation:
+def infer_output_representation(
+    output: Tensor, inputs: Tensor, model: object, input_representation: Representation | None = None
+) -> Representation:
     """The representation of a model's output, where its shape leaves one possibility only.
 
     One or two axes (B,), (B, C) are invariant. Four axes are an image (B, C, H, W) if H × W has the proportions of the
-    input and the layout (B, H, W, C) does not fit as well. Three axes are tokens if the model, or one of its direct
-    children, declares the grid (``patch_embed.grid_size``, ``num_prefix_tokens``) and the number of tokens fits.
+    input and the layout (B, H, W, C) does not fit as well, and if it is not two channels from images of another number,
+    which may be a field of vectors. Three axes are tokens if the model, or one of its direct children, declares the
+    grid (``patch_embed.grid_size``, ``num_prefix_tokens``) and the number of tokens fits.
 
     Args:
         output: The model's output.
         inputs: The images it came from.
         model: The model.
+        input_representation: How the images are laid out; the default is (B, C, H, W).
 
     Returns:
         The representation.
@@ -334,10 +380,19 @@ def infer_output_representation(output: Tensor, inputs: Tensor, model: object) -
     shape = tuple(output.shape)
     if output.ndim in {1, 2}:
         return Invariant()
-    if output.ndim == 4 and inputs.ndim == 4:
-        reference = tuple(inputs.shape[-2:])
-        if _same_layout(shape[2:], reference) and not _same_layout(shape[1:3], reference):
-            return Image()
+    if output.ndim == 4 and (input_representation is not None or inputs.ndim == 4):
+        for channels, *size in _images(input_representation or Image(), inputs):
+            if _same_layout(shape[2:], size) and not _same_layout(shape[1:3], size):
+                if shape[1] == 2 != channels:
+                    raise ValueError(
+                        f"`output_representation` must be given for an output of shape {shape} from images of "
+                        f"{channels} channels: two scalars, which move with the image, or the two components of "
+                        "vectors, which turn with it too? Pass `lie_metric.representations.Image()` for scalars such "
+                        "as class scores. There is no representation of vectors yet: pass an object of your own (see "
+                        "`lie_metric.representations.Representation`), or measure their length, e.g. "
+                        "`output=lambda field: field.norm(dim=1, keepdim=True)`."
+                    )
+                return Image()
     if output.ndim == 3:
         owners: list[Any] = [model, *(model.children() if isinstance(model, nn.Module) else ())]
         grids = {grid for grid in map(declared_grid, owners) if grid is not None}

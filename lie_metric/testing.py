@@ -13,8 +13,16 @@ from lie_metric.algebra import generators as resolve
 from lie_metric.jacobian import Method
 from lie_metric.lattice import LatticeTransforms, elements
 from lie_metric.lie import Generators, linearise
-from lie_metric.measured import Output, select_output, validate_inputs, validate_options
-from lie_metric.representations import Image, Representation, grid_size, infer_output_representation, map_grid
+from lie_metric.measured import (
+    Function,
+    Output,
+    call_of,
+    carried,
+    select_output,
+    validate_inputs,
+    validate_options,
+)
+from lie_metric.representations import Image, Representation, grid_size, map_grid
 from lie_metric.resampling import Resampling, coordinate_dtype
 from lie_metric.running import evaluation, random_state
 
@@ -47,6 +55,7 @@ def equivariance_violation(
     generators: Generators = "affine",
     *,
     output: Output = "logits",
+    function: Function | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
@@ -78,6 +87,7 @@ def equivariance_violation(
         inputs: Shape (B, ...), floating point and finite.
         generators: As in :func:`lie_metric.lie_derivative`.
         output: As in :func:`lie_metric.lie_derivative`.
+        function: As in :func:`lie_metric.lie_derivative`.
         input_representation: As in :func:`lie_metric.lie_derivative`.
         output_representation: As in :func:`lie_metric.lie_derivative`.
         resampling: As in :func:`lie_metric.lie_derivative`.
@@ -105,6 +115,7 @@ def equivariance_violation(
         generators,
         seed,
         output=output,
+        function=function,
         input_representation=input_representation,
         output_representation=output_representation,
         resampling=resampling,
@@ -119,7 +130,7 @@ def _violation(
     """The violations, and the dtype in which the model ran."""
     asked = resolve(generators)
     validate_options(**options)
-    validate_inputs(model, inputs, options["input_representation"])
+    validate_inputs(model, inputs, options["input_representation"], options["function"])
     count = len(inputs)
     with torch.no_grad():
         noise = torch.stack([randomness.noise(inputs, range(k * count, (k + 1) * count), seed) for k in range(_DRAWS)])
@@ -141,6 +152,7 @@ def assert_equivariant(
     tolerance: float | None = None,
     *,
     output: Output = "logits",
+    function: Function | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
@@ -157,6 +169,7 @@ def assert_equivariant(
         tolerance: The largest :func:`equivariance_violation` that passes; the default is :data:`TOLERANCES` of the
             dtype in which the model ran.
         output: As in :func:`lie_metric.lie_derivative`.
+        function: As in :func:`lie_metric.lie_derivative`.
         input_representation: As in :func:`lie_metric.lie_derivative`.
         output_representation: As in :func:`lie_metric.lie_derivative`.
         resampling: As in :func:`lie_metric.lie_derivative`.
@@ -179,6 +192,7 @@ def assert_equivariant(
         generators,
         seed,
         output=output,
+        function=function,
         input_representation=input_representation,
         output_representation=output_representation,
         resampling=resampling,
@@ -199,6 +213,7 @@ def lattice_violation(
     transforms: LatticeTransforms = "D4",
     *,
     output: Output = "logits",
+    function: Function | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
 ) -> dict[str, Tensor]:
@@ -220,6 +235,7 @@ def lattice_violation(
         transforms: Names of elements of D4, groups ("rotations_90", "flips", "D4", "roll"),
             :class:`~lie_metric.lattice.Roll` objects, or a sequence of them.
         output: As in :func:`lie_metric.lie_derivative`.
+        function: As in :func:`lie_metric.lie_derivative`.
         input_representation: How the inputs are laid out; the default is an image.
         output_representation: How the output is; inferred where its shape leaves no choice.
 
@@ -239,7 +255,9 @@ def lattice_violation(
         >>> lattice_violation(lambda x: x[:, 0, 0], torch.eye(4).expand(1, 1, 4, 4), "flip_horizontal")
         {'flip_horizontal': tensor([1.4142], dtype=torch.float64)}
     """
-    return _lattice_violation(model, inputs, transforms, output, input_representation, output_representation)[0]
+    return _lattice_violation(model, inputs, transforms, output, function, input_representation, output_representation)[
+        0
+    ]
 
 
 def _lattice_violation(
@@ -247,25 +265,26 @@ def _lattice_violation(
     inputs: Tensor,
     transforms: LatticeTransforms,
     output: Output,
+    function: Function | None,
     input_representation: Representation | None,
     output_representation: Representation | None,
 ) -> tuple[dict[str, Tensor], torch.dtype]:
     asked = elements(transforms)
-    validate_options(output, input_representation, output_representation, None, "auto", None)
-    validate_inputs(model, inputs, input_representation)
+    validate_options(output, input_representation, output_representation, None, "auto", None, function)
+    validate_inputs(model, inputs, input_representation, function)
+    call = call_of(model, function)
     carrier = input_representation or Image()
     size = grid_size(carrier, inputs)
     # All transforms act before the model runs, so that a size that does not fit is met first.
     moved = [map_grid(carrier, inputs, element) for element in asked]
     found = {}
     with torch.no_grad(), random_state(), evaluation(model):
-        plain = select_output(model(inputs), output)
+        plain = select_output(call(inputs), output)
         _check_rows(plain, len(inputs))
-        layout = output_representation or infer_output_representation(plain, inputs, model)
-        layout.check(plain, "output")
+        layout = carried(plain, inputs, model, output_representation, input_representation)
         for element, image in zip(asked, moved, strict=True):
             wanted = map_grid(layout, plain, lambda grid, g=element: g.on_grid(grid, size))  # type: ignore[misc]
-            result = select_output(model(image), output)
+            result = select_output(call(image), output)
             if result.shape != wanted.shape:
                 raise ValueError(
                     f"`output` must keep its shape {tuple(wanted.shape)} under {element.name!r}, got "
@@ -283,6 +302,7 @@ def assert_lattice_equivariant(
     tolerance: float | None = None,
     *,
     output: Output = "logits",
+    function: Function | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
 ) -> None:
@@ -295,6 +315,7 @@ def assert_lattice_equivariant(
         tolerance: The largest :func:`lattice_violation` that passes; the default is :data:`TOLERANCES` of the
             output's dtype.
         output: As in :func:`lattice_violation`.
+        function: As in :func:`lattice_violation`.
         input_representation: As in :func:`lattice_violation`.
         output_representation: As in :func:`lattice_violation`.
 
@@ -308,7 +329,9 @@ def assert_lattice_equivariant(
         >>> assert_lattice_equivariant(layer, torch.randn(2, 1, 16, 16), Roll(2, 4))
     """
     _check_tolerance(tolerance)
-    found, dtype = _lattice_violation(model, inputs, transforms, output, input_representation, output_representation)
+    found, dtype = _lattice_violation(
+        model, inputs, transforms, output, function, input_representation, output_representation
+    )
     allowed = TOLERANCES[dtype] if tolerance is None else tolerance
     _assert_below(found, allowed, dtype, "Transforming before and after the model differs by more than rounding")
 

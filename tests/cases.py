@@ -26,7 +26,7 @@ class ImageToImage(nn.Module):
         torch.manual_seed(1)
         self.down = nn.Conv2d(3, 8, 3, 2, 1)
         self.norm = nn.GroupNorm(2, 8)
-        self.out = nn.Conv2d(8, 2, 3, padding=1)
+        self.out = nn.Conv2d(8, 6, 3, padding=1)
 
     def forward(self, x):
         y = F.silu(self.norm(self.down(x)))

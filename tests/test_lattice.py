@@ -147,3 +147,27 @@ def test_bad_input(make, error, match):
 
 def test_public_names():
     assert all(hasattr(lattice, name) for name in lattice.__all__)
+
+
+def test_a_roll_of_a_smaller_grid_along_each_axis():
+    """By as much of its height and of its width, which differ here."""
+    grid = torch.arange(12).reshape(3, 4)
+    size = (6, 16)
+    assert torch.equal(Roll(0, 2).on_grid(grid, size), grid.roll(-1, 0))
+    assert torch.equal(Roll(8, 0).on_grid(grid, size), grid.roll(-2, 1))
+    assert torch.equal(Roll(-4, 4).on_grid(grid, size), grid.roll((-2, 1), (0, 1)))
+    for roll in (Roll(0, 1), Roll(2, 0), Roll(4, 1)):
+        with pytest.raises(ValueError, match="by whole pixels"):
+            roll.on_grid(grid, size)
+    assert Roll(0, 3)(torch.arange(5)[:, None])[0] == 3
+
+
+def test_quarter_turns_are_the_cyclic_group():
+    """Closed, of four elements, the identity among them, and nothing else."""
+    from lie_metric.orbits import lattice
+
+    group = lattice("rotations_90")[-1]
+    assert group.name == "C4"
+    assert group.complete
+    assert [g.name for g in group.transforms] == ["identity", "rotate_90", "rotate_180", "rotate_270"]
+    assert {(g @ h).name for g in group.transforms for h in group.transforms} == {g.name for g in group.transforms}

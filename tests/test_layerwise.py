@@ -1,6 +1,7 @@
 """Attribution by operation: completeness, the reference values, the granularities, and what it does to the model."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from cases import ImageToImage, OldSquare, TokensOut, cnn, images, vit
 from references import filled, waves
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import lie_metric as lm
 from lie_metric import representations as R
@@ -380,8 +382,377 @@ def test_a_view_of_a_tensor_that_changes():
 
 
 def test_a_zero_derivative_has_an_absolute_residual():
-    report = lm.layerwise_equivariance_error(lambda x: x.flatten(1)[:, :2] * 0, images(1), "rotation")
+    with pytest.warns(UserWarning, match=r"zero or rounding \(rotation\), so that their shares are NaN"):
+        report = lm.layerwise_equivariance_error(lambda x: x.flatten(1)[:, :2] * 0, images(1), "rotation")
     assert report.residual["rotation"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("probes", ["exact", 3])
+def test_no_shares_of_rounding(dtype, probes):
+    """A model that is equivariant exactly along one generator has shares along the other alone."""
+    torch.manual_seed(0)
+    periodic = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")
+    model = nn.Sequential(periodic, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).to(dtype)
+    both, stencil = ("translation_x", "saturation"), lm.Resampling("fourier")
+    with pytest.warns(UserWarning, match=r"zero or rounding \(translation_x\), so that") as told:
+        report = lm.layerwise_equivariance_error(
+            model, images(2).to(dtype), both, probes=probes, resampling=stencil, representations={"": R.Invariant()}
+        )
+    assert len(told) == 1
+    assert report.residual["translation_x"] < 1e4 * torch.finfo(dtype).eps  # the absolute one
+    shares = {(row.name, row.generator): row.share for row in report.by("module")}
+    assert all(math.isnan(shares[name, "translation_x"]) for name in ("", "0", "3"))
+    assert shares["", "saturation"] == pytest.approx(1, abs=1e-5)
+    assert report.rounding.shape == (2,)
+    assert "nan" in str(report)
+
+
+def test_a_small_derivative_is_no_rounding():
+    """Shares stand as long as most digits of the whole do."""
+    model = lambda x: x.flatten(1)[:, :2] * 1e-9 + 1  # noqa: E731
+    report = lm.layerwise_equivariance_error(model, images(1), "rotation")
+    assert sum(row.share for row in report.by("op")) == pytest.approx(1, abs=1e-9)
+
+
+class Frozen(nn.Module):
+    """A backbone that is not trained, as feature extractors are written."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 3, 1)))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.backbone(x)
+        return self.head(x + y)
+
+
+def test_a_backbone_without_gradients_is_named():
+    torch.manual_seed(0)
+    with pytest.warns(
+        UserWarning, match=r"contributions miss .* such as \['conv2d in backbone'\]\. Shares are of the part"
+    ):
+        report = lm.layerwise_equivariance_error(Frozen().double(), images(1), "rotation")
+    assert report.residual["rotation"] > 1e-2
+    assert sum(row.share for row in report.by("op")) == pytest.approx(1)
+
+
+class Cuts(nn.Module):
+    """A straight-through estimator's detached branch: the function moves where gradients do not see it."""
+
+    def forward(self, x):
+        return x + (x.sin() * 3).detach()
+
+
+def test_a_detached_branch_is_missed():
+    """The Lie derivative is that of the function; gradients do not see what is detached."""
+    model = nn.Sequential(Cuts(), cnn())
+    with pytest.warns(UserWarning, match=r"contributions miss .*detaches tensors.*'detach in 0'.* of the part"):
+        report = lm.layerwise_equivariance_error(model, images(1), "rotation")
+    assert report.residual["rotation"] > 1e-2
+
+
+def test_what_gives_no_number_is_the_worst():
+    """A gradient that is NaN is told of, whatever the other generators have."""
+
+    def model(x):
+        y = (x.mean((2, 3)) * 0).sqrt() * 0  # the slope of the root at zero, times zero
+        return x.flatten(1)[:, :2] + y[:, :2]
+
+    with pytest.warns(UserWarning, match=r"contributions miss nan"):
+        report = lm.layerwise_equivariance_error(model, images(1), "rotation", probes=1)
+    assert math.isnan(report.residual["rotation"])
+
+
+class Reentrant(nn.Module):
+    def forward(self, x):
+        return checkpoint(torch.tanh, x, use_reentrant=True)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+def test_reentrant_checkpoints_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), Reentrant(), nn.Flatten(), nn.Linear(392, 2)).double()
+    with pytest.raises(RuntimeError, match=r"`use_reentrant=False`, got reentrant checkpointing in 1"):
+        lm.layerwise_equivariance_error(model, images(1), "rotation")
+
+
+def test_checkpoints_that_are_not_reentrant():
+    model = lambda x: checkpoint(lambda y: y.tanh().flatten(1)[:, :3], x.sin(), use_reentrant=False)  # noqa: E731
+    assert lm.layerwise_equivariance_error(model, images(1), "rotation").residual["rotation"] < 1e-12
+
+
+class Anything(R.Invariant):
+    """A representation that any tensor has."""
+
+
+def test_nothing_to_measure():
+    with pytest.raises(ValueError, match=r"`output` must have at least one element .* got shape \(1, 0\): nothing is"):
+        lm.layerwise_equivariance_error(lambda x: x.flatten(1)[:, :0], images(2), "rotation")
+    for given, match in (
+        (None, "`inputs` must be non-empty"),
+        (Anything(), r"`inputs` must hold images, got shape \(0,"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            lm.layerwise_equivariance_error(cnn(), images(2)[:0], "rotation", input_representation=given)
+
+
+class Encoder(nn.Module):
+    """A module that is used by a method; it has no forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = cnn(3)
+
+    def encode(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("function", ["encode", lambda model, x: model.encode(x)])
+def test_another_function_than_forward(function):
+    model, x = Encoder(), images(1)
+    report = lm.layerwise_equivariance_error(model, x, "rotation", function=function)
+    wanted = lm.layerwise_equivariance_error(model.body, x, "rotation")
+    torch.testing.assert_close(report.vectors, wanted.vectors, rtol=1e-12, atol=0)
+    assert [op.path for op in report.operations[:2]] == ["body.0", "body.1"]
+
+
+def test_calls_that_depend_on_the_image():
+    def model(x):
+        return (x.sin() if x.mean() > 0 else x).flatten(1)[:, :3]
+
+    x = images(2)
+    x = torch.cat([x[:1] - x[:1].mean() + 1, x[1:] - x[1:].mean() - 1])
+    with pytest.raises(RuntimeError, match="`model` must call the same functions for every image"):
+        lm.layerwise_equivariance_error(model, x, "rotation")
+
+
+class Ten(nn.Module):
+    """Names of modules one of which begins as another."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer1, self.layer10 = (nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(2))
+        self.head = nn.Linear(768, 2)
+
+    def forward(self, x):
+        return self.head(self.layer10(self.layer1(x)).flatten(1))
+
+
+def test_representations_go_by_whole_names():
+    def carried(representations):
+        report = lm.layerwise_equivariance_error(Ten().double(), images(1), "rotation", representations=representations)
+        return {op.path: op.representation for op in report.operations if op.path}
+
+    assert carried({"layer1": R.Invariant()}) == {
+        "layer1.0": "Invariant()",
+        "layer1.1": "Invariant()",
+        "layer10.0": "Image()",
+        "layer10.1": "Image()",
+        "head": "Invariant()",
+    }
+    inner = {"": R.Invariant(), "layer1.1": R.Image(), "layer1": R.Invariant()}
+    wanted = {"layer1.0": "Invariant()", "layer1.1": "Image()", "layer10.0": "Invariant()"}
+    assert carried(inner).items() >= wanted.items()  # the innermost, in whatever order
+    assert carried({"layer10": R.Tokens((2, 2))}) == carried(None)  # where they fit
+
+
+class Shared(nn.Module):
+    """One block in two places."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Tanh())
+        self.first, self.second = nn.Sequential(block), nn.Sequential(block, nn.Conv2d(3, 3, 1))
+        self.head = self.alias = nn.Linear(768, 2)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)).flatten(1))
+
+
+def test_a_module_in_two_places():
+    """Calls belong to the place from which they come, so that rows of modules nest."""
+    report = lm.layerwise_equivariance_error(Shared().double(), images(1), "rotation")
+    calls = {row.name: row.calls for row in report.by("module")}
+    assert calls == {
+        "": 8,
+        "first": 2,
+        "first.0": 2,
+        "first.0.0": 1,
+        "first.0.1": 1,
+        "second": 3,
+        "second.0": 2,
+        "second.0.0": 1,
+        "second.0.1": 1,
+        "second.1": 1,
+        "head": 1,
+    }
+    rows = report.by("module", depth=1)
+    assert sum(row.calls for row in rows) == 8
+    given = lm.layerwise_equivariance_error(
+        Shared().double(), images(1), "rotation", representations={"second.0": R.Invariant()}
+    )
+    made = {op.path: op.representation for op in given.operations}
+    assert (made["first.0.1"], made["second.0.1"]) == ("Image()", "Invariant()")
+
+
+def _noisy(x):
+    y = F.dropout(x.sin(), 0.5, training=True) * torch.rand_like(x)
+    return F.gumbel_softmax(y.flatten(1)[:, :4] + 0 * y.sum(), dim=1)
+
+
+@pytest.mark.parametrize("probes", ["exact", 2])
+def test_random_operations_draw_the_same_for_values_and_contributions(probes):
+    state = torch.get_rng_state()
+    report = lm.layerwise_equivariance_error(_noisy, images(2), TWO, probes=probes)
+    assert max(report.residual.values()) < 1e-12
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+MASK = torch.ones(16, 16, dtype=torch.bool).tril()
+MASK[3] = False  # a query that sees nothing
+
+
+def _masked(x, value):
+    """Scores that are taken for maps, masked before the softmax."""
+    tokens = F.avg_pool2d(x, 4).flatten(2).mT[:, None] * 3
+    scores = (tokens @ tokens.mT).expand(-1, 2, -1, -1).masked_fill(~MASK, value)
+    return (scores[:, :, 4:].softmax(-1) @ tokens).flatten(1)[:, ::19]
+
+
+def _attends(x):
+    tokens = F.avg_pool2d(x, 4).flatten(2).mT[:, None]
+    return F.scaled_dot_product_attention(tokens, tokens, tokens, attn_mask=MASK).flatten(1)[:, 4:16]
+
+
+MASKED = {
+    "minus infinity": lambda x: _masked(x, -torch.inf),
+    "lowest": lambda x: _masked(x, torch.finfo(x.dtype).min),
+    "boolean": _attends,
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masked_attention(name, dtype):
+    """Masks carry no action; a query that is masked everywhere attends to nothing, and moves nothing."""
+    x = images(1).to(dtype)
+    report = lm.layerwise_equivariance_error(MASKED[name], x, TWO)
+    found = report.vectors.sum(0)
+    wanted = _whole(MASKED[name], x)
+    assert wanted.isfinite().all()
+    torch.testing.assert_close(found, wanted, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=1e-12)
+
+
+def _whole(model, x, generators=TWO):
+    """The Lie derivative of a model whose output is invariant, by its Jacobian in reverse mode: shape (K, B·n)."""
+    rows = []
+    for image in x.split(1):
+        tangents = R.Image().tangents(image, lm.generators(*generators), lm.Resampling()).flatten(1)
+        jacobian = torch.autograd.functional.jacobian(lambda y: model(y).flatten(), image).flatten(1)
+        rows.append(tangents.double() @ jacobian.double().mT)
+    return torch.cat(rows, 1)
+
+
+@torch.library.custom_op("lie_metric_tests::square", mutates_args=())
+def square(x: torch.Tensor) -> torch.Tensor:
+    return x * x
+
+
+square.register_autograd(
+    lambda ctx, g: 2 * ctx.saved_tensors[0] * g,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+)
+
+
+def _changes_in_place(y):
+    y = y * 2
+    y[0].mul_(3)
+    return y.add_(1).sin()
+
+
+def _complex_views(x):
+    z = torch.fft.fft2(x)
+    z.real.mul_(3)
+    z.mul_(1 + 2j)
+    z[:, 0] += z[:, 1].conj()
+    z.conj_physical_()
+    return torch.fft.ifft2(z).real
+
+
+FILTER = torch.randn(3, 16, 9, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+CONSTRUCTS = {
+    "fft": lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * FILTER),
+    "ifft of a phase": lambda x: torch.fft.ifft2(torch.fft.fft2(x) * torch.exp(1j * x)).real,
+    "complex views": _complex_views,
+    "imaginary part": lambda x: torch.fft.fft2(x).imag,
+    "parts of spectrum": lambda x: torch.view_as_real(torch.fft.fft2(x)).sum(-1).tanh(),
+    "complex numbers": lambda x: (torch.complex(x, x.sin()).pow(2) @ (x + 2j * x)).imag,
+    "vmap": lambda x: torch.vmap(lambda y: y * y.sin())(x.tanh()),
+    "vmap in place": lambda x: torch.vmap(_changes_in_place)(x.tanh()),
+    "gradient": lambda x: torch.func.grad(lambda y: (y.sin() * y * x).sum())(x.tanh()),
+    "hessian": lambda x: torch.vmap(torch.func.hessian(lambda y: (y**3).sum()))(x[:, :, :2, :2].flatten(1)).sum((1, 2))[
+        :, None, None, None
+    ],
+    "jvp": lambda x: torch.func.jvp(lambda y: (y * y).sin(), (x.tanh(),), (x,))[1],
+    "custom operation": lambda x: square(x.tanh()),
+    "subclass": lambda x: x.tanh().as_subclass(torch.Tensor),
+    "gradient by autograd": lambda x: _inner_gradient(x),
+}
+
+
+def _inner_gradient(x):
+    with torch.enable_grad():
+        y = x.tanh() if x.requires_grad else x.tanh().requires_grad_()
+        return torch.autograd.grad((y.sin() * y).sum(), y, create_graph=True)[0]
+
+
+def _beside_a_residual(construct):
+    torch.manual_seed(0)
+    conv, head = nn.Conv2d(3, 3, 3, padding=1).double(), nn.Linear(48, 3).double()
+    return lambda x: head(F.adaptive_avg_pool2d((x + construct(conv(x))).sin(), 4).flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore:The contributions miss", "ignore:Method")
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_contributions_of_what_torch_functions_hide(name):
+    model, x = _beside_a_residual(CONSTRUCTS[name]), images(2)
+    report = lm.layerwise_equivariance_error(model, x, TWO)
+    torch.testing.assert_close(report.vectors.sum(0), _whole(model, x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_residuals_of_what_torch_functions_hide(name):
+    report = lm.layerwise_equivariance_error(_beside_a_residual(CONSTRUCTS[name]), images(2), TWO)
+    assert max(report.residual.values()) < 1e-10
+
+
+def test_complex_tensors_are_invariant_unless_told():
+    class Spectrum(nn.Module):
+        def forward(self, x):
+            return torch.fft.fft2(x)
+
+    whole = nn.Sequential(Spectrum(), Magnitude()).double()
+    x = images(1)
+    free = lm.layerwise_equivariance_error(whole, x, "rotation")
+    assert free.operations[0].representation == "Invariant()"
+    told = lm.layerwise_equivariance_error(whole, x, "rotation", representations={"0": R.Image()})
+    assert told.operations[0].representation == "Image()"
+    moved = R.Image().tangents(x, lm.generators("rotation"), lm.Resampling())[0]
+    z = torch.fft.fft2(x)
+    acted = [R.Image().tangents(part, lm.generators("rotation"), lm.Resampling())[0] for part in (z.real, z.imag)]
+    local = torch.fft.fft2(moved) - torch.complex(*acted)
+    wanted = (2 * (z.conj() * local).real).flatten(1)[0, 1:4]
+    torch.testing.assert_close(told.vectors[0, 0], wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(told.vectors.sum(0), free.vectors.sum(0), rtol=1e-10, atol=1e-10)
+
+
+class Magnitude(nn.Module):
+    def forward(self, z):
+        return (z * z.conj()).real.flatten(1)[:, 1:4]
 
 
 def test_frame_and_plot(tmp_path):

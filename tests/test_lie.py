@@ -67,7 +67,7 @@ def test_a_wide_image_by_explicit_matrices(stencil):
     names = dict(zip(("interpolation", "padding", "align_corners"), stencil, strict=True))
     generators = lm.generators("rotation", "scale", "stretch_x", "translation_y", "saturation")
     found = lm.lie_derivative(model, x, generators, resampling=lm.Resampling(*stencil))
-    assert model(x).shape == (2, 2, 6, 9)
+    assert model(x).shape == (2, 6, 6, 9)
     for generator in generators:
 
         def transformed(t, g=generator):
@@ -101,7 +101,7 @@ def test_chunks_do_not_change_the_result(chunk_size, method):
 
 def test_circular_convolution_commutes_with_fourier_translation():
     conv = nn.Sequential(
-        nn.Conv2d(3, 4, 5, padding=2, padding_mode="circular"), nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular")
+        nn.Conv2d(3, 4, 5, padding=2, padding_mode="circular"), nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular")
     ).double()
     found = lm.lie_derivative(conv, images(), "translation", resampling=lm.Resampling("fourier"))
     size = conv(images()).abs().max()

@@ -19,7 +19,7 @@ for name in {BLOCKED!r}:
         del sys.modules[loaded]
     sys.modules[name] = None
 import lie_metric as lm
-model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
 metric = lm.LocalEquivarianceError()
 metric.update(model, torch.rand(2, 3, 8, 8))
 assert len(metric.compute()) == 9

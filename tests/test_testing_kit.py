@@ -96,7 +96,7 @@ class TestEquivariant:
 
     def test_the_formula(self):
         """Against explicit Jacobians, many draws of noise replaced by their expectation."""
-        model, x = circular(2), images(2, 8)
+        model, x = circular(4), images(2, 8)
         found = testing.equivariance_violation(model, x, "rotation")["rotation"]
         X = lm.transforms.tangents(x, lm.generators("rotation"), lm.Resampling())[0]
         Xf = lm.transforms.tangents(model(x), lm.generators("rotation"), lm.Resampling())[0]

@@ -284,3 +284,18 @@ def test_tangents_are_the_same_whether_they_are_differentiated_or_not():
     with torch.inference_mode():
         torch.testing.assert_close(T.tangents(image, generators, stencil), wanted, rtol=0, atol=0)
     T.tangents(image, generators, stencil).sum().backward()  # nothing cached belongs to the inference
+
+
+@pytest.mark.parametrize(("align", "inside"), [(False, [True, True, True, True]), (True, [True, True, True, False])])
+def test_the_frame_ends_at_the_edges_or_at_the_centres_of_the_outermost_pixels(align, inside):
+    """Half a pixel further along x, then y, in an image that is not square."""
+    stencil = lm.Resampling("bilinear", align_corners=align)
+    unit = 1.5 if align else 2.0  # pixels in half of the shorter side
+    step = torch.tensor([[0.5 / unit]], dtype=torch.float64)
+    found = T.reads_inside(torch.zeros(1, 1, 6, 4), lm.generators("translation_x"), step, stencil)
+    assert found.shape == (1, 6, 4)
+    assert found[0].tolist() == [inside] * 6
+    found = T.reads_inside(torch.zeros(1, 1, 6, 4), lm.generators("translation_y"), step, stencil)
+    assert found[0, :, 0].tolist() == [True, True, *inside]
+    back = T.reads_inside(torch.zeros(1, 1, 6, 4), lm.generators("translation_x"), -step, stencil)
+    assert back[0, 0].tolist() == inside[::-1]

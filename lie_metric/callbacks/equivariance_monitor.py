@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
+import math
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils.data import DistributedSampler, SequentialSampler
 from typing_extensions import override
 
 from lie_metric import algebra
 from lie_metric.algebra import Generator
 from lie_metric.callbacks import tensorboard
+from lie_metric.callbacks.batches import images_of
+from lie_metric.callbacks.monitor import Function, Monitor
+from lie_metric.callbacks.selection import Gathering, Share
+from lie_metric.callbacks.silence import silence
+from lie_metric.callbacks.trainers import is_a, number_of_batches, validation_loaders
+from lie_metric.callbacks.weights import copies, exchanged, tensors_of
 from lie_metric.jacobian import Method
 from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
+from lie_metric.warning import warn
 
 __all__ = ["EquivarianceMonitor"]
 
 Measure = Literal["relative", "lee", "sensitivity"]
-
-IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
-"""Keys under which images are looked for in a batch that is a mapping."""
 
 _FAMILIES: dict[str, tuple[str, str]] = {
     "relative": ("", "relative error: output standard deviations per unit of t"),
@@ -44,10 +42,10 @@ _FAMILIES: dict[str, tuple[str, str]] = {
 }
 
 
-class EquivarianceMonitor(Callback):
+class EquivarianceMonitor(Monitor):
     r"""Measures Lie derivatives of the model under training on validation images, and logs them as curves.
 
-    Each validation epoch the module's ``forward`` is measured in evaluation mode on the first ``num_images`` images of
+    Each validation epoch the module's ``forward`` is measured in evaluation mode on ``num_images`` images spread over
     each validation loader (see :class:`~lie_metric.LocalEquivarianceError`), and for each generator is logged
 
     ======================================  ==========================================================================
@@ -56,15 +54,15 @@ class EquivarianceMonitor(Callback):
     ``equivariance/<generator>``            ``relative``: sqrt(Σ‖L_X f‖² / Σ‖f - E f‖²) of the output, in output
                                             standard deviations per unit of t; 0 = equivariant
     ``equivariance_se/<generator>``         its standard error over images
-    ``equivariance_lee/<generator>``        ``lee``: E‖L_X f‖² / dim f, of the class probabilities of a classifier, of
-                                            the plain output otherwise
+    ``equivariance_lee/<generator>``        ``lee``: E‖L_X f‖² / dim f of the output
     ``equivariance_lee_se/<generator>``     its standard error
     ``equivariance_sensitivity/<gener.>``   ``sensitivity`` and, with ``_se``, its standard error; only if asked for
     ``equivariance_<metric>/<name>``        each of ``metrics`` and, with ``_se``, its standard error, for each orbit
     ======================================  ==========================================================================
 
     Units of t: half of the shorter side (translation), radian (rotation), log factor or slope (scale, stretch, shear).
-    Read ``equivariance``, and ``equivariance_lee`` beside it: the latter rewards a model for low confidence.
+    Read ``equivariance``; ``equivariance_lee`` grows with the square of the outputs, and with
+    ``lee_output="probabilities"``, as in the paper, it rewards a classifier for low confidence.
 
     The values are logged at the step of the other validation metrics, and are in ``trainer.callback_metrics`` in time
     for ``ModelCheckpoint`` and ``EarlyStopping``, wherever these stand in the list of callbacks. With more than one
@@ -76,15 +74,32 @@ class EquivarianceMonitor(Callback):
     Note:
         *Training is not changed*: weights, optimizer states, random states, buffers and losses are the same bit for bit
         with and without the monitor (on GPUs if kernels are deterministic and not benchmarked). The model is left as
-        it was found, also when the measurement fails.
+        it was found, also when the measurement fails. Logged values are not changed either: while the monitor measures,
+        ``log`` and ``log_dict`` of the module do nothing, and what its torchmetrics objects see is undone.
+
+        *Which images*: one from each of ``num_images`` equal parts of the validation set, in the order of the loader,
+        so that a set sorted by class is measured as a whole. They are the same in each epoch (if the loader does not
+        shuffle) and for any number of processes, are chosen among those that ``limit_val_batches`` leaves, and are
+        gathered to full batches before they are measured. Of loaders whose length is not known, and of several that
+        are run side by side, the first images are taken.
+
+        *Misuse shows at once*: in the sanity check, or without one before the first training step, two images go
+        through the whole measurement. A TypeError or ValueError there, such as a batch without images or an output
+        whose representation has to be given, is raised whatever ``on_error`` is. Where a validation set cannot be
+        indexed by numbers, or its loader is made later (``check_val_every_n_epoch``), the first validation batch shows
+        it. Then one line says what is measured: function, output and representation, method and its check, stencil and
+        number of images.
 
         *Several epochs between measurements* (``every_n_epochs=n``): epochs n, 2n, ... are measured, counted from 1 as
         in ``check_val_every_n_epoch``; in between ``trainer.callback_metrics`` keeps the old value. Monitor a key only
         with ``every_n_epochs=1``.
 
-        *Several processes*: ``num_images`` is the total. Each process measures its share of the first images, the
+        *Several processes*: ``num_images`` is the total. Each process measures its share of the images, the
         padding of a distributed sampler is left out, and the sums are added up; the values are those of one process
         over the same images. Sharded modules (FSDP, DeepSpeed, model parallel) are refused.
+
+        *Tests*: nothing is measured in ``trainer.test()``, which a warning says; ``trainer.validate()`` measures any
+        loader.
 
         *The baseline* is the curve's point at step 0. The weights of the untrained model are kept (in main memory)
         until the first validation, and measured then on the same images as the trained ones: no pass over the data is
@@ -101,28 +116,31 @@ class EquivarianceMonitor(Callback):
             ``"sensitivity"`` adds one tangent to it.
         metrics: Companions to measure on the same images, such as :class:`~lie_metric.PredictionConsistency`,
             :class:`~lie_metric.LatticeEquivarianceError` or :class:`~lie_metric.FiniteEquivarianceError`: a sequence of
-            them, logged under the name of their class, or a mapping from names of one's own. Each brings its own
-            options and costs passes of its own, one for each transform.
+            them, logged under the name of their class, or a mapping from names of one's own. ``output``, ``function``,
+            representations, ``resampling`` and ``seed`` are those of the monitor where they were not given their own.
+            Each costs passes of its own, one for each transform. One that fails is logged as NaN alone.
         images: Where the images are in a batch: a callable from the batch to the tensor, or a key or index. By default
             the batch itself if it is a tensor, the first entry of a tuple or list, or the one key of ``"image"``,
             ``"images"``, ``"pixel_values"``, ``"x"``, ``"input"``, ``"inputs"`` of a mapping.
         output: What is measured: ``"logits"``, what the module returns (a tensor; ``logits`` of a mapping or object;
             the first of a tuple), ``"probabilities"``, its softmax, or a callable from what it returns to a tensor.
-        lee_output: What ``lee`` is taken of: ``"probabilities"``, the softmax of ``output``; ``"output"``, the same as
-            the other measures; or ``"auto"``, probabilities for a classifier, i.e. for an invariant output of shape
-            (B, C) with C > 1.
+        function: What is called: None for the module's ``forward``, the name of another of its methods, or a callable
+            from the module and the images to what ``output`` selects from, such as ``lambda module, images:
+            module.encode(images, mask=None)``.
+        lee_output: What ``lee`` is taken of: ``"output"``, the same as the other measures; ``"probabilities"``, the
+            softmax of ``output``; or ``"auto"``, probabilities for any invariant output of shape (B, C) with C > 1.
         input_representation: How the input carries the action; an image by default.
         output_representation: How the output does; by default inferred where its shape leaves no choice.
         resampling: The stencil with which images are differentiated; ``Resampling()`` by default.
         method: How the Jacobian products are computed, as in :func:`~lie_metric.lie_derivative`.
         chunk_size: How many tangents to push through the model at a time; it bounds the memory. By default all, or half
             of them where tensors are large.
-        seed: Seed of the noise of ``"sensitivity"``.
+        seed: Seed of the noise of ``"sensitivity"``, and of the random transforms of ``metrics``.
         baseline: Whether to measure the untrained model too.
         on_error: What to do when the model cannot be measured: ``"warn"``, log NaN for this epoch and go on training
-            (``EarlyStopping`` with ``check_finite=True`` stops at a NaN that it monitors), or ``"raise"``. A batch in
-            which no images are found is always an error.
-        prefix: First word of the keys. Give each its own when several monitors are in use.
+            (``EarlyStopping`` with ``check_finite=True`` stops at a NaN that it monitors), or ``"raise"``. A misuse
+            that shows on the first images is always an error.
+        prefix: First word of the keys. Each monitor in a Trainer must have its own.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -135,8 +153,8 @@ class EquivarianceMonitor(Callback):
 
     """
 
-    _curves: list[_Measurement]
-    _starts: list[_Measurement]
+    failure = "The equivariance of the model could not be measured"
+    _loaders: list[_Loader]
     _untrained: dict[str, Tensor] | None
 
     def __init__(
@@ -149,7 +167,8 @@ class EquivarianceMonitor(Callback):
         metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric] = (),
         images: Callable[[Any], Any] | int | str | None = None,
         output: Literal["logits", "probabilities"] | Callable[[Any], Any] = "logits",
-        lee_output: Literal["auto", "output", "probabilities"] = "auto",
+        function: Function | None = None,
+        lee_output: Literal["auto", "output", "probabilities"] = "output",
         input_representation: Representation | None = None,
         output_representation: Representation | None = None,
         resampling: Resampling | None = None,
@@ -160,44 +179,40 @@ class EquivarianceMonitor(Callback):
         on_error: Literal["warn", "raise"] = "warn",
         prefix: str = "equivariance",
     ) -> None:
-        super().__init__()
+        super().__init__(
+            images=images,
+            function=function,
+            input_representation=input_representation,
+            on_error=on_error,
+            prefix=prefix,
+        )
         _check_positive("num_images", num_images, "256 images give standard errors of some per cent.")
         _check_positive("every_n_epochs", every_n_epochs, "1 measures every epoch.")
-        if on_error not in {"warn", "raise"}:
-            raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
         if isinstance(measures, str) or not measures or not set(measures) <= set(get_args(Measure)):
             raise ValueError(f"`measures` must be a sequence of some of {get_args(Measure)}, got {measures!r}.")
-        if images is not None and not callable(images) and not isinstance(images, (str, int)):
-            raise TypeError(
-                f"`images` must be a callable, a key or an index, got {images!r}. Pass e.g. `lambda batch: batch[0]`."
-            )
-        if not isinstance(prefix, str) or not prefix or "/" in prefix:
-            raise ValueError(
-                f"`prefix` must be a non-empty string without '/', got {prefix!r}. "
-                "Loggers group curves by the text before '/'."
-            )
         self.generators = algebra.generators(generators)
         self.num_images = num_images
         self.every_n_epochs = every_n_epochs
         self.measures = tuple(measures)
-        self.metrics = _by_name(metrics)
-        self.images = images
-        self.baseline = baseline
-        self.on_error = on_error
-        self.prefix = prefix
         self.resampling = resampling or Resampling()
-        self._options: dict[str, Any] = {
+        self.baseline = baseline
+        shared: dict[str, Any] = {
             "output": output,
-            "lee_output": lee_output,
             "input_representation": input_representation,
             "output_representation": output_representation,
             "resampling": self.resampling,
-            "method": method,
-            "chunk_size": chunk_size,
             "seed": seed,
-        }
+        } | ({} if function is None else {"function": function})
+        self._options = shared | {"lee_output": lee_output, "method": method, "chunk_size": chunk_size}
         self._metric()  # refuses bad options now rather than after the first epoch
+        self.metrics = {name: metric.inheriting(**shared) for name, metric in _by_name(metrics).items()}
         self._forget()
+
+    @override
+    def words(self) -> set[str]:
+        """The texts before the slash of the keys."""
+        families = {family for family, _ in self._families().values()}
+        return {self.prefix} | families | {f"{family}_se" for family in families}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -209,10 +224,11 @@ class EquivarianceMonitor(Callback):
             stage: The stage about to begin.
 
         Raises:
-            MisconfigurationException: If the strategy shards the module, or training has no validation.
+            MisconfigurationException: If the strategy shards the module, training has no validation, or another monitor
+                writes the same keys.
         """
         self._forget()
-        refuse_sharded(self, trainer, stage)
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and not trainer.enable_validation:
             raise MisconfigurationException(
                 "`EquivarianceMonitor` must have validation images, got a run without validation "
@@ -236,14 +252,15 @@ class EquivarianceMonitor(Callback):
             f"{self.prefix}_num_images": self.num_images,
         }
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                tensorboard.write_layout(logger, self.prefix, families)
+            if is_a(logger, "TensorBoardLogger"):
+                monitors = [each for each in trainer.callbacks if isinstance(each, EquivarianceMonitor)]  # type: ignore[attr-defined]
+                tensorboard.write_layout(logger, {each.prefix: each._families() for each in monitors})
                 tags = [f"{family}/{name}" for family, names in families.values() for name in names]
                 tensorboard.write_hyperparameters(trainer, logger, settings, tags)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses empty validation loaders, which nothing before this hook complains about.
+        """Refuses empty validation loaders, which nothing before this hook complains about, and rehearses.
 
         Args:
             trainer: The trainer.
@@ -259,6 +276,7 @@ class EquivarianceMonitor(Callback):
                 "Check the length of the validation set, `drop_last` and `limit_val_batches`."
             )
         self._measuring_start = self.baseline and trainer.global_step == 0
+        super().on_train_start(trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -269,11 +287,11 @@ class EquivarianceMonitor(Callback):
             pl_module: The module.
         """
         if self._measuring_start and self._untrained is None:
-            tensors = _tensors(pl_module)
+            tensors = tensors_of(pl_module)
             if any(map(is_lazy, tensors.values())):
                 self._give_up_baseline("it has lazy modules that have not been called yet")
             else:
-                self._untrained = {name: tensor.data.to("cpu", copy=True) for name, tensor in tensors.items()}
+                self._untrained = copies(tensors)
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -283,22 +301,17 @@ class EquivarianceMonitor(Callback):
             trainer: The trainer.
             pl_module: The module.
         """
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        skip = (
-            fitting
-            and not getattr(trainer, "fast_dev_run", False)
-            and (trainer.current_epoch + 1) % self.every_n_epochs != 0
-        )
-        self._measuring = not trainer.sanity_checking and not skip
+        self._measuring = not self.skips(trainer, self.every_n_epochs)
+        self._loaders = []
         if self._measuring or self._untrained is not None:
-            loaders = _validation_loaders(trainer)
-            self._curves, self._starts = (
-                [
-                    _Measurement(self._metrics(pl_module.device), _Share.of(each, trainer, self.num_images))
-                    for each in loaders
-                ]
-                for _ in range(2)
-            )
+            self._loaders = [
+                _Loader(
+                    each,
+                    _Measurement(self._metrics(pl_module.device)) if self._measuring else None,
+                    _Measurement(self._metrics(pl_module.device)) if self._untrained is not None else None,
+                )
+                for each in validation_loaders(trainer)
+            ]
 
     @override
     def on_validation_batch_end(
@@ -310,7 +323,7 @@ class EquivarianceMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Measures the images of the batch that are among the first ``num_images``.
+        """Gathers the chosen images of the batch, and measures them when there are enough for a full batch.
 
         Args:
             trainer: The trainer.
@@ -320,16 +333,28 @@ class EquivarianceMonitor(Callback):
             batch_idx: Number of the batch.
             dataloader_idx: Number of the loader.
         """
-        if trainer.sanity_checking:
-            images_of(
-                batch, self.images
-            )  # a batch without images shall be an error before the first epoch, not after it
-        if self._measuring and not self._curves[dataloader_idx].is_complete:
-            self._measure(trainer, pl_module, self._curves[dataloader_idx], batch)
-        if self._untrained is not None and not self._starts[dataloader_idx].is_complete:
-            with self._exchanged_weights(pl_module):
-                if self._untrained is not None:
-                    self._measure(trainer, pl_module, self._starts[dataloader_idx], batch)
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if not self._loaders or self._loaders[dataloader_idx].is_complete:
+            return
+        loader = self._loaders[dataloader_idx]
+        try:
+            images = images_of(batch, self.images)
+            if loader.gathering is None:
+                share = Share.of(loader.loader, trainer, dataloader_idx, self.num_images, len(images))
+                loader.gathering = Gathering(share, max(1, len(images)))
+            is_last = batch_idx + 1 >= number_of_batches(trainer, dataloader_idx)
+            ready = loader.gathering.add(images, is_last)
+        except Exception as error:
+            for measurement in loader.measurements:
+                measurement.errors = dict.fromkeys(measurement.metrics, error)
+            return
+        # Failures are told when all processes meet at the end of the epoch: raising here would leave others waiting.
+        for chosen, numbers in ready:
+            with silence(trainer, pl_module):
+                if loader.curve is not None:
+                    loader.curve.update(pl_module, chosen, numbers)
+                if loader.start is not None and self._untrained is not None:
+                    self._measure_start(pl_module, loader.start, chosen, numbers)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -339,18 +364,19 @@ class EquivarianceMonitor(Callback):
             trainer: The trainer.
             pl_module: The module.
         """
+        super().on_validation_epoch_end(trainer, pl_module)
         if self._untrained is not None:
             self._untrained, self._measuring_start = None, False
-            start = {key: value.item() for key, value in self._values(trainer, pl_module, self._starts).items()}
-            self._starts = []
+            starts = [loader.start for loader in self._loaders]
+            start = {key: value.item() for key, value in self._values(trainer, pl_module, starts).items()}
             for logger in trainer.loggers:
-                logger.log_metrics(start, step=0)
+                logger.log_metrics({**start, "epoch": 0}, step=0)
         if self._measuring:
             # Every process holds the same values: the mean over processes is no change, and asking for it keeps
             # Lightning from warning that values might differ.
-            values = self._values(trainer, pl_module, self._curves)
+            values = self._values(trainer, pl_module, [loader.curve for loader in self._loaders])
             pl_module.log_dict(values, sync_dist=True, batch_size=1, add_dataloader_idx=False)
-        self._measuring = False
+        self._measuring, self._loaders = False, []
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -365,7 +391,7 @@ class EquivarianceMonitor(Callback):
 
     def _forget(self) -> None:
         """Frees what was kept; also called first, because an interrupted run is not torn down."""
-        self._curves, self._starts, self._untrained = [], [], None
+        self._loaders, self._untrained = [], None
         self._measuring = self._measuring_start = False
 
     def _metric(self) -> LocalEquivarianceError:
@@ -374,9 +400,7 @@ class EquivarianceMonitor(Callback):
     def _metrics(self, device: torch.device) -> dict[str, ModelMetric]:
         """Empty metrics, the Lie derivatives under no name and the companions under theirs."""
         found: dict[str, ModelMetric] = {"": self._metric()}
-        for name, metric in self.metrics.items():
-            found[name] = copy.deepcopy(metric)
-            found[name].reset()
+        found |= {name: metric.inheriting() for name, metric in self.metrics.items()}
         # The sums are float64, which MPS has not: there they stay in main memory.
         return found if device.type == "mps" else {name: metric.to(device) for name, metric in found.items()}
 
@@ -390,44 +414,78 @@ class EquivarianceMonitor(Callback):
             found[name.replace("_", " ")] = (f"{self.prefix}_{name}", metric.names)
         return found
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, measurement: _Measurement, batch: Any) -> None:
-        images = images_of(batch, self.images)
-        rows = measurement.share.rows(measurement.seen, len(images))
-        measurement.seen += len(images)
-        if not rows:
-            return
+    @override
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Tensor, dataloader_idx: int) -> str:
+        """Measures images with every metric, and forgets the result.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            images: One image or more.
+            dataloader_idx: Number of the loader that they are from.
+
+        Returns:
+            What is measured, as a line for the user.
+        """
+        metrics = self._metrics(pl_module.device)
+        measured = self.function_name(pl_module)
+        for name, metric in metrics.items():
+            try:
+                metric.update(pl_module, images)
+            except Exception as error:
+                explained = self.explained(error, measured + (f" with the companion {name!r}" if name else ""))
+                if explained is error:
+                    raise
+                raise explained from error
+        local = metrics[""]
+        loader = validation_loaders(trainer)[dataloader_idx]
+        size = getattr(loader, "batch_size", None) or len(images)
+        count = len(Share.of(loader, trainer, dataloader_idx, self.num_images, size))
+        batches = number_of_batches(trainer, dataloader_idx)
+        where = "at the beginning of" if loader is None or math.isinf(batches) else "spread over"
+        parts = [
+            f"{measured}: output {getattr(local, 'described', None) or 'as declared'}",
+            f"method {check}" if (check := getattr(local, "check", None)) else f"method {local.method_used}",
+            f"stencil {self.resampling}",
+            f"{count} images {where} the validation set",
+        ]
+        return "; ".join(parts)
+
+    def _measure_start(
+        self, pl_module: LightningModule, start: _Measurement, images: Tensor, numbers: list[int]
+    ) -> None:
         try:
-            chosen = images if len(rows) == len(images) else images[rows]
-            for metric in measurement.metrics.values():
-                metric.update(pl_module, chosen)
+            with exchanged(pl_module, self._untrained or {}):
+                start.update(pl_module, images, numbers)
+        except ValueError:
+            self._give_up_baseline("its parameters or buffers were replaced in training")
         except Exception as error:
-            # The other processes learn of it when all meet at the end of the epoch: raising here would leave them
-            # waiting.
-            if self.on_error == "raise" and trainer.world_size == 1:
-                raise
-            measurement.error = error
-        else:
-            measurement.images += len(rows)
+            start.errors = dict.fromkeys(start.metrics, error)
 
     def _values(
-        self, trainer: Trainer, pl_module: LightningModule, measurements: Sequence[_Measurement]
+        self, trainer: Trainer, pl_module: LightningModule, measurements: Sequence[_Measurement | None]
     ) -> dict[str, Tensor]:
         """The values under their keys, alike on all processes; NaN for what could not be measured."""
+        known = [measurement for measurement in measurements if measurement is not None]
         # Always the same collective operations on every process, whatever failed where.
         outcomes = torch.tensor(
-            [[m.error is not None, m.images] for m in measurements], device=pl_module.device
+            [[m.images, *(name in m.errors for name in m.metrics)] for m in known], device=pl_module.device
         ).float()
         outcomes = trainer.strategy.reduce(outcomes, reduce_op="sum")
         values: dict[str, Tensor] = {}
-        for index, (measurement, (failures, images)) in enumerate(zip(measurements, outcomes.tolist(), strict=True)):
+        for index, (measurement, (images, *failures)) in enumerate(zip(known, outcomes.tolist(), strict=True)):
             measured: dict[str, Mapping[str, Tensor]] = {}
-            if failures:
-                self._report(measurement.error)
-            elif images:
-                measured = self._read(measurement)
-            else:
-                warnings.warn(f"No image of validation loader {index} was seen: its equivariance is NaN.", stacklevel=2)
-            suffix = f"/dataloader_idx_{index}" if len(measurements) > 1 else ""
+            if not images and not any(failures):
+                warn(f"No image of validation loader {index} was seen: its equivariance is NaN.")
+            for name, failed in zip(measurement.metrics, failures, strict=True):
+                error = measurement.errors.get(name)
+                if not failed and images:
+                    found, error = self._read(name, measurement.metrics[name])
+                    measured |= found
+                if failed or error is not None:
+                    companion = f"The companion {name!r} of `{self._name}` could not be measured"
+                    self.report(companion if name else self.failure, error)
+            suffix = f"/dataloader_idx_{index}" if len(known) > 1 else ""
             for family, names in self._families().values():
                 for key in (family, f"{family}_se"):
                     for name in names:
@@ -435,199 +493,74 @@ class EquivarianceMonitor(Callback):
                         values[f"{key}/{name}{suffix}"] = value.to(pl_module.device)
         return values
 
-    def _read(self, measurement: _Measurement) -> dict[str, Mapping[str, Tensor]]:
-        """All values and standard errors of a loader, by the text before the slash of their keys."""
-        local, *_ = measurement.metrics.values()
-        found: dict[str, Mapping[str, Tensor]] = {}
-        if isinstance(local, LocalEquivarianceError):
-            for kind, by_name in local.measures().items():
-                measure = kind.removesuffix("_standard_error")
-                found[self.prefix + _FAMILIES[measure][0] + ("_se" if kind != measure else "")] = by_name
-        for name in self.metrics:
-            metric = measurement.metrics[name]
-            found[f"{self.prefix}_{name}"] = metric.compute()
-            found[f"{self.prefix}_{name}_se"] = metric.standard_error()
-        return found
+    def _read(self, name: str, metric: ModelMetric) -> tuple[dict[str, Mapping[str, Tensor]], Exception | None]:
+        """All values and standard errors of a metric, by the text before the slash of their keys, and what failed.
 
-    def _report(self, error: Exception | None) -> None:
-        reason = "on another process" if error is None else f"with {type(error).__name__}: {error}"
-        message = f"The equivariance of the model could not be measured, it failed {reason}"
-        if self.on_error == "raise":
-            raise RuntimeError(message) from error
-        warnings.warn(
-            f"{message} This epoch is logged as NaN and training goes on; `on_error='raise'` stops it.", stacklevel=2
-        )
+        Each reading adds up over processes before it does anything else: all of them are made, whatever fails.
+        """
+        family = f"{self.prefix}_{name}"
+        found: dict[str, Mapping[str, Tensor]] = {}
+        error: Exception | None = None
+        try:
+            if not name and isinstance(metric, LocalEquivarianceError):
+                for kind, by_name in metric.measures().items():
+                    measure = kind.removesuffix("_standard_error")
+                    found[self.prefix + _FAMILIES[measure][0] + ("_se" if kind != measure else "")] = by_name
+                return found, None
+            found[family] = metric.compute()
+        except Exception as failure:
+            error = failure
+        if name:
+            try:
+                found[f"{family}_se"] = metric.standard_error()
+            except Exception as failure:
+                error = error or failure
+        return found, error
 
     def _give_up_baseline(self, reason: str) -> None:
         self._untrained, self._measuring_start = None, False
-        warnings.warn(f"No baseline: the untrained model cannot be kept, because {reason}.", stacklevel=2)
-
-    @contextlib.contextmanager
-    def _exchanged_weights(self, pl_module: LightningModule) -> Iterator[None]:
-        """The untrained weights in the module, bit for bit its own again afterwards."""
-        kept, tensors = self._untrained or {}, _tensors(pl_module)
-        if {name: t.shape for name, t in kept.items()} != {name: t.shape for name, t in tensors.items()}:
-            self._give_up_baseline("its parameters or buffers were replaced in training")
-            yield
-            return
-        _exchange(tensors, kept)
-        try:
-            yield
-        finally:
-            _exchange(tensors, kept)
+        warn(f"No baseline: the untrained model cannot be kept, because {reason}.")
 
 
 @dataclass
 class _Measurement:
-    """A loader's metrics in one validation epoch."""
+    """The metrics of a loader's images under one set of weights."""
 
     metrics: dict[str, ModelMetric]
-    share: _Share
-    seen: int = 0
     images: int = 0
-    error: Exception | None = field(default=None, repr=False)
+    errors: dict[str, Exception] = field(default_factory=dict, repr=False)
+
+    def update(self, pl_module: LightningModule, images: Tensor, numbers: list[int]) -> None:
+        """Adds images; a metric that fails takes no more, and the others go on."""
+        for name, metric in self.metrics.items():
+            if name not in self.errors:
+                try:
+                    metric.numbers = numbers
+                    metric.update(pl_module, images)
+                except Exception as error:
+                    self.errors[name] = error
+        self.images += len(images)
+
+
+@dataclass
+class _Loader:
+    """A validation loader in one epoch: its chosen images, and what is made of them."""
+
+    loader: Any
+    curve: _Measurement | None
+    start: _Measurement | None
+    gathering: Gathering | None = None
+
+    @property
+    def measurements(self) -> list[_Measurement]:
+        """Those that are made in this epoch."""
+        return [measurement for measurement in (self.curve, self.start) if measurement is not None]
 
     @property
     def is_complete(self) -> bool:
         """Whether no further batch is to be measured."""
-        return self.error is not None or self.share.is_complete(self.seen)
-
-
-@dataclass(frozen=True)
-class _Share:
-    """Which of the images that a process sees it measures, so that together they measure the first ones, each once.
-
-    Args:
-        limit: How many images all processes measure together.
-        processes: Number of processes.
-        rank: Number of this one.
-        replicated: Whether every process sees the same images, rather than its own.
-    """
-
-    limit: float
-    processes: int
-    rank: int
-    replicated: bool = False
-
-    @classmethod
-    def of(cls, loader: object, trainer: Trainer, num_images: int) -> _Share:
-        """The share of this process in the first images of a loader."""
-        sampler = getattr(loader, "sampler", None)
-        nested = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-        for candidate in (sampler, nested):
-            if isinstance(candidate, DistributedSampler):
-                # It deals indices round, and repeats the first ones until all processes have as many.
-                total = len(candidate.dataset)  # type: ignore[arg-type]
-                return cls(min(num_images, total), candidate.num_replicas, candidate.rank)
-        # Any other loader is taken to hold the process' own images, except one that can only hold the same everywhere.
-        return cls(num_images, trainer.world_size, trainer.global_rank, isinstance(sampler, SequentialSampler))
-
-    def _position(self, index: int) -> int:
-        """Place among the images of all processes of the image that this process sees at an index."""
-        return index if self.replicated else index * self.processes + self.rank
-
-    def is_complete(self, start: int) -> bool:
-        """Whether nothing is left to measure from an index on."""
-        return self._position(start) >= self.limit
-
-    def rows(self, start: int, count: int) -> list[int]:
-        """Which rows to measure of a batch of ``count`` images that begins at index ``start``."""
-        mine = range(start, start + count)
-        return [
-            index - start
-            for index in mine
-            if self._position(index) < self.limit and not (self.replicated and index % self.processes != self.rank)
-        ]
-
-
-def _validation_loaders(trainer: Trainer) -> list[Any]:
-    """The loaders whose batches come with an index of their own."""
-    loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == TrainerFn.FITTING else trainer.validate_loop
-    # `trainer.val_dataloaders` shows the loaders of an earlier fit during `trainer.validate()`, and hides whether they
-    # are run one after the other.
-    combined = loop._combined_loader
-    if combined is None:
-        return [None]
-    return list(combined.flattened) if combined._mode == "sequential" else [None]
-
-
-def refuse_sharded(callback: Callback, trainer: Trainer, stage: str) -> None:
-    """Refuses strategies under which no process holds the whole module.
-
-    Args:
-        callback: Who asks.
-        trainer: The trainer.
-        stage: The stage about to begin.
-
-    Raises:
-        MisconfigurationException: If the strategy shards the module.
-    """
-    sharding = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-    if stage in {"fit", "validate"} and isinstance(trainer.strategy, sharding):
-        raise MisconfigurationException(
-            f"`{type(callback).__name__}` must have a strategy that keeps the module whole on each device, got "
-            f"{type(trainer.strategy).__name__}. Train with strategy='ddp' or on one device, or measure a "
-            "checkpoint afterwards with `lie_metric.LocalEquivarianceError`."
-        )
-
-
-def images_of(batch: Any, images: Callable[[Any], Any] | int | str | None = None) -> Tensor:
-    """The images of a batch.
-
-    Args:
-        batch: What a loader gives.
-        images: A callable from the batch to the tensor, a key or index, or None for the usual forms.
-
-    Returns:
-        The images.
-
-    Raises:
-        TypeError: If there is no tensor with a batch axis.
-        ValueError: If the key or index is not in the batch, or several usual keys are.
-    """
-    if callable(images):
-        found = images(batch)
-    elif images is not None:
-        try:
-            found = batch[images]
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"`images` must be a key or index of the batch, got {images!r} for {_describe(batch)}."
-            ) from error
-    else:
-        found = _find_images(batch)
-    if not isinstance(found, Tensor) or found.ndim == 0:
-        source = "found in" if images is None else f"selected by images={images!r} from"
-        raise TypeError(
-            f"The images must be a tensor with a batch axis, got {_describe(found)}, {source} {_describe(batch)}. "
-            "Pass a key, an index or a callable, e.g. `EquivarianceMonitor(images=lambda batch: batch[0])`."
-        )
-    return found
-
-
-def _find_images(batch: Any) -> Any:
-    """The images of a batch in one of the usual forms, or the batch itself, which then is not a tensor."""
-    if isinstance(batch, Mapping):
-        keys = [key for key in IMAGE_KEYS if key in batch]
-        if len(keys) > 1:
-            raise ValueError(
-                f"`images` must be given for a batch with several keys that usually hold images, got {keys}. "
-                f"Pass e.g. `EquivarianceMonitor(images={keys[0]!r})`."
-            )
-        return batch[keys[0]] if keys else batch
-    if isinstance(batch, (tuple, list)) and batch:
-        return batch[0] if isinstance(batch[0], Tensor) else _find_images(batch[0])
-    return batch
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with keys {list(value)}"
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {[type(entry).__name__ for entry in value]}"
-    return f"a {type(value).__name__}"
+        failed = all(set(measurement.errors) == set(measurement.metrics) for measurement in self.measurements)
+        return failed or (self.gathering is not None and self.gathering.is_complete)
 
 
 def _by_name(metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric]) -> dict[str, ModelMetric]:
@@ -665,16 +598,3 @@ def _check_positive(name: str, value: object, advice: str) -> None:
         raise TypeError(f"`{name}` must be an integer, got {value!r}. {advice}")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}. {advice}")
-
-
-def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _exchange(tensors: Mapping[str, Tensor], kept: dict[str, Tensor]) -> None:
-    """Exchanges values in place; `data` leaves no trace in the version counters that autograd compares."""
-    for name, tensor in tensors.items():
-        current = tensor.data.to(kept[name].device, copy=True)
-        tensor.data.copy_(kept[name])
-        kept[name] = current

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
 from lie_metric import algebra, figures
 from lie_metric.algebra import Generator
-from lie_metric.callbacks.equivariance_monitor import images_of, refuse_sharded
+from lie_metric.callbacks.batches import images_of
+from lie_metric.callbacks.monitor import Function, Monitor
+from lie_metric.callbacks.silence import silence
+from lie_metric.callbacks.trainers import is_a, step
 from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
@@ -23,7 +23,7 @@ from lie_metric.resampling import Resampling
 __all__ = ["LayerwiseMonitor"]
 
 
-class LayerwiseMonitor(Callback):
+class LayerwiseMonitor(Monitor):
     r"""Attributes the Lie derivative of the model under training to its layers, and logs how that changes.
 
     Every n-th validation epoch the first images of the first validation batch are measured with
@@ -34,7 +34,9 @@ class LayerwiseMonitor(Callback):
         ‖c‖² / dim, the squared norm of the type's contribution to the Lie derivative of the output, in squared output
         units per squared unit of t; the mean over processes. Squared norms do not add up to that of the model.
 
-    In TensorBoard the tab Images shows the attribution, and a heat map of modules over epochs. Training is not changed.
+    In TensorBoard the tab Images shows the attribution, and a heat map of modules over epochs. Training, logged values
+    and metrics are not changed, and a misuse shows before it begins, as with :class:`~lie_metric.EquivarianceMonitor`.
+    Nothing is measured in ``trainer.test()``, which a warning says.
 
     Args:
         generators: Names, groups or :class:`~lie_metric.Generator` objects.
@@ -44,14 +46,18 @@ class LayerwiseMonitor(Callback):
         depth: Depth of the modules in the heat map.
         images: Where the images are in a batch, as in :class:`~lie_metric.EquivarianceMonitor`.
         output: As in :func:`~lie_metric.lie_derivative`.
+        function: What is called, as in :class:`~lie_metric.EquivarianceMonitor`.
+        input_representation: As in :func:`~lie_metric.lie_derivative`.
         output_representation: As in :func:`~lie_metric.lie_derivative`.
         resampling: The stencil; ``Resampling()`` by default.
         representations: Actions for hidden tensors by module path, as in
             :func:`~lie_metric.layerwise_equivariance_error`.
-        on_error: ``"warn"``, log NaN and go on, or ``"raise"``.
-        prefix: First word of the keys.
+        on_error: ``"warn"``, log NaN and go on, or ``"raise"``; a misuse that shows on the first images is always an
+            error.
+        prefix: First word of the keys. Each monitor in a Trainer must have its own.
 
     Raises:
+        TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range, or names something unknown.
 
     Example:
@@ -59,6 +65,8 @@ class LayerwiseMonitor(Callback):
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[lm.LayerwiseMonitor("rotation", every_n_epochs=5)], logger=False)
     """
+
+    failure = "The model could not be attributed to its layers"
 
     def __init__(
         self,
@@ -70,13 +78,21 @@ class LayerwiseMonitor(Callback):
         depth: int = 2,
         images: Callable[[Any], Any] | int | str | None = None,
         output: Literal["logits", "probabilities"] | Callable[[Any], Any] = "logits",
+        function: Function | None = None,
+        input_representation: Representation | None = None,
         output_representation: Representation | None = None,
         resampling: Resampling | None = None,
         representations: Mapping[str, Representation] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         prefix: str = "layerwise",
     ) -> None:
-        super().__init__()
+        super().__init__(
+            images=images,
+            function=function,
+            input_representation=input_representation,
+            on_error=on_error,
+            prefix=prefix,
+        )
         for name, value, least in (
             ("num_images", num_images, 1),
             ("every_n_epochs", every_n_epochs, 1),
@@ -85,33 +101,50 @@ class LayerwiseMonitor(Callback):
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
-        if on_error not in {"warn", "raise"}:
-            raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
         self.generators = algebra.generators(generators)
         self.num_images, self.every_n_epochs, self.depth = num_images, every_n_epochs, depth
-        self.images, self.on_error, self.prefix = images, on_error, prefix
+        self.resampling = resampling or Resampling()
         self._options: dict[str, Any] = {
             "probes": probes,
             "output": output,
+            "input_representation": input_representation,
             "output_representation": output_representation,
-            "resampling": resampling or Resampling(),
+            "resampling": self.resampling,
             "representations": representations,
-        }
+        } | ({} if function is None else {"function": function})
         self._report: LayerwiseReport | None = None
         self._error: Exception | None = None
         self._kinds: list[str] = []
         self._history: dict[str, dict[int, dict[str, float]]] = {}
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses strategies that shard the module.
+    def words(self) -> set[str]:
+        """The texts before the slash of the keys."""
+        return {self.prefix} | {f"{self.prefix}_{generator.name}" for generator in self.generators}
+
+    @override
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Tensor, dataloader_idx: int) -> str:
+        """Attributes images, and forgets the result.
 
         Args:
             trainer: The trainer.
             pl_module: The module.
-            stage: The stage about to begin.
+            images: One image or more.
+            dataloader_idx: Number of the loader that they are from.
+
+        Returns:
+            What is measured, as a line for the user.
         """
-        refuse_sharded(self, trainer, stage)
+        measured = self.function_name(pl_module)
+        if dataloader_idx == 0:
+            try:
+                self._attribute(pl_module, images)
+            except Exception as error:
+                explained = self.explained(error, measured)
+                if explained is error:
+                    raise
+                raise explained from error
+        return f"{measured}; stencil {self.resampling}; up to {self.num_images} images of the first validation batch"
 
     @override
     def on_validation_batch_end(
@@ -133,20 +166,19 @@ class LayerwiseMonitor(Callback):
             batch_idx: Number of the batch.
             dataloader_idx: Number of the loader.
         """
-        if batch_idx or dataloader_idx:
-            return
-        found = images_of(batch, self.images)
-        if not self._measures(trainer):
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if batch_idx or dataloader_idx or self.skips(trainer, self.every_n_epochs):
             return
         try:
-            self._report = layerwise_equivariance_error(
-                pl_module, found[: self.num_images], self.generators, **self._options
-            )
+            images = images_of(batch, self.images, self._name)
+            with silence(trainer, pl_module):
+                self._report = self._attribute(pl_module, images[: self.num_images])
         except Exception as error:
-            # Other processes learn of it at the end of the epoch: raising here would leave them waiting.
-            if self.on_error == "raise" and trainer.world_size == 1:
-                raise
+            # All processes learn of it at the end of the epoch: raising here would leave the others waiting.
             self._error = error
+
+    def _attribute(self, pl_module: LightningModule, images: Tensor) -> LayerwiseReport:
+        return layerwise_equivariance_error(pl_module, images, self.generators, **self._options)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,16 +188,15 @@ class LayerwiseMonitor(Callback):
             trainer: The trainer.
             pl_module: The module.
         """
-        if not self._measures(trainer):
+        super().on_validation_epoch_end(trainer, pl_module)
+        if self.skips(trainer, self.every_n_epochs):
             return
         report, error = self._report, self._error
         self._report = self._error = None
-        failed = trainer.strategy.reduce(torch.tensor(float(report is None), device=pl_module.device), reduce_op="sum")
-        if failed:
-            reason = f"{type(error).__name__}: {error}" if error else "no batch, or a failure on another process"
-            if self.on_error == "raise":
-                raise RuntimeError(f"The model could not be attributed to its layers: {reason}") from error
-            warnings.warn(f"The model could not be attributed to its layers, logged as NaN: {reason}", stacklevel=2)
+        outcome = torch.tensor([float(report is None), float(error is not None)], device=pl_module.device)
+        missing, failed = trainer.strategy.reduce(outcome, reduce_op="sum").tolist()
+        if missing:
+            self.report(self.failure, error if failed else RuntimeError("there was no batch"))
             report = None
         rows = [] if report is None else report.by("type")
         self._kinds = self._kinds or list(dict.fromkeys(row.name for row in rows))
@@ -180,17 +211,12 @@ class LayerwiseMonitor(Callback):
             self._remember(report, trainer.current_epoch)
             self._draw(trainer, report)
 
-    def _measures(self, trainer: Trainer) -> bool:
-        if trainer.sanity_checking:
-            return False
-        return trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
-
     def _remember(self, report: LayerwiseReport, epoch: int) -> None:
         for row in report.by("module", self.depth):
             self._history.setdefault(row.generator, {}).setdefault(epoch, {})[row.name] = row.squared_norm
 
     def _draw(self, trainer: Trainer, report: LayerwiseReport) -> None:
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        boards: list[Any] = [logger for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
         if not boards:
             return
         pictures = {f"{self.prefix}/attribution": report.plot()}
@@ -200,7 +226,7 @@ class LayerwiseMonitor(Callback):
             )
         for board in boards:
             for tag, picture in pictures.items():
-                board.experiment.add_figure(tag, picture, global_step=trainer.global_step, close=False)
+                board.experiment.add_figure(tag, picture, global_step=step(trainer), close=False)
 
     @override
     def state_dict(self) -> dict[str, Any]:

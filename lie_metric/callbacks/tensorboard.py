@@ -10,32 +10,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 __all__ = ["write_hyperparameters", "write_layout"]
 
 
-def write_layout(logger: TensorBoardLogger, category: str, families: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+def write_layout(logger: Any, categories: Mapping[str, Mapping[str, tuple[str, Sequence[str]]]]) -> None:
     """Puts the curves of each family on one chart of the Custom Scalars tab.
 
-    A writer keeps one layout: the last one written is shown.
+    A writer keeps one layout, the last one written: that of every monitor is written together.
 
     Args:
-        logger: The logger; call this on the process of rank zero only.
-        category: Heading under which the charts appear.
-        families: By the title of each chart the text of its tags before ``/<name>``, and the names, one curve each.
+        logger: A TensorBoardLogger, of either package; call this on the process of rank zero only.
+        categories: By the heading of some charts their families: by the title of each chart the text of its tags before
+            ``/<name>``, and the names, one curve each.
     """
     # Tags are regular expressions that match from the left: anchored, or "lee" would also gather "lee_se".
-    charts = {}
-    for title, (family, names) in families.items():
-        curves = "|".join(map(re.escape, names))
-        charts[title] = ["Multiline", [rf"^{re.escape(family)}/({curves})(/dataloader_idx_\d+)?$"]]
-    logger.experiment.add_custom_scalars({category: charts})
+    layout: dict[str, dict[str, list[Any]]] = {}
+    for category, families in categories.items():
+        for title, (family, names) in families.items():
+            curves = "|".join(map(re.escape, names))
+            pattern = rf"^{re.escape(family)}/({curves})(/dataloader_idx_\d+)?$"
+            layout.setdefault(category, {})[title] = ["Multiline", [pattern]]
+    logger.experiment.add_custom_scalars(layout)
 
 
-def write_hyperparameters(
-    trainer: Trainer, logger: TensorBoardLogger, settings: Mapping[str, Any], tags: Sequence[str]
-) -> None:
+def write_hyperparameters(trainer: Trainer, logger: Any, settings: Mapping[str, Any], tags: Sequence[str]) -> None:
     """Declares the run to the HPARAMS tab, so that it shows the final values of the run's scalars.
 
     The hyperparameters are those saved by the module and the data module, and the given settings. By default the tab

@@ -3,7 +3,6 @@ r"""EQ-T, EQ-T_frac and EQ-R: how well a model commutes with shifts and rotation
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -12,8 +11,16 @@ from torch import Tensor
 
 from lie_metric import filters
 from lie_metric.functional.options import chosen_options
-from lie_metric.functional.sums import Sums, grouped, totals
-from lie_metric.measured import Output, evaluated, function_of, validate_inputs, validate_options
+from lie_metric.functional.sums import NOTHING, Sums, grouped, totals
+from lie_metric.measured import (
+    Function,
+    Output,
+    described,
+    evaluated,
+    function_of,
+    validate_inputs,
+    validate_options,
+)
 from lie_metric.randomness import source, validate_seed
 from lie_metric.representations import (
     Image,
@@ -21,9 +28,11 @@ from lie_metric.representations import (
     Representation,
     grid_size,
     map_grid,
+    refuse_own_action,
 )
 from lie_metric.resampling import coordinate_dtype, working_precision
 from lie_metric.running import isolated
+from lie_metric.warning import warn
 
 __all__ = ["BandLimited", "eq_r", "eq_t", "eq_t_frac"]
 
@@ -36,6 +45,8 @@ def _band_limited_validate(
     data_range: float | None,
     max_shift: float,
     output: Output,
+    function: Function | None,
+    input_representation: Representation | None,
     output_representation: Representation | None,
     seed: int,
 ) -> tuple[BandLimited, ...]:
@@ -50,7 +61,7 @@ def _band_limited_validate(
     if not 0 < max_shift <= 0.5:
         raise ValueError(f"`max_shift` must be in (0, 0.5], got {max_shift!r}. 1/8 of the image is the paper's choice.")
     validate_seed(seed)
-    validate_options(output, None, output_representation, None, "auto", None)
+    validate_options(output, input_representation, output_representation, None, "auto", None, function)
     return tuple(kinds)
 
 
@@ -63,15 +74,21 @@ def _band_limited_update(
     data_range: float | None = None,
     max_shift: float = 0.125,
     output: Output = "logits",
+    function: Function | None = None,
+    input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     seed: int = 0,
-) -> dict[str, Tensor]:
-    """The sums of a batch; ``indices`` are the images' running numbers, which fix their groups and transforms."""
-    validate_inputs(model, images, None)
+) -> tuple[dict[str, Tensor], str]:
+    """The sums of a batch, and what is measured in words.
+
+    ``indices`` are the images' running numbers, which fix their groups and transforms.
+    """
+    validate_inputs(model, images, input_representation, function)
+    carrier = input_representation or Image()
     with torch.no_grad(), isolated(model):
         images = working_precision(images)
-        function = function_of(model, output)
-        f, representation = evaluated(model, function, images, output_representation)
+        measured = function_of(model, output, function)
+        f, representation = evaluated(model, measured, images, output_representation, input_representation)
         invariant = isinstance(representation, Invariant)
         if invariant != (data_range is None):
             raise ValueError(
@@ -79,12 +96,15 @@ def _band_limited_update(
                 f"{representation!r}, got {data_range!r}. "
                 + ("Class scores have no peak to measure noise against." if invariant else "PSNR is relative to it.")
             )
-        sizes = grid_size(Image(), images), None if invariant else grid_size(representation, f)
+        if "eq_r" in kinds:
+            refuse_own_action(representation, "eq_r")
+        sizes = grid_size(carrier, images), None if invariant else grid_size(representation, f)
         drawn = torch.stack([_draw(index, seed) for index in indices]).to(images.device)
         errors, counts = [], []
         for kind in kinds:
-            moved, compare = _transform(kind, images, drawn, max_shift, sizes)
-            y, ones = function(moved), torch.ones_like(f)
+            move, compare = _transform(kind, drawn, max_shift, sizes)
+            y = measured(map_grid(carrier, images, lambda x, move=move: move(x)[0]))  # type: ignore[misc]
+            ones = torch.ones_like(f)
             if invariant:
                 difference, valid = y - f, ones
             else:
@@ -97,7 +117,8 @@ def _band_limited_update(
             kept = torch.where(valid > 0, difference, 0).reshape(len(f), -1).to(wide)
             errors.append(kept.square().sum(1))
             counts.append(valid.reshape(len(f), -1).to(wide).sum(1))
-    return grouped({"error": torch.stack(errors, 1), "count": torch.stack(counts, 1)}, indices)
+    sums = grouped({"error": torch.stack(errors, 1), "count": torch.stack(counts, 1)}, indices)
+    return sums, described(f, representation, output_representation, output)
 
 
 def _through(representation: Representation, tensor: Tensor, part: Filter) -> tuple[Tensor, Tensor]:
@@ -121,18 +142,19 @@ def _draw(index: int, seed: int) -> Tensor:
 
 def _transform(
     kind: BandLimited,
-    images: Tensor,
     drawn: Tensor,
     max_shift: float,
     sizes: tuple[tuple[int, int], tuple[int, int] | None],
-) -> tuple[Tensor, tuple[Filter, Filter]]:
-    """The moved images, and what the output of these and that of the images as they are go through to be compared."""
+) -> tuple[Filter, tuple[Filter, Filter]]:
+    """What moves the images, and what the output of these and that of the images as they are go through."""
     (height, width), grid = sizes
     h, w = grid or (height, width)
     if kind == "eq_r":
         angles = drawn[:, 2] * math.pi
-        moved, _ = filters.rotate(images, angles)
-        return moved, (lambda y: filters.low_pass(y, angles), lambda y: filters.rotate(y, angles))
+        return (
+            lambda x: filters.rotate(x, angles),
+            (lambda y: filters.low_pass(y, angles), lambda y: filters.rotate(y, angles)),
+        )
     scale = torch.tensor([w / width, h / height], dtype=torch.float64, device=drawn.device)
     size = torch.tensor([width, height], dtype=torch.float64, device=drawn.device)
     steps = drawn[:, :2] * max_shift * size
@@ -147,10 +169,8 @@ def _transform(
             )
         steps = (steps / unit).round() * unit
         far = (steps * scale).round().long()
-        moved, _ = filters.shift(images, steps.long())
-        return moved, (_everywhere, lambda y: filters.shift(y, far))
-    moved, _ = filters.translate(images, steps)
-    return moved, (_everywhere, lambda y: filters.translate(y, steps * scale))
+        return lambda x: filters.shift(x, steps.long()), (_everywhere, lambda y: filters.shift(y, far))
+    return lambda x: filters.translate(x, steps), (_everywhere, lambda y: filters.translate(y, steps * scale))
 
 
 def _everywhere(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,14 +187,15 @@ def _statistic(data_range: float | None) -> Callable[[Sums], Tensor]:
 
 def _band_limited_compute(sums: Sums, kinds: Sequence[BandLimited], data_range: float | None) -> dict[str, Tensor]:
     """Each measure from the sums."""
-    values = _statistic(data_range)(totals(sums))
+    total = totals(sums)
+    values = _statistic(data_range)(total)
     undefined = [kind for kind, value in zip(kinds, values.isnan().tolist(), strict=True) if value]
     if undefined:
-        warnings.warn(
-            f"{undefined} are NaN: no pixel has all of its filter within the frame (filters reach over up to 8 "
-            "pixels), or the outputs are not finite.",
-            stacklevel=5,
+        reason = (
+            "no pixel has all of its filter within the frame (filters reach over up to 8 pixels), or the outputs are "
+            "not finite"
         )
+        warn(f"{undefined} are NaN: {reason if bool(total['images']) else NOTHING}.")
     return dict(zip(kinds, values.unbind(), strict=True))
 
 
@@ -182,6 +203,8 @@ _DEFAULTS: dict[str, Any] = {
     "data_range": None,
     "max_shift": 0.125,
     "output": "logits",
+    "function": None,
+    "input_representation": None,
     "output_representation": None,
     "seed": 0,
 }
@@ -191,7 +214,7 @@ def _measure(kind: BandLimited, model: Callable[..., Any], images: Tensor, optio
     chosen = chosen_options(options, _DEFAULTS)
     kinds = _band_limited_validate((kind,), **chosen)
     indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
-    sums = _band_limited_update(model, images, kinds, indices=indices, **chosen)
+    sums, _ = _band_limited_update(model, images, kinds, indices=indices, **chosen)
     return _band_limited_compute(sums, kinds, chosen["data_range"])[kind]
 
 
@@ -210,7 +233,8 @@ def eq_t(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
         model: As in :func:`lie_metric.lie_derivative`.
         images: Shape (B, C, H, W).
         options: ``data_range``, the width I_max of the interval of the output's values, needed for image-valued outputs
-            and not allowed for invariant ones; ``max_shift`` (1/8); ``output``; ``output_representation``; ``seed``.
+            and not allowed for invariant ones; ``max_shift`` (1/8); ``output``; ``function``;
+            ``input_representation``; ``output_representation``; ``seed``.
 
     Returns:
         A number of no axes: dB, or the mean square.

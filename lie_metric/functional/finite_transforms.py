@@ -15,10 +15,19 @@ from torch import Tensor
 
 from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
-from lie_metric.measured import Output, evaluated, function_of, validate_inputs, validate_options
-from lie_metric.orbits import Element, Orbit, Orbits, listed, orbits, uniform
+from lie_metric.measured import (
+    Function,
+    Output,
+    described,
+    evaluated,
+    function_of,
+    validate_inputs,
+    validate_options,
+)
+from lie_metric.orbits import Element, Orbit, Orbits, listed, uniform
+from lie_metric.orbits import orbits as resolve
 from lie_metric.randomness import validate_seed
-from lie_metric.representations import Image, Representation, grid_size, map_grid
+from lie_metric.representations import Image, Representation, grid_size
 from lie_metric.resampling import Resampling, coordinate_dtype, working_precision
 from lie_metric.running import isolated
 
@@ -54,6 +63,7 @@ def default_shifts() -> tuple[Orbit, ...]:
 def _finite_transforms_validate(
     transforms: Orbits,
     output: Output,
+    function: Function | None,
     input_representation: Representation | None,
     output_representation: Representation | None,
     resampling: Resampling | None,
@@ -61,9 +71,9 @@ def _finite_transforms_validate(
     several: bool = False,
 ) -> tuple[Orbit, ...]:
     """The orbits asked for, if every option has a meaning."""
-    found = orbits(transforms)
+    found = resolve(transforms)
     validate_seed(seed)
-    validate_options(output, input_representation, output_representation, resampling, "auto", None)
+    validate_options(output, input_representation, output_representation, resampling, "auto", None, function)
     short = [orbit.name for orbit in found if len(orbit) < 2]
     if several and short:
         raise ValueError(
@@ -76,19 +86,23 @@ def _finite_transforms_validate(
 def _finite_transforms_update(
     model: Callable[..., Any],
     images: Tensor,
-    asked: Sequence[Orbit],
     *,
+    orbits: Sequence[Orbit],
     indices: Sequence[int],
     targets: Any = None,
     loss: Loss | None = None,
     seed: int = 0,
     output: Output = "logits",
+    function: Function | None = None,
     input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
-) -> dict[str, Tensor]:
-    """The sums of a batch; ``indices`` are the images' running numbers, which fix their groups and transforms."""
-    validate_inputs(model, images, input_representation)
+) -> tuple[dict[str, Tensor], str]:
+    """The sums of a batch, and what is measured in words.
+
+    ``indices`` are the images' running numbers, which fix their groups and transforms.
+    """
+    validate_inputs(model, images, input_representation, function)
     if loss is not None and targets is None:
         raise ValueError(
             "`targets` must be given when there is a `loss`, got None. Pass `update(model, images, labels)`."
@@ -97,14 +111,15 @@ def _finite_transforms_update(
     carrier = input_representation or Image()
     with torch.no_grad(), isolated(model):
         images = working_precision(images)
-        function = function_of(model, output)
-        f, representation = evaluated(model, function, images, output_representation)
-        size = grid_size(carrier, images)
+        measured = function_of(model, output, function)
+        f, representation = evaluated(model, measured, images, output_representation, input_representation)
+        # What stands on no grid has an action of its own, which asks for no size; permutations of pixels refuse it.
+        size = grid_size(carrier, images) if callable(getattr(carrier, "map", None)) else (0, 0)
         columns: dict[str, list[Tensor]] = {name: [] for name in SUMS}
-        for orbit in asked:
+        for orbit in orbits:
             orbit_sums = _Orbit(f, representation, len(orbit), orbit.complete)
             for element in orbit.draw(indices, size, seed, resampling):
-                returned = function(map_grid(carrier, images, element.forward))
+                returned = measured(element.on(carrier, images))
                 orbit_sums.add(returned, element, loss, targets)
             for name, values in orbit_sums.rows().items():
                 columns[name].append(values)
@@ -112,7 +127,7 @@ def _finite_transforms_update(
         rows["size"] = f.reshape(len(f), -1).to(coordinate_dtype(f.device)).norm(dim=1)
         sums = grouped(rows | moments(f, representation), indices)
         sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=rows["size"].dtype, device=f.device)
-    return sums
+    return sums, described(f, representation, output_representation, output)
 
 
 class _Orbit:
@@ -130,12 +145,8 @@ class _Orbit:
 
     def add(self, returned: Tensor, element: Element, loss: Loss | None, targets: Any) -> None:
         f = self.f
-        z = map_grid(self.representation, returned, element.backward)
-        valid = map_grid(
-            self.representation,
-            torch.ones_like(f),
-            lambda image: element.inside(image)[:, None].expand_as(image).to(image.dtype),
-        )
+        z = element.on(self.representation, returned, -1)
+        valid = element.valid(self.representation, f)
         difference = z - f
         square = self._mean(difference.square(), valid) * f[0].numel()
         self.violation += square / self.count
@@ -235,12 +246,14 @@ STATISTICS: dict[str, tuple[Callable[[Sums], Tensor], str]] = {
 def _finite_transforms_compute(sums: Sums, measure: str, names: Sequence[str]) -> dict[str, Tensor]:
     """The measure of each orbit from the sums."""
     statistic, reason = STATISTICS[measure]
-    value = defined(statistic(totals(sums)), measure, names, reason, stacklevel=6)
+    total = totals(sums)
+    value = defined(statistic(total), measure, names, reason, total)
     return dict(zip(names, value.unbind(), strict=True))
 
 
 _DEFAULTS: dict[str, Any] = {
     "output": "logits",
+    "function": None,
     "input_representation": None,
     "output_representation": None,
     "resampling": None,
@@ -262,7 +275,9 @@ def _measure(
     chosen = chosen_options(options, _DEFAULTS)
     asked = _finite_transforms_validate(transforms, several=several, **chosen)
     indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
-    sums = _finite_transforms_update(model, images, asked, indices=indices, targets=targets, loss=loss, **chosen)
+    sums, _ = _finite_transforms_update(
+        model, images, orbits=asked, indices=indices, targets=targets, loss=loss, **chosen
+    )
     return _finite_transforms_compute(sums, measure, [orbit.name for orbit in asked])
 
 
@@ -282,8 +297,8 @@ def finite_equivariance_error(
         images: Shape (B, C, H, W), at least two.
         transforms: Orbits, see :func:`lie_metric.orbits.orbits`; of a random one the mean square over its elements
             counts. The default is rotations and shifts by 0.05 to 0.8.
-        options: ``output``, ``input_representation``, ``output_representation``, ``resampling``, ``seed`` as in
-            :class:`lie_metric.LocalEquivarianceError`.
+        options: ``output``, ``function``, ``input_representation``, ``output_representation``, ``resampling``, ``seed``
+            as in :class:`lie_metric.LocalEquivarianceError`.
 
     Returns:
         For each orbit's name a number of no axes; NaN, with a warning, where the output does not vary.

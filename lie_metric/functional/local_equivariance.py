@@ -6,7 +6,6 @@ images; leaving out one group at a time gives the standard error of any such fun
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -19,10 +18,11 @@ from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import GROUPS, ROUNDINGS, Sums, defined, grouped, moments, spread, totals
 from lie_metric.jacobian import Method
 from lie_metric.lie import Generators, Linearisation, linearise
-from lie_metric.measured import Output, validate_options
+from lie_metric.measured import Function, Output, validate_options
 from lie_metric.randomness import noise, validate_seed
 from lie_metric.representations import Invariant, Representation
 from lie_metric.resampling import Resampling, coordinate_dtype
+from lie_metric.warning import warn
 
 __all__ = ["LeeOutput", "Measure", "Normalise", "gram", "lee", "principal_directions", "relative", "sensitivity"]
 
@@ -35,6 +35,7 @@ def _local_equivariance_validate(
     generators: Generators,
     measure: Measure,
     output: Output,
+    function: Function | None,
     lee_output: LeeOutput,
     input_representation: Representation | None,
     output_representation: Representation | None,
@@ -50,15 +51,15 @@ def _local_equivariance_validate(
     if lee_output not in get_args(LeeOutput):
         raise ValueError(f"`lee_output` must be one of {get_args(LeeOutput)}, got {lee_output!r}.")
     validate_seed(seed)
-    validate_options(output, input_representation, output_representation, resampling, method, chunk_size)
+    validate_options(output, input_representation, output_representation, resampling, method, chunk_size, function)
     return found
 
 
 def _local_equivariance_update(
     model: Callable[..., Any],
     images: Tensor,
-    asked: Sequence[Generator],
     *,
+    generators: Sequence[Generator],
     indices: Sequence[int],
     lee_output: LeeOutput = "output",
     with_noise: bool = True,
@@ -70,13 +71,13 @@ def _local_equivariance_update(
     with torch.no_grad():
         drawn = noise(images, indices, seed) if with_noise and isinstance(images, Tensor) else None
         directions = None if drawn is None else drawn[None]
-        result = linearise(model, images, asked, output=output, directions=directions, **options)
+        result = linearise(model, images, generators, output=output, directions=directions, **options)
         if result.output.shape[:1] != images.shape[:1]:
             raise ValueError(
                 f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
                 f"{tuple(result.output.shape)}. Select or reshape it with `output=`."
             )
-        sums = _sum(result, asked, drawn, indices, lee_output, output)
+        sums = _sum(result, generators, drawn, indices, lee_output, output)
     return sums, result
 
 
@@ -184,7 +185,7 @@ _STATISTICS: dict[str, Callable[[Sums], Tensor]] = {"relative": _relative, "lee"
 _UNDEFINED = {
     "relative": "the output does not vary over the images, or not by more than rounding",
     "sensitivity": "the output does not respond to noise, or not by more than rounding",
-    "lee": "no image was measured",
+    "lee": "it is not finite",
 }
 
 
@@ -197,13 +198,14 @@ def _value(sums: Sums, statistic: Callable[[Sums], Tensor], measure: str, names:
     total = totals(sums)
     value = statistic(total)
     if not bool(torch.isfinite(total["square"])) or not bool(torch.isfinite(total["violation"]).all()):
-        warnings.warn(f"`{measure}` is NaN: the model's outputs or derivatives are not finite.", stacklevel=5)
+        warn(f"`{measure}` is NaN: the model's outputs or derivatives are not finite.")
         return torch.full_like(value, torch.nan)
-    return defined(value, measure, names, _UNDEFINED.get(measure, "it is not defined"), stacklevel=6)
+    return defined(value, measure, names, _UNDEFINED[measure], total)
 
 
 _DEFAULTS: dict[str, Any] = {
     "output": "logits",
+    "function": None,
     "lee_output": "output",
     "input_representation": None,
     "output_representation": None,
@@ -229,7 +231,7 @@ def _measure(
     sums, _ = _local_equivariance_update(
         model,
         images,
-        asked,
+        generators=asked,
         indices=range(len(images)) if isinstance(images, Tensor) else (),
         with_noise=measure == "sensitivity",
         **chosen,
@@ -256,9 +258,9 @@ def lee(
         model: As in :func:`lie_metric.lie_derivative`.
         images: Shape (B, C, H, W).
         generators: As in :func:`lie_metric.lie_derivative`.
-        options: ``output`` ("probabilities" for the paper's choice), ``lee_output``, ``input_representation``,
-            ``output_representation``, ``resampling``, ``method``, ``chunk_size``, ``seed`` as in
-            :class:`lie_metric.LocalEquivarianceError`.
+        options: ``output`` ("probabilities" for the paper's choice), ``function``, ``lee_output``,
+            ``input_representation``, ``output_representation``, ``resampling``, ``method``, ``chunk_size``, ``seed``
+            as in :class:`lie_metric.LocalEquivarianceError`.
 
     Returns:
         For each generator's name a number of no axes.

@@ -48,7 +48,8 @@ def equivariance_penalty(
         squared relative errors of an untrained network may be 100, so begin with 0.01.
 
     Raises:
-        ValueError: If ``normalise`` is unknown, or a spread is asked of one image.
+        ValueError: If ``normalise`` is unknown, a spread is asked of one image, or derivatives by differences, which
+            are constants to autograd.
         RuntimeError: If gradients are disabled.
 
     Example:
@@ -61,6 +62,11 @@ def equivariance_penalty(
     """
     if normalise not in get_args(Normalisation):
         raise ValueError(f"`normalise` must be one of {get_args(Normalisation)}, got {normalise!r}.")
+    if options.get("method") == "difference":
+        raise ValueError(
+            "`method` must not be 'difference' for a penalty, got it: a difference of outputs has no gradient that "
+            "training could follow to a right derivative. Leave the method out, or only measure the model."
+        )
     if not torch.is_grad_enabled():
         raise RuntimeError(
             "`equivariance_penalty` must be called with gradients enabled, got a disabled gradient mode. Measure with "

@@ -11,9 +11,17 @@ from torch import Tensor
 
 from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
-from lie_metric.measured import Output, evaluated, function_of, validate_inputs, validate_options
+from lie_metric.measured import (
+    Function,
+    Output,
+    described,
+    evaluated,
+    function_of,
+    validate_inputs,
+    validate_options,
+)
 from lie_metric.randomness import noise, source, validate_seed
-from lie_metric.representations import Representation, map_grid
+from lie_metric.representations import Image, Representation, grid_size, map_grid, refuse_own_action
 from lie_metric.resampling import Resampling, coordinate_dtype, displace, working_precision
 from lie_metric.running import isolated
 
@@ -69,6 +77,8 @@ def _stability_validate(
     displacement: float,
     cut: int,
     output: Output,
+    function: Function | None,
+    input_representation: Representation | None,
     output_representation: Representation | None,
     resampling: Resampling | None,
     seed: int,
@@ -78,7 +88,7 @@ def _stability_validate(
     if isinstance(cut, bool) or not isinstance(cut, int) or cut < 2:
         raise ValueError(f"`cut` must be an integer of at least 2, got {cut!r}: below there is no mode. 3 is usual.")
     validate_seed(seed)
-    validate_options(output, None, output_representation, resampling, "auto", None)
+    validate_options(output, input_representation, output_representation, resampling, "auto", None, function)
 
 
 def _stability_update(
@@ -89,36 +99,43 @@ def _stability_update(
     displacement: float = 1.0,
     cut: int = 3,
     output: Output = "logits",
+    function: Function | None = None,
+    input_representation: Representation | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
     seed: int = 0,
-) -> dict[str, Tensor]:
-    """The sums of a batch; ``indices`` are the images' running numbers, which fix groups, deformations and noise."""
-    validate_inputs(model, images, None)
-    stencil = resampling or Resampling()
+) -> tuple[dict[str, Tensor], str]:
+    """The sums of a batch, and what is measured in words.
+
+    ``indices`` are the images' running numbers, which fix groups, deformations and noise.
+    """
+    validate_inputs(model, images, input_representation, function)
+    carrier, stencil = input_representation or Image(), resampling or Resampling()
+    shorter = min(grid_size(carrier, images))
     with torch.no_grad(), isolated(model):
         images = working_precision(images)
 
         def deform(image: Tensor) -> Tensor:
             size = (int(image.shape[-2]), int(image.shape[-1]))
-            steps = deformation(size, indices, displacement / min(images.shape[-2:]), cut, seed, image.device)
+            steps = deformation(size, indices, displacement / shorter, cut, seed, image.device)
             return displace(image, steps * min(size), stencil)
 
-        function = function_of(model, output)
-        f, representation = evaluated(model, function, images, output_representation)
-        moved = deform(images)
+        measured = function_of(model, output, function)
+        f, representation = evaluated(model, measured, images, output_representation, input_representation)
+        refuse_own_action(representation, "relative_stability")
+        moved = map_grid(carrier, images, deform)
         drawn = noise(images, indices, seed)
         change = (moved - images).flatten(1).norm(dim=1) / drawn.flatten(1).norm(dim=1)
         noisy = images + drawn * change.reshape(-1, *[1] * (images.ndim - 1))
         wide = coordinate_dtype(f.device)
         wanted = map_grid(representation, f, deform)
         rows = {
-            "deformed": (function(moved) - wanted).reshape(len(f), -1).to(wide).square().sum(1),
-            "noisy": (function(noisy) - f).reshape(len(f), -1).to(wide).square().sum(1),
+            "deformed": (measured(moved) - wanted).reshape(len(f), -1).to(wide).square().sum(1),
+            "noisy": (measured(noisy) - f).reshape(len(f), -1).to(wide).square().sum(1),
         }
         sums = grouped(rows | moments(f, representation), indices)
         sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=wide, device=f.device)
-    return sums
+    return sums, described(f, representation, output_representation, output)
 
 
 def _statistic(sums: Sums) -> Tensor:
@@ -132,7 +149,8 @@ def _statistic(sums: Sums) -> Tensor:
 def _stability_compute(sums: Sums) -> dict[str, Tensor]:
     """The three numbers from the sums."""
     reason = "the output does not vary over the images or with noise, or not by more than rounding"
-    values = defined(_statistic(totals(sums)), "relative_stability", NAMES, reason, stacklevel=6)
+    total = totals(sums)
+    values = defined(_statistic(total), "relative_stability", NAMES, reason, total)
     return dict(zip(NAMES, values.unbind(), strict=True))
 
 
@@ -140,6 +158,8 @@ _DEFAULTS: dict[str, Any] = {
     "displacement": 1.0,
     "cut": 3,
     "output": "logits",
+    "function": None,
+    "input_representation": None,
     "output_representation": None,
     "resampling": None,
     "seed": 0,
@@ -160,7 +180,7 @@ def relative_stability(model: Callable[..., Any], images: Tensor, **options: Any
         model: As in :func:`lie_metric.lie_derivative`.
         images: Shape (B, C, H, W), at least two.
         options: ``displacement``, root mean square length of τ in pixels (1); ``cut``, the highest frequency (3);
-            ``output``, ``output_representation``, ``resampling``, ``seed``.
+            ``output``, ``function``, ``input_representation``, ``output_representation``, ``resampling``, ``seed``.
 
     Returns:
         ``{"relative_stability": R_f, "deformation": D_f, "noise": G_f}``; NaN, with a warning, where not defined.
@@ -174,4 +194,4 @@ def relative_stability(model: Callable[..., Any], images: Tensor, **options: Any
     chosen = chosen_options(options, _DEFAULTS)
     _stability_validate(**chosen)
     indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
-    return _stability_compute(_stability_update(model, images, indices=indices, **chosen))
+    return _stability_compute(_stability_update(model, images, indices=indices, **chosen)[0])

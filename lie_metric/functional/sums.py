@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from lie_metric.representations import Representation
 from lie_metric.resampling import coordinate_dtype
+from lie_metric.warning import warn
 
 __all__ = ["GROUPS", "Sums", "defined", "grouped", "moments", "spread", "standard_error", "totals"]
 
@@ -145,26 +145,32 @@ def standard_error(sums: Sums, statistic: Callable[[Sums], Tensor]) -> Tensor:
     return ((pseudo - pseudo.mean(0)).square() / (share - 1)).mean(0).sqrt()
 
 
-def defined(value: Tensor, measure: str, names: Sequence[str], reason: str, stacklevel: int = 5) -> Tensor:
+def defined(value: Tensor, measure: str, names: Sequence[str], reason: str, total: Sums) -> Tensor:
     """The values with NaN, and a warning that names them, where they are not defined.
 
     Args:
         value: A measure, with the names along its last axis.
         measure: Its name.
         names: What it is of.
-        reason: Why a value may be undefined.
-        stacklevel: Whose line the warning is put down to.
+        reason: Why a value may be undefined although there are images.
+        total: The sums it was made of, among them ``images``.
 
     Returns:
         The values; infinite ones are NaN.
 
+    Warns:
+        UserWarning: If a value is NaN.
+
     Example:
-        >>> defined(torch.tensor([1.0]), "lee", ["rotation"], "no image was measured").tolist()
+        >>> defined(torch.tensor([1.0]), "lee", ["rotation"], "it is not finite", {"images": torch.tensor(3)}).tolist()
         [1.0]
     """
     undefined = ~torch.isfinite(value)
     if bool(undefined.any()):
         which = [name for name, bad in zip(names, undefined.flatten().tolist(), strict=False) if bad]
-        warnings.warn(f"`{measure}` is NaN for {which}: {reason}.", stacklevel=stacklevel)
+        warn(f"`{measure}` is NaN for {which}: {reason if bool(total['images']) else NOTHING}.")
         value = torch.where(undefined, torch.nan, value)
     return value
+
+
+NOTHING = "no image was measured; call `update` with the model and images first"

@@ -16,16 +16,28 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_iter, tree_unflatten
 
 from lie_metric.jacobian.memory import Tangents, same_memory
 
-__all__ = ["Dual", "Unsupported", "any_operation", "carries", "plain", "push_forward", "wrap", "wrap_all"]
+__all__ = [
+    "Dual",
+    "Unsupported",
+    "WrittenInto",
+    "any_operation",
+    "carries",
+    "motionless",
+    "plain",
+    "push_forward",
+    "wrap",
+    "wrap_all",
+]
 
 Rule = Callable[[Any, tuple, dict], Any]
 
@@ -44,6 +56,10 @@ WITHOUT_DERIVATIVE: set[str] = set()
 
 class Unsupported(RuntimeError):
     """A function does something that tangents carried by tensors cannot follow."""
+
+
+class WrittenInto(Unsupported):
+    """Tangents come into a tensor that carries none: it must carry some from its beginning."""
 
 
 class Unknown(Tangents):
@@ -83,7 +99,7 @@ class Dual(Tensor):
 
     value: Tensor
     moving: Tangents
-    aliases: list[weakref.ref[Dual]]
+    aliases: list[Callable[[], Dual | None]]
 
     # Functions of torch need no treatment of their own, whatever they are made of.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -94,32 +110,28 @@ class Dual(Tensor):
         return self.moving.get()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # type: ignore[override]
         """Computes an operation of dual tensors, and the tangents of its result."""
         return _dispatch(func, args, kwargs or {})
 
-    def data_ptr(self) -> int:
-        """Refuses: whoever reads memory by its address loses the tangents.
+    def _refuse_memory(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses: whoever reads or shares memory by its address loses the tangents."""
+        raise Unsupported("the memory of a tensor is used by its address, or stored")
 
-        Raises:
-            Unsupported: Always.
-        """
-        raise Unsupported("the memory of a tensor is read by its address")
+    data_ptr = const_data_ptr = storage = untyped_storage = share_memory_ = __dlpack__ = _refuse_memory
+    __reduce_ex__ = numpy = tolist = _refuse_memory
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise Unsupported("a tensor is copied or stored by pickling")
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dual:
+        return cast(Dual, memo.setdefault(id(self), self.clone()))
 
-    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
-        # Without this torch reads memory that is not there, and the process ends.
-        raise Unsupported("a tensor leaves torch by DLPack")
+    @property
+    def data(self) -> Tensor:
+        """The tensor behind autograd's back, tangents included."""
+        return self.detach()
 
-    def untyped_storage(self) -> Any:
-        """Refuses, as :meth:`data_ptr`.
-
-        Raises:
-            Unsupported: Always.
-        """
-        raise Unsupported("the storage of a tensor is read")
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise Unsupported("the values of a tensor are exchanged by its attribute `data`")
 
 
 def carries(value: Tensor) -> bool:
@@ -145,12 +157,15 @@ def wrap(value: Tensor, tangents: Tensor | Tangents, sources: Sequence[Any] = ()
     Returns:
         The dual tensor.
     """
-    dual: Dual = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    dual: Dual = torch.Tensor._make_wrapper_subclass(
         Dual, value.shape, strides=value.stride(), storage_offset=value.storage_offset(), dtype=value.dtype,
         device=value.device,
     )  # fmt: skip
+    torch._C._set_throw_on_mutable_data_ptr(dual)  # there is no memory, and C++ would read from address 0
     dual.value = value
     moving = dual.moving = tangents if isinstance(tangents, Tangents) else Tangents(tangents)
+    if moving.raw.shape[1:] != value.shape:
+        raise RuntimeError(f"a rule gives tangents of shape {tuple(moving.raw.shape)} to {tuple(value.shape)}")
     aliases = None
     for source in sources:
         if isinstance(source, Dual):
@@ -163,13 +178,32 @@ def wrap(value: Tensor, tangents: Tensor | Tangents, sources: Sequence[Any] = ()
     return dual
 
 
-def _merged(first: list[weakref.ref[Dual]], second: list[weakref.ref[Dual]]) -> list[weakref.ref[Dual]]:
+def _merged(first: list[Callable[[], Dual | None]], second: list[Callable[[], Dual | None]]) -> Any:
     first.extend(second)
     for reference in second:
         dual = reference()
-        if dual is not None:
+        if dual is not None and dual is not _LOCK:
             dual.aliases = first
     return first
+
+
+_LOCK: Any = object()
+
+
+def lock(view: Dual, source: Dual) -> Dual:
+    """Forbids that memory is changed in place of which a copy stands for a view, as long as both are in use.
+
+    Args:
+        view: The copy.
+        source: What it would be a view of.
+
+    Returns:
+        The copy.
+    """
+    mine, theirs = weakref.ref(view), [other for other in source.aliases]
+    source.aliases.append(lambda: _LOCK if mine() is not None else None)
+    view.aliases.append(lambda: _LOCK if any(other() is not None for other in theirs) else None)
+    return view
 
 
 def wrap_all(values: Any, tangents: Any, sources: Sequence[Any]) -> Any:
@@ -207,13 +241,31 @@ def plain(value: Any) -> Any:
     return value
 
 
-def push_forward(function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+def motionless(value: Tensor, count: int) -> Tensor:
+    """Tangents of a tensor that does not move.
+
+    Args:
+        value: Shape S.
+        count: K.
+
+    Returns:
+        Zeros, shape (K, *S), all in one place.
+    """
+    return value.new_zeros(()).expand(count, *value.shape)
+
+
+def push_forward(
+    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, created: bool = False
+) -> tuple[Tensor, Tensor]:
     """The value of a function and its derivatives along K tangents, from one run of the function.
 
     Args:
-        function: A function of one tensor, built of operations of torch. Gradients must be disabled.
+        function: A function of one tensor, built of operations of torch, which may write into the tensor. Gradients
+            must be disabled.
         inputs: Any shape S.
         tangents: Shape (K, *S).
+        created: Whether tensors that the function creates carry tangents, so that moving ones can be written into them;
+            it takes longer.
 
     Returns:
         The value, shape S', and the derivatives, shape (K, *S').
@@ -228,8 +280,10 @@ def push_forward(function: Callable[[Tensor], Tensor], inputs: Tensor, tangents:
     """
     moving = Tangents(tangents)
     moving.sharing.append(lambda: tangents)  # the caller's, who may still need them
-    with _Fused():
-        result = function(wrap(inputs, moving))
+    start = wrap(inputs, moving)
+    with _Created(len(tangents)) if created else _Fused():
+        result = function(start)
+    del start
     if not isinstance(result, Tensor):
         raise Unsupported(f"the function returns {type(result).__name__}")
     if not isinstance(result, Dual):
@@ -251,6 +305,29 @@ class _Fused(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Created(TorchDispatchMode):
+    """Tensors that are created carry tangents: zeros, into which others can be written."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        moving = any(isinstance(leaf, Dual) for leaf in tree_iter((args, kwargs)))
+        result = _dispatch(func, args, kwargs) if moving else func(*args, **kwargs)
+        if func._overloadpacket.__name__ in _CREATING and type(result) is Tensor and carries(result):
+            return wrap(result, motionless(result, self.count))
+        return result
+
+
+_CREATING = {
+    "zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones",
+    "new_empty", "new_full", "empty_strided", "new_empty_strided", "clone", "scalar_tensor", "linspace", "eye",
+    "arange", "_to_copy", "lift_fresh",
+}  # fmt: skip
+
+
 _TABLE: dict[Any, Rule] = {}
 """What is done for each operation that was met; there are as many as torch and its extensions register."""
 
@@ -270,8 +347,8 @@ def _chosen(func: Any) -> Rule:
     if func._schema.is_mutable:
         if torch.Tag.inplace_view in func.tags:
             return _refuse(f"{name} changes the shape of a tensor in place")
-        twin = getattr(getattr(torch.ops.aten, name[:-1], None), func._overloadname, None)
-        if not name.endswith("_") or twin is None or twin._schema.is_mutable:
+        twin = _twin(func)
+        if twin is None:
             return _refuse(f"{name} writes into a tensor")
         return partial(_in_place, twin)
     if name in WITHOUT_DERIVATIVE:
@@ -282,6 +359,18 @@ def _chosen(func: Any) -> Rule:
         return _scalar
     rule = RULES.get(name)
     return any_operation if rule is None else partial(_by_rule, rule)
+
+
+def _twin(func: Any) -> Any:
+    """The operation that gives what this one would write into its first argument; None if there is none."""
+    name = func._overloadpacket.__name__
+    packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
+    wanted = [(argument.name, str(argument.type)) for argument in func._schema.arguments]
+    for overload in packet.overloads() if packet is not None else ():
+        schema = getattr(packet, overload)._schema
+        if not schema.is_mutable and [(argument.name, str(argument.type)) for argument in schema.arguments] == wanted:
+            return getattr(packet, overload)
+    return None
 
 
 def _by_rule(rule: Rule, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -312,20 +401,23 @@ def _in_place(twin: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     """An operation that writes into its first argument, by its twin that does not."""
     name, target = twin._overloadpacket.__name__, args[0]
     if not isinstance(target, Dual):
-        raise Unsupported(f"a tensor without tangents is changed in place by {name}_")
-    if any(other() is not None and other() is not target for other in target.aliases):
-        raise Unsupported(f"{name}_ changes memory that other tensors share")
+        raise WrittenInto(f"a tensor without tangents is changed in place by {name}_")
+    family = [dual for dual in (other() for other in target.aliases) if dual is not None and dual is not target]
+    if any(dual is _LOCK for dual in family):
+        raise Unsupported(f"{name}_ changes memory of which there is a conjugate or negative view")
     rule = IN_PLACE.get(name)
-    if rule is not None and target.moving.alone():
+    result: Any = NotImplemented
+    if rule is not None and not family and target.moving.alone():
         result = rule(twin, args, kwargs, target.moving)
-        if result is NotImplemented:
-            result = _dispatch(twin, args, kwargs)
-    else:
+    if result is NotImplemented:
         result = _dispatch(twin, args, kwargs)
     if not isinstance(result, Dual):
-        result = wrap(result, target.moving.raw.new_zeros(()).expand(len(target.moving.raw), *result.shape))
+        result = wrap(result, motionless(result, len(target.moving.raw)))
     if result.shape != target.shape or result.dtype != target.dtype:
         raise Unsupported(f"{name}_ changes a tensor in a way that is not followed")
+    if family:
+        _write_through(target, family, result)
+        return target
     value = result.value
     if value.stride() != target.stride():
         value = torch.empty_strided(target.shape, target.stride(), dtype=value.dtype, device=value.device).copy_(value)
@@ -333,6 +425,35 @@ def _in_place(twin: Any, func: Any, args: tuple, kwargs: dict) -> Any:
         value = value.clone()
     target.value, target.moving, target.aliases = value, result.moving, [weakref.ref(target)]
     return target
+
+
+def _write_through(target: Dual, family: Sequence[Dual], result: Dual) -> None:
+    """Writes values and tangents where those that share the memory see them.
+
+    Values are in one memory already. Tangents need not be: they are put into one, of K times the size, with the same
+    places.
+    """
+    if any(dual.dtype != target.dtype for dual in family):
+        raise Unsupported("memory is changed in place that is seen as numbers of two types")
+    moved = result.tangents
+    numel = max(1 + sum((n - 1) * s for n, s in zip(d.shape, d.stride(), strict=True)) + d.value.storage_offset()
+                for d in (target, *family))  # fmt: skip
+    memory = torch.zeros((len(moved), numel), dtype=moved.dtype, device=moved.device)
+
+    def place(dual: Dual) -> Tensor:
+        return memory.as_strided((len(moved), *dual.shape), (numel, *dual.stride()), dual.value.storage_offset())
+
+    for dual in family:
+        if dual.numel():
+            once = (slice(None), *(slice(0, 1 if stride == 0 else None) for stride in dual.stride()))
+            place(dual)[once].copy_(dual.tangents[once])
+    target.value.copy_(result.value)
+    place(target).copy_(moved)
+    together = Tangents(place(target))
+    target.moving = together
+    for dual in family:
+        dual.moving = Tangents(place(dual))
+        dual.moving.share(together)
 
 
 with torch.inference_mode(False):
@@ -377,7 +498,9 @@ def any_operation(func: Any, args: tuple, kwargs: dict) -> Any:
         return tuple(found[index] for index in moving)
 
     duals = [leaves[index] for index in places]
-    primals, moved = tuple(dual.value for dual in duals), [dual.tangents for dual in duals]
+    # Forward mode lays tangents out as the values, which several elements in one place do not allow.
+    primals = tuple(dual.value.contiguous() for dual in duals)
+    moved = [dual.tangents for dual in duals]
     try:
         with above():
             pushed = torch.vmap(lambda *t: torch.func.jvp(values, primals, t)[1])(*moved)

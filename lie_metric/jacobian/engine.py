@@ -1,9 +1,8 @@
-"""Products of a function's Jacobian with tangents: which method takes them, in how many parts, and whether they are right."""
+"""Products of a function's Jacobian with tangents: which method, in how many parts, and whether they are right."""
 
 from __future__ import annotations
 
 import traceback
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,19 +11,23 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lie_metric.jacobian.carrying import Unsupported
+from lie_metric.jacobian.carrying import Unsupported, WrittenInto
 from lie_metric.jacobian.methods import METHODS, Function, difference
 from lie_metric.jacobian.verification import Check, Disagreement, verify
+from lie_metric.warning import warn
 
 __all__ = ["Method", "Products", "push"]
 
 Method = Literal["auto", "forward", "reverse", "double_backward", "difference"]
 
 _ORDER: dict[str, tuple[str, ...]] = {
-    "forward": ("forward", "forward vmap", "forward loop"),
-    "auto": ("forward", "forward vmap", "forward loop", "double_backward", "reverse"),
+    "forward": ("forward", "forward created", "forward vmap", "forward loop"),
+    "auto": ("forward", "forward created", "forward vmap", "forward loop", "double_backward", "reverse"),
 }
 """What a method tries in turn. The finer names are those that a result reports, and may be asked for again."""
+
+
+_CARRYING = {"forward", "forward created"}
 
 
 class Products(NamedTuple):
@@ -76,6 +79,7 @@ def push(
         >>> push(torch.square, x, torch.ones(1, 1, 2).double()).products.tolist()
         [[[2.0, 4.0]]]
     """
+    function, precise = _on_a_copy(function), None if precise is None else _on_a_copy(precise)
     if method == "difference":
         if torch.is_grad_enabled() and _has_graph(function, inputs):
             raise RuntimeError(
@@ -99,6 +103,11 @@ def push(
     return _first_that_works(names, function, precise, inputs, tangents, chunk, verified, method == "auto")
 
 
+def _on_a_copy(function: Function) -> Function:
+    """The function, which may change what it is given in place."""
+    return lambda x: function(x.clone())
+
+
 def _has_graph(function: Function, inputs: Tensor) -> bool:
     return inputs.requires_grad or function(inputs).requires_grad
 
@@ -115,7 +124,10 @@ def _first_that_works(
 ) -> Products:
     reasons: dict[str, str] = {}
     wrong: dict[str, str] = {}
+    written = False
     for name in names:
+        if name == "forward created" and not written and "forward" in names:
+            continue
         try:
             value, products = _within_memory(name, function, inputs, tangents, chunk)
             made = Check("not made", name, reason="checked before" if name in METHODS else "")
@@ -127,25 +139,24 @@ def _first_that_works(
             wrong[name] = str(error)
             continue
         except Exception as error:
+            written = isinstance(error, WrittenInto)
             _fault_of_the_function(function, inputs)
             if _is_defect(error):
-                warnings.warn(
+                warn(
                     f"A rule of forward mode failed ({type(error).__name__}: {_line(error)}); another method is used. "
-                    "Please report it with the model.",
-                    RuntimeWarning,
-                    stacklevel=2,
+                    "Please report it with the model."
                 )
             reasons[name] = _line(error)
             continue
-        if choosing and (wrong or set(reasons) - {"forward"}):
+        if choosing and (wrong or set(reasons) - _CARRYING):
             # Whether tensors carry their tangents or `vmap` does is a matter of speed alone.
-            warnings.warn(f"Method {name!r} is used, because others fail: {_told(reasons | wrong)}.", stacklevel=2)
+            warn(f"Method {name!r} is used, because others fail: {_told(reasons | wrong)}.")
         return Products(value, products, name, made)
     if wrong:
         raise RuntimeError(
             f"`model` must have a derivative that agrees with its own central differences, but none does: "
-            f"{_told(wrong)}. Replace what declares another derivative than it has, or pass `method='difference'`, which "
-            "measures the function as it is."
+            f"{_told(wrong)}. Replace what declares another derivative than it has, or pass `method='difference'`, "
+            "which measures the function as it is."
         )
     raise RuntimeError(
         f"`model` must be differentiable by the method asked for, but an operation lacks a rule ({_told(reasons)}). "
@@ -163,9 +174,7 @@ def _within_memory(
             if chunk == 1:
                 raise
             chunk = (chunk + 1) // 2
-            warnings.warn(
-                f"Out of memory: repeated with `chunk_size={chunk}`; set it to save the attempt.", stacklevel=2
-            )
+            warn(f"Out of memory: repeated with `chunk_size={chunk}`; set it to save the attempt.")
 
 
 def _check(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lie_metric.jacobian import rules  # noqa: F401  # they register themselves
 from lie_metric.jacobian.carrying import Unsupported, push_forward
+from lie_metric.warning import warn
 
 __all__ = ["METHODS", "Function", "central_difference", "difference", "raised"]
 
@@ -22,6 +23,13 @@ def _forward(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -
     if torch.is_grad_enabled():
         raise Unsupported("the fused rules have no derivatives of their own")
     return _in_chunks(lambda part: push_forward(function, inputs, part), function, inputs, tangents, chunk)
+
+
+def _forward_created(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """The same, where moving tensors are written into such as the function creates."""
+    if torch.is_grad_enabled():
+        raise Unsupported("the fused rules have no derivatives of their own")
+    return _in_chunks(lambda part: push_forward(function, inputs, part, True), function, inputs, tangents, chunk)
 
 
 def _forward_vmap(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -100,6 +108,7 @@ def _double_backward(function: Function, inputs: Tensor, tangents: Tensor, chunk
 
 METHODS: dict[str, Callable[[Function, Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {
     "forward": _forward,
+    "forward created": _forward_created,
     "forward vmap": _forward_vmap,
     "forward loop": _forward_loop,
     "reverse": _reverse,
@@ -187,15 +196,14 @@ def difference(
         total = sum((t * s for t, s in zip(moved, sizes, strict=True) if bool(t.any())), torch.zeros_like(points))
         steps = _STEPS.get(value.dtype, _FEW_STEPS)
         found = [central_difference(chosen, points, total, step) for step in steps]
-        apart = [float((a - b).norm() / b.norm()) if bool(b.any()) else 0.0 for a, b in zip(found, found[1:])]  # noqa: B905
+        apart = [float((a - b).norm() / b.norm()) if bool(b.any()) else 0.0 for a, b in pairwise(found)]
         best = min(range(len(apart)), key=lambda index: apart[index])
         step = steps[best + 1]
         if not apart[best] <= _CONVERGED:
             step = _LARGEST_STEP
-            warnings.warn(
+            warn(
                 f"No step gives central differences that have converged: the function jumps, or is too noisy. Those of "
-                f"a step of {step:g} of the norm of the inputs are given; they hold for changes of that size alone.",
-                stacklevel=2,
+                f"a step of {step:g} of the norm of the inputs are given; they hold for changes of that size alone."
             )
         products = [
             central_difference(chosen, points, t * s, step) / s if bool(t.any()) else torch.zeros_like(value)

@@ -20,8 +20,10 @@ from lie_metric.jacobian.carrying import (
     RULES,
     WITHOUT_DERIVATIVE,
     Dual,
+    Unsupported,
     above,
     carries,
+    lock,
     plain,
     wrap,
     wrap_all,
@@ -55,6 +57,8 @@ def _same_order(func: Any, args: tuple, kwargs: dict) -> Any:
     """Another shape for the same elements in the same order."""
     dual = args[0]
     value = func(dual.value, *args[1:], **kwargs)
+    if value.dtype != dual.dtype:
+        raise Unsupported("the bits of numbers are read as those of another type")
     return wrap(value, dual.tangents.reshape(_count(dual), *value.shape), (dual,))
 
 
@@ -72,6 +76,18 @@ def _elementwise_linear(func: Any, args: tuple, kwargs: dict) -> Any:
     return wrap(func(dual.value, *args[1:], **kwargs), func(dual.tangents, *args[1:], **kwargs), (dual,))
 
 
+def _flipped(func: Any, args: tuple, kwargs: dict) -> Any:
+    """A conjugate or negative view, which torch marks by a bit of the tensor: here a copy."""
+    dual = args[0]
+    value, tangents = (func(part).resolve_conj().resolve_neg() for part in (dual.value, dual.tangents))
+    return lock(wrap(value, tangents), dual)
+
+
+def _as_real(func: Any, args: tuple, kwargs: dict) -> Any:
+    dual = args[0]
+    return wrap(func(dual.value), func(dual.tangents.resolve_conj()), (dual,))
+
+
 def _behind(axis: int) -> int:
     """The place of an axis behind that of the tangents."""
     return axis if axis < 0 else axis + 1
@@ -81,8 +97,10 @@ def _along(*places: int) -> Callable[[Any, tuple, dict], Any]:
     """A linear operation along axes, whose numbers are the arguments at these places."""
 
     def rule(func: Any, args: tuple, kwargs: dict) -> Any:
-        if not _only_first(args, kwargs) or len(args) <= places[-1] or kwargs.get("dtype") is not None:
+        if not _only_first(args, kwargs) or kwargs.get("dtype") is not None:
             return NotImplemented
+        if len(args) <= places[-1]:
+            return _linear_in_first(func, args, kwargs)
         dual, moved = args[0], list(args)
         for place in places:
             axis = args[place]
@@ -217,8 +235,9 @@ def _where(func: Any, args: tuple, kwargs: dict) -> Any:
         return NotImplemented
     condition, first, second = args
     value = func(condition, plain(first), plain(second))
-    moved = [_aligned(arg, value.ndim) if isinstance(arg, Dual) else 0.0 for arg in (first, second)]
-    tangents = torch.where(condition, *moved).to(value.dtype)
+    zero = value.new_zeros(())
+    moved = [_aligned(arg, value.ndim) if isinstance(arg, Dual) else zero for arg in (first, second)]
+    tangents = torch.where(condition, moved[0], moved[1]).to(value.dtype)
     return wrap(value, tangents.expand(len(tangents), *value.shape))
 
 
@@ -260,7 +279,7 @@ def _pooled(func: Any, args: tuple, kwargs: dict) -> Any:
 
 _SAME_ORDER = ("view", "_unsafe_view", "unsqueeze", "squeeze", "reshape", "flatten")
 _COPY = ("clone", "detach", "alias", "lift_fresh", "_to_copy", "contiguous", "lift", "detach_copy", "alias_copy")
-_ELEMENTWISE_LINEAR = ("_conj", "conj_physical", "resolve_conj", "resolve_neg", "_neg_view", "view_as_real", "positive")
+_ELEMENTWISE_LINEAR = ("conj_physical", "resolve_conj", "resolve_neg", "positive")
 _LINEAR = (
     "index", "index_select", "gather", "rot90", "repeat", "tril", "triu", "take", "trace", "diag_embed", "unfold",
     "masked_select", "cumsum", "roll", "flip", "take_along_dim", "view_as_complex", "_reshape_alias",
@@ -325,7 +344,9 @@ def _pointwise(func: Any, args: tuple, kwargs: dict) -> Any:
         result = func(value, *rest, **kwargs)
         return wrap(result, _times(dual, result, slope(value, result, *rest, **kwargs)))
     with above():
-        pair: Any = torch.func.jvp(lambda v: func(v, *rest, **kwargs), (value,), (torch.ones_like(value),))
+        pair: Any = torch.func.jvp(
+            lambda v: func(v, *rest, **kwargs), (value.contiguous(),), (torch.ones_like(value).contiguous(),)
+        )
     return wrap(pair[0], _times(dual, pair[0], pair[1]))
 
 
@@ -361,6 +382,8 @@ def _sum(func: Any, args: tuple, kwargs: dict, into: Tangents | None = None, sig
     value = func(plain(first), plain(second), *args[2:], **kwargs)
     factor = sign * (args[2] if len(args) > 2 else kwargs.get("alpha", 1))
     if isinstance(first, Dual) and isinstance(second, Dual):
+        if first.moving is second.moving and value.dtype == first.moving.raw.dtype:
+            return wrap(value, first.moving.scaled(1 + factor))
         return wrap(value, _sum_of_both(first, second, value, factor, into))
     dual, factor = (first, 1) if isinstance(first, Dual) else (second, factor)
     if dual.shape == value.shape and dual.moving.raw.dtype == value.dtype:
@@ -373,8 +396,7 @@ def _sum(func: Any, args: tuple, kwargs: dict, into: Tangents | None = None, sig
 def _sum_of_both(first: Dual, second: Dual, value: Tensor, factor: float, into: Tangents | None) -> Tensor:
     one, other = first.moving, second.moving
     alike = first.shape == second.shape and one.raw.shape == other.raw.shape and one.raw.dtype == other.raw.dtype
-    # Twice the same tensor: what is written into may not be read.
-    out = one.raw if alike and into is one and one is not other else None
+    out = one.raw if alike and into is one else None
     if alike and isinstance(other.factor, Tensor):
         return torch.addcmul(one.get(), other.raw, other.factor, value=factor, out=out)
     if alike and isinstance(one.factor, Tensor) and factor == 1:
@@ -600,6 +622,8 @@ RULES.update({
     **dict.fromkeys(("_softmax", "_safe_softmax"), _softmax),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _pooled),
     **dict.fromkeys(("fill", "zero"), _constant),
+    **dict.fromkeys(("_conj", "_neg_view"), _flipped),
+    "view_as_real": _as_real,
     "expand": _expand,
     "t": _transpose,
     "permute": _permute,

@@ -1,8 +1,8 @@
 r"""Whether products with a Jacobian are those of the function itself.
 
 Two independent ways: central differences of the function, in float64 where it runs so, and transposition,
-:math:`\langle u, Jt\rangle = \langle J^T u, t\rangle`, in reverse mode. A difference is decisive where it converges. Both
-are taken at a point near the inputs, because ties and kinks are common at the inputs themselves (images with black
+:math:`\langle u, Jt\rangle = \langle J^T u, t\rangle`, in reverse mode. A difference is decisive where it converges.
+Both are taken at a point near the inputs, because ties and kinks are common at the inputs themselves (images with black
 areas), and along a random combination of all tangents and noise.
 """
 
@@ -56,8 +56,8 @@ _COARSE = 2e-2
 _UNSURE = 5e-2
 _STEPS = {torch.float64: (1e-6, 1e-5, 1e-4, 1e-7)}
 _COARSE_STEPS = (3e-3, 1e-2, 1e-3)
-# A function without jumps does not change by several times its derivative within a thousandth of the image's norm, which
-# is about a hundredth of a pixel: there pretrained networks are within a tenth of their first order.
+# A function without jumps does not change by several times its derivative within a thousandth of the image's norm,
+# which is about a hundredth of a pixel: there pretrained networks are within a tenth of their first order.
 _JUMP_STEP, _JUMP = 1e-3, 3.0
 _OFF_KINKS, _NOISE = 1e-3, 0.3
 
@@ -216,8 +216,8 @@ def _by_difference(function: Function, x: Tensor, along: Tensor, product: Tensor
             jump.norm() * _JUMP_STEP > 1e-9 * function(x).norm()
         ):
             raise Disagreement(
-                "the function jumps (it rounds, quantises, or picks by argmax or top-k): its derivative says nothing of "
-                "the changes that it makes"
+                "the function jumps (it rounds, quantises, or picks by argmax or top-k): its derivative says nothing "
+                "of the changes that it makes"
             )
     return Check("agrees", method, best)
 

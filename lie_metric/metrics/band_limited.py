@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from lie_metric.functional.band_limited import (
     _band_limited_validate,
     _statistic,
 )
-from lie_metric.measured import Output
+from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation
 
@@ -33,6 +33,8 @@ class BandLimitedEquivariance(ModelMetric):
         kinds: Some of "eq_t", "eq_t_frac", "eq_r".
         max_shift: Largest shift, as a part of each side.
         output: See :func:`~lie_metric.lie_derivative`.
+        function: See :func:`~lie_metric.lie_derivative`.
+        input_representation: See :func:`~lie_metric.lie_derivative`; it must have a method ``map``.
         output_representation: See :func:`~lie_metric.lie_derivative`; it must have a method ``map``.
         seed: Fixes the shifts and angles.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
@@ -50,6 +52,15 @@ class BandLimitedEquivariance(ModelMetric):
 
     higher_is_better = None
     plot_lower_bound = None
+    options: ClassVar[tuple[str, ...]] = (
+        "data_range",
+        "max_shift",
+        "output",
+        "function",
+        "input_representation",
+        "output_representation",
+        "seed",
+    )
 
     def __init__(
         self,
@@ -58,16 +69,22 @@ class BandLimitedEquivariance(ModelMetric):
         *,
         max_shift: float = 0.125,
         output: Output = "logits",
+        function: Function | None = None,
+        input_representation: Representation | None = None,
         output_representation: Representation | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        asked = _band_limited_validate(kinds, data_range, max_shift, output, output_representation, seed)
+        asked = _band_limited_validate(
+            kinds, data_range, max_shift, output, function, input_representation, output_representation, seed
+        )
         super().__init__({"error": (len(asked),), "count": (len(asked),)}, **kwargs)
         self.kinds = asked
         self.data_range = data_range
         self.max_shift = max_shift
         self.output = output
+        self.function = function
+        self.input_representation = input_representation
         self.output_representation = output_representation
         self.seed = seed
 
@@ -84,18 +101,8 @@ class BandLimitedEquivariance(ModelMetric):
             images: Shape (B, C, H, W), floating point and finite.
         """
         indices = self._indices(images)
-        sums = _band_limited_update(
-            model,
-            images,
-            self.kinds,
-            indices=indices,
-            data_range=self.data_range,
-            max_shift=self.max_shift,
-            output=self.output,
-            output_representation=self.output_representation,
-            seed=self.seed,
-        )
-        self._add(sums, len(indices))
+        sums, described = _band_limited_update(model, images, self.kinds, indices=indices, **self._given_options())
+        self._add(sums, len(indices), described)
 
     def compute(self) -> dict[str, Tensor]:
         """Each kind in dB, or as a mean square for invariant outputs.

@@ -20,7 +20,7 @@ from lie_metric.functional.finite_transforms import (
     default_curve,
     default_shifts,
 )
-from lie_metric.measured import Output
+from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.orbits import Orbits, RandomOrbit
 from lie_metric.representations import Representation
@@ -39,13 +39,23 @@ class _FiniteTransforms(ModelMetric):
     """What the metrics of finite transforms share; each reads its own measure off the same sums."""
 
     measure: str
-    several: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = (
+        "orbits",
+        "loss",
+        "output",
+        "function",
+        "input_representation",
+        "output_representation",
+        "resampling",
+        "seed",
+    )
 
     def __init__(
         self,
         transforms: Orbits,
         *,
         output: Output = "logits",
+        function: Function | None = None,
         input_representation: Representation | None = None,
         output_representation: Representation | None = None,
         resampling: Resampling | None = None,
@@ -54,13 +64,14 @@ class _FiniteTransforms(ModelMetric):
         **kwargs: Any,
     ) -> None:
         asked = _finite_transforms_validate(
-            transforms, output, input_representation, output_representation, resampling, seed, several
+            transforms, output, function, input_representation, output_representation, resampling, seed, several
         )
         super().__init__(
             dict.fromkeys(SUMS, (len(asked),)) | {"size": (), "square": (), "total": (1,), "weight": (1,)}, **kwargs
         )
         self.orbits = asked
         self.output = output
+        self.function = function
         self.input_representation = input_representation
         self.output_representation = output_representation
         self.resampling = resampling or Resampling()
@@ -84,20 +95,10 @@ class _FiniteTransforms(ModelMetric):
             ValueError: If the outputs have another width than before.
         """
         indices = self._indices(images)
-        sums = _finite_transforms_update(
-            model,
-            images,
-            self.orbits,
-            indices=indices,
-            targets=targets,
-            loss=self.loss,
-            seed=self.seed,
-            output=self.output,
-            input_representation=self.input_representation,
-            output_representation=self.output_representation,
-            resampling=self.resampling,
+        sums, described = _finite_transforms_update(
+            model, images, indices=indices, targets=targets, **self._given_options()
         )
-        self._add(sums, len(indices))
+        self._add(sums, len(indices), described)
 
     def compute(self) -> dict[str, Tensor]:
         """The measure of each orbit.
@@ -126,8 +127,11 @@ class FiniteEquivarianceError(_FiniteTransforms):
     Args:
         transforms: Orbits, see :func:`lie_metric.orbits.orbits`; the default is rotations and shifts by 0.05 to 0.8.
         output: ``"logits"``, ``"probabilities"`` or a callable, see :func:`~lie_metric.lie_derivative`.
-        input_representation: See :func:`~lie_metric.lie_derivative`; it must have a method ``map``.
-        output_representation: See :func:`~lie_metric.lie_derivative`; it must have a method ``map``.
+        function: See :func:`~lie_metric.lie_derivative`.
+        input_representation: See :func:`~lie_metric.lie_derivative`. Transforms of one-parameter groups go through its
+            ``act``; those that permute pixels through a method ``map``, see
+            :func:`lie_metric.representations.map_grid`.
+        output_representation: See :func:`~lie_metric.lie_derivative`; as for the inputs.
         resampling: The stencil; the default is ``Resampling()``.
         seed: Fixes the parameters of random orbits.
         kwargs: Arguments of :class:`torchmetrics.Metric`.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import MethodType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,10 +25,10 @@ from lie_metric.functional.local_equivariance import (
     _value,
 )
 from lie_metric.functional.sums import standard_error
-from lie_metric.jacobian import Method
+from lie_metric.jacobian import Check, Method
 from lie_metric.lie import Generators
-from lie_metric.measured import Output
-from lie_metric.metrics.base import ModelMetric
+from lie_metric.measured import Function, Output, described
+from lie_metric.metrics.base import ModelMetric, told_apart
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 
@@ -56,6 +58,7 @@ class LocalEquivarianceError(ModelMetric):
         generators: Names, groups, :class:`~lie_metric.Generator` objects, or a sequence of them; K in all.
         measure: Which measure :meth:`compute` returns: ``"relative"``, ``"lee"`` or ``"sensitivity"``.
         output: ``"logits"``, ``"probabilities"`` or a callable, see :func:`~lie_metric.lie_derivative`.
+        function: What of the model is run, see :func:`~lie_metric.lie_derivative`.
         lee_output: What :meth:`lee` and :attr:`gram` are of: ``"output"``, the same output; ``"probabilities"``, the
             softmax of it, within the same pass; ``"auto"``, the softmax if the output is a batch of class scores
             (B, C > 1) as the model returns them, the output otherwise.
@@ -72,6 +75,11 @@ class LocalEquivarianceError(ModelMetric):
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range.
 
+    Attributes:
+        method_used: The method by which the products with the Jacobian were taken; None before the first update.
+        check: How these compared with the function itself, at the first update with a model; None before.
+        described: As in every metric, the shape of the output, how it transforms and why that is thought.
+
     Example:
         >>> import torch, lie_metric as lm
         >>> metric = lm.LocalEquivarianceError(("rotation", "saturation"))
@@ -83,12 +91,27 @@ class LocalEquivarianceError(ModelMetric):
         5.0
     """
 
+    options: ClassVar[tuple[str, ...]] = (
+        "generators",
+        "output",
+        "function",
+        "lee_output",
+        "input_representation",
+        "output_representation",
+        "resampling",
+        "method",
+        "chunk_size",
+        "with_noise",
+        "seed",
+    )
+
     def __init__(
         self,
         generators: Generators = "affine",
         measure: Measure = "relative",
         *,
         output: Output = "logits",
+        function: Function | None = None,
         lee_output: LeeOutput = "output",
         input_representation: Representation | None = None,
         output_representation: Representation | None = None,
@@ -103,6 +126,7 @@ class LocalEquivarianceError(ModelMetric):
             generators,
             measure,
             output,
+            function,
             lee_output,
             input_representation,
             output_representation,
@@ -123,6 +147,7 @@ class LocalEquivarianceError(ModelMetric):
         self.generators = asked
         self.measure = measure
         self.output = output
+        self.function = function
         self.lee_output = lee_output
         self.input_representation = input_representation
         self.output_representation = output_representation
@@ -132,6 +157,8 @@ class LocalEquivarianceError(ModelMetric):
         self.with_noise = with_noise
         self.seed = seed
         self.method_used: str | None = None
+        self.check: Check | None = None
+        self._verified: tuple[Callable[[], Any], str] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -149,30 +176,29 @@ class LocalEquivarianceError(ModelMetric):
             ValueError: If the outputs have another width than before.
         """
         indices = self._indices(images)
-        sums, result = _local_equivariance_update(
-            model,
-            images,
-            self.generators,
-            indices=indices,
-            lee_output=self.lee_output,
-            with_noise=self.with_noise,
-            seed=self.seed,
-            output=self.output,
-            input_representation=self.input_representation,
-            output_representation=self.output_representation,
-            resampling=self.resampling,
-            method=self.method_used or self.method,
-            chunk_size=self.chunk_size,
+        asked = self._given_options()
+        # A method that was found right for this model and these options is kept; anything else is probed anew.
+        setting = told_apart([*asked.items(), images.shape[1:], images.dtype, images.device]) if indices else ""
+        known = self._verified is not None and _same(self._verified[0](), model) and self._verified[1] == setting
+        if known:
+            asked["method"] = self.method_used
+        sums, result = _local_equivariance_update(model, images, indices=indices, verify=not known, **asked)
+        self._add(
+            sums, len(indices), described(result.output, result.representation, self.output_representation, self.output)
         )
-        # A method that was probed once is kept, so that later batches do not probe again.
-        self.method_used = result.method
-        self._add(sums, len(indices))
+        if not known:
+            self.method_used, self.check = result.method, result.check
+            self._verified = _remembered(model, setting)
 
     def reset(self) -> None:
-        """Forgets all images."""
+        """Forgets all images, and what was found out about the model."""
         super().reset()
         if not getattr(self, "_continuing", False):
-            self.method_used = None
+            self.method_used = self.check = self._verified = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Which object was verified means nothing to a copy of it.
+        return super().__getstate__() | {"_verified": None}
 
     def compute(self) -> dict[str, Tensor]:
         """The chosen measure of each generator.
@@ -286,3 +312,17 @@ class LocalEquivarianceError(ModelMetric):
         _validate_normalise(normalise)
         gram, energy = self._synced(lambda sums: _value(sums, _gram_and_energy, "lee", self.names))
         return _principal_directions(gram, energy, self.generators, normalise)
+
+
+def _remembered(model: Callable[..., Any], setting: str) -> tuple[Callable[[], Any], str] | None:
+    """The model by a reference that does not keep it alive; None if there are none to such an object."""
+    try:
+        found = weakref.WeakMethod(model) if isinstance(model, MethodType) else weakref.ref(model)
+    except TypeError:
+        return None
+    return found, setting
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two models are one object; a bound method is made anew whenever it is asked for."""
+    return one is other or (isinstance(other, MethodType) and one == other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from lie_metric.functional.stability import (
     _stability_validate,
     _statistic,
 )
-from lie_metric.measured import Output
+from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
@@ -31,6 +31,8 @@ class RelativeStability(ModelMetric):
         displacement: Root mean square length of the deformation in pixels.
         cut: Highest frequency of the deformation, in half waves along a side.
         output: See :func:`~lie_metric.lie_derivative`.
+        function: See :func:`~lie_metric.lie_derivative`.
+        input_representation: See :func:`~lie_metric.lie_derivative`; it must have a method ``map``.
         output_representation: See :func:`~lie_metric.lie_derivative`; it must have a method ``map``.
         resampling: The stencil; the default is ``Resampling()``.
         seed: Fixes deformations and noise.
@@ -47,22 +49,39 @@ class RelativeStability(ModelMetric):
         0.0
     """
 
+    options: ClassVar[tuple[str, ...]] = (
+        "displacement",
+        "cut",
+        "output",
+        "function",
+        "input_representation",
+        "output_representation",
+        "resampling",
+        "seed",
+    )
+
     def __init__(
         self,
         displacement: float = 1.0,
         cut: int = 3,
         *,
         output: Output = "logits",
+        function: Function | None = None,
+        input_representation: Representation | None = None,
         output_representation: Representation | None = None,
         resampling: Resampling | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        _stability_validate(displacement, cut, output, output_representation, resampling, seed)
+        _stability_validate(
+            displacement, cut, output, function, input_representation, output_representation, resampling, seed
+        )
         super().__init__({"deformed": (), "noisy": (), "square": (), "total": (1,), "weight": (1,)}, **kwargs)
         self.displacement = displacement
         self.cut = cut
         self.output = output
+        self.function = function
+        self.input_representation = input_representation
         self.output_representation = output_representation
         self.resampling = resampling or Resampling()
         self.seed = seed
@@ -80,18 +99,8 @@ class RelativeStability(ModelMetric):
             images: Shape (B, C, H, W), floating point and finite.
         """
         indices = self._indices(images)
-        sums = _stability_update(
-            model,
-            images,
-            indices=indices,
-            displacement=self.displacement,
-            cut=self.cut,
-            output=self.output,
-            output_representation=self.output_representation,
-            resampling=self.resampling,
-            seed=self.seed,
-        )
-        self._add(sums, len(indices))
+        sums, described = _stability_update(model, images, indices=indices, **self._given_options())
+        self._add(sums, len(indices), described)
 
     def compute(self) -> dict[str, Tensor]:
         """R_f, D_f and G_f.

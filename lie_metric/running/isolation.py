@@ -2,22 +2,197 @@
 
 from __future__ import annotations
 
-import random
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["evaluation", "isolated", "random_state"]
+from lie_metric.running.modules import Found, found_modules, refuse_lazy
+from lie_metric.running.state import State
+
+__all__ = ["evaluation", "isolated"]
 
 
-class _Differentiable(TorchFunctionMode):
+# Modules, and much of what else is set below, belong to the whole process.
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def evaluation(model: object) -> Iterator[None]:
+    """Puts a model into evaluation mode; afterwards everything that its modules hold is what it was.
+
+    ``eval()`` itself is called, because networks may do more in it than set flags: build filters from weights, fuse
+    layers. Modules that the model hides from its own ``eval()``, in a plain list, stay as they are for the same reason.
+    Afterwards every module has its own mode, and attributes (containers among them entry by entry), buffers,
+    parameters, their gradients, hooks and submodules are those of before, in value as well, and so are random states.
+    Attributes that a model sets anew in passing, such as counters and cached features, are given back without a word.
+    Only what lies on modules, or on the callable itself, is: lists that a closure or a hook fills stay filled.
+
+    Args:
+        model: A module, or any other callable: the modules that it holds in closures, partials, as the owner of a bound
+            method or in attributes are treated alike.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: If a layer's weights are not made yet.
+
+    Warns:
+        UserWarning: If the model changed a buffer although it was in evaluation mode; the buffer is restored. If a
+            batch norm ran that is not in evaluation mode, or something was written to that no one saw in time.
+    """
+    with _evaluation(model, _Watch):
+        yield
+
+
+@contextmanager
+def _evaluation(model: object, mode: type[_Watch]) -> Iterator[None]:
+    with _LOCK:
+        found = found_modules(model)
+        refuse_lazy(found.modules.values())
+        state = State(found)
+        watch = mode(state, found)
+        try:
+            state.leave_inference()
+            for root in found.roots:
+                root.eval()
+            state.evaluated()
+            with watch:
+                yield
+        finally:
+            _restore(state, watch)
+
+
+def _restore(state: State, watch: _Watch) -> None:
+    interrupted: KeyboardInterrupt | None = None
+    while True:
+        try:
+            changed, lost = state.restore()
+            watch.restore()
+            break
+        except KeyboardInterrupt as error:  # afterwards: half a model is of no use to anyone
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
+    changed = [path for path in changed if path.rpartition(".")[0] not in watch.norms]
+    if changed:
+        warnings.warn(
+            f"The model changed its buffers {changed[:4]} in evaluation mode; they were given their values back. "
+            "The function that was measured may differ from call to call.",
+            stacklevel=_level_of_caller(),
+        )
+    if watch.norms:
+        warnings.warn(
+            f"Batch norm ran in training mode in {sorted(watch.norms)[:4]}: what was measured depends on "
+            "the other images of a batch. Its running statistics were given back. Call `eval()` on it, or pass as the "
+            "model the module itself or a function that holds it.",
+            stacklevel=_level_of_caller(),
+        )
+    if lost:
+        warnings.warn(
+            f"The model wrote to {lost[:4]} in evaluation mode, in a way that was not seen in time: their values could "
+            "not be given back. Register them as buffers, or write with torch's own operations.",
+            stacklevel=_level_of_caller(),
+        )
+
+
+def _level_of_caller() -> int:
+    """The stack level, for a warning where this is called, of the first frame outside of the package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in {
+        "lie_metric",
+        "contextlib",
+    }:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+class _Watch(TorchFunctionMode):
+    """Sees what is written to while a model runs.
+
+    Attributes:
+        norms: Batch norms that ran in training mode.
+    """
+
+    def __init__(self, state: State, found: Found) -> None:
+        super().__init__()
+        self.norms: set[str] = set()
+        self._state, self._found = state, found
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and (not name.endswith("__") or name in _WRITING) and name != "requires_grad_":
+            self._write(args[0] if args else kwargs.get("input"))
+        elif kwargs and isinstance(kwargs.get("out"), Tensor):
+            self._write(kwargs["out"])
+        elif func is nn.functional.batch_norm or func is nn.functional.instance_norm:
+            self._norm(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _write(self, target: Any) -> None:
+        if not isinstance(target, Tensor) or is_functorch_wrapped_tensor(target):
+            return
+        self._state.before_write(target)
+        # The count of batches of a module that could not be found is raised before its statistics are.
+        if target.ndim == 0 and not target.is_floating_point():
+            self._copy(target)
+
+    def _norm(
+        self,
+        func: Any,
+        input: Tensor,
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool | None = None,
+        *rest: Any,
+        use_input_stats: bool = True,
+        **options: Any,
+    ) -> None:
+        """Both functions take their arguments in the same order."""
+        learning = training if training is not None else func is nn.functional.instance_norm and use_input_stats
+        if not learning or running_mean is None or running_var is None:
+            return
+        self._copy(running_mean)
+        self._copy(running_var)
+        paths = [
+            path
+            for path, module in self._found.modules.values()
+            if getattr(module, "running_mean", None) is running_mean
+        ]
+        self.norms.add(paths[0] if paths else f"a module of {len(running_mean)} channels that is out of sight")
+
+    def _copy(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._copies:
+            self._copies[id(tensor)] = tensor, tensor.detach().clone()
+
+    def restore(self) -> None:
+        """Gives tensors of modules that could not be found their values back."""
+        with torch.no_grad():
+            for tensor, value in self._copies.values():
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+_WRITING = {
+    "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__", "__imod__",
+    "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+}  # fmt: skip
+
+
+class _Differentiable(_Watch):
     """Functions whose derivatives are missing, slow or wrong, computed in another way.
 
     Batch normalisation by running statistics is one multiplication and one addition: decomposed for tangents it takes
@@ -35,7 +210,7 @@ class _Differentiable(TorchFunctionMode):
         if getattr(func, "__name__", "") in _RECURRENT:
             with torch.backends.mkldnn.flags(enabled=False):
                 return func(*args, **kwargs)
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
@@ -64,64 +239,6 @@ def _fold(
 
 
 @contextmanager
-def random_state() -> Iterator[None]:
-    """Gives the global random states (Python, NumPy, torch on CPU and CUDA) back as they were, whatever happens."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-@contextmanager
-def evaluation(model: object) -> Iterator[None]:
-    """Puts a module into evaluation mode; afterwards modes and buffers are what they were.
-
-    Args:
-        model: A module, or any other callable, which is left alone.
-
-    Yields:
-        Nothing.
-
-    Warns:
-        UserWarning: If the model changed a buffer although it was in evaluation mode; the buffer is restored.
-    """
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (name, buffer, buffer._version, buffer.clone())
-        for name, buffer in model.named_buffers()
-        if not buffer.is_inference()  # these keep no version, and are caches that nothing is trained with
-    ]
-    try:
-        # `eval` of a user's class may do more than set flags; flags are all that is needed here.
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        changed = [name for name, buffer, version, _ in buffers if buffer._version != version]
-        for name, buffer, _, value in buffers:
-            if name in changed:
-                with torch.no_grad():
-                    buffer.copy_(value)
-        if changed:
-            warnings.warn(
-                f"The model changed its buffers {changed[:4]} in evaluation mode; they were given their values back. "
-                "The function that was measured may differ from call to call.",
-                stacklevel=3,
-            )
-
-
-@contextmanager
 def isolated(model: object) -> Iterator[None]:
     """The conditions under which derivatives of any model are right and leave no trace.
 
@@ -129,25 +246,30 @@ def isolated(model: object) -> Iterator[None]:
     derivative through a compiled module makes its later training calls run uncompiled; attention by the backend that
     has every derivative; batch normalisation as one multiply-add; random states given back. Gradient mode is kept.
 
+    Some of these hold for the whole process, as do random states: threads that measure at once wait for one another,
+    and a thread may enter again what it has entered. What another thread draws meanwhile from the global random states
+    is drawn again by whoever comes later, because the states are given back as they were. Other processes, such as
+    workers of a loader, are not concerned, and nothing here waits for one.
+
     Args:
         model: The model that is about to be measured.
 
     Yields:
         Nothing.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    grad = torch.is_grad_enabled()
     with ExitStack() as stack:
+        stack.enter_context(_LOCK)
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        grad = torch.is_grad_enabled()
         stack.enter_context(torch.inference_mode(False))
         # Leaving inference mode turns gradients on.
         stack.enter_context(torch.set_grad_enabled(grad))
-        stack.enter_context(random_state())
-        stack.enter_context(evaluation(model))
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
-        stack.enter_context(_Differentiable())
+        # Inside, because what a network makes of its weights in `eval` is a part of the function.
+        stack.enter_context(_evaluation(model, _Differentiable))
         yield

@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=Path, metavar="DIR", help="the study's folder")
     add("--data-root", default=Path("data"), type=Path, help="where torchvision's sets are or go")
     add("--measures", nargs="+", default=list(MEASURES), choices=MEASURES, metavar="NAME", help=", ".join(MEASURES))
+    add("--lee-output", default="output", choices=("output", "probabilities", "auto"), help="what lee is of")
     add("--generators", nargs="+", default=["affine"], metavar="NAME", help="names or groups of generators")
     add("--num-images", type=int, default=256, help="images whose Lie derivatives are taken")
     add("--eval-images", type=int, default=1024, help="images of accuracy and consistency")
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             resampling=Resampling(options.interpolation, options.padding, options.align_corners),
             pretrained=not options.random_weights,
             seed=options.seed,
+            lee_output=options.lee_output,
         )
         counts = run_study(
             options.models,

@@ -15,7 +15,7 @@ __all__ = ["draw"]
 
 _LABELS = {
     "relative": "relative error (output standard deviations per {unit})",
-    "lee": "raw LEE of probabilities (per {unit} squared; grows with confidence)",
+    "lee": "raw LEE (per {unit} squared; grows with scale and confidence)",
     "sensitivity": "response over that to noise",
 }
 Models = Sequence[Mapping[str, Any]]

@@ -59,7 +59,7 @@ def measure_model(
     remarks: list[str] = []
     metric = LocalEquivarianceError(
         settings.generators,
-        lee_output="auto",
+        lee_output=settings.lee_output,
         resampling=stencil,
         with_noise="sensitivity" in measures,
         chunk_size=chunk_size,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from lie_metric.algebra import generators as resolve
+from lie_metric.functional.local_equivariance import LeeOutput
 from lie_metric.resampling import Resampling
 
 __all__ = ["LIE_MEASURES", "MEASURES", "Settings"]
@@ -23,8 +24,9 @@ class Settings:
         num_images: Images whose Lie derivatives are taken; the first of those evaluated.
         eval_images: Images of accuracy and consistency; at least ``num_images``.
         generators: Names or groups, e.g. ``("affine",)``.
-        measures: Among ``relative``, ``lee``, ``sensitivity``, ``accuracy`` and ``consistency``. ``lee`` is of class
-            probabilities, the others of logits.
+        measures: Among ``relative``, ``lee``, ``sensitivity``, ``accuracy`` and ``consistency``.
+        lee_output: What ``lee`` is of: ``"output"``, logits as all others; ``"probabilities"`` or ``"auto"``, see
+            :class:`~lie_metric.LocalEquivarianceError`.
         layerwise: Images of the attribution by type of operation; 0 leaves it out.
         probes: Random probes of the attribution for each image.
         resampling: The stencil.
@@ -47,6 +49,7 @@ class Settings:
     max_shift: float = 0.125
     pretrained: bool = True
     seed: int = 0
+    lee_output: LeeOutput = "output"
 
     def __post_init__(self) -> None:
         for name, least in (("num_images", 2), ("eval_images", self.num_images), ("layerwise", 0), ("probes", 1)):
@@ -62,6 +65,8 @@ class Settings:
         unknown = [name for name in self.measures if name not in MEASURES]
         if unknown or not self.measures:
             raise ValueError(f"`measures` must be among {', '.join(MEASURES)}, got {list(self.measures)!r}.")
+        if self.lee_output not in get_args(LeeOutput):
+            raise ValueError(f"`lee_output` must be one of {get_args(LeeOutput)}, got {self.lee_output!r}.")
         resolve(self.generators)
 
     @property
@@ -80,5 +85,5 @@ class Settings:
         Returns:
             Names and values that JSON can hold.
         """
-        record = asdict(self) | {"data": self.data.partition(":")[0], "fingerprint": fingerprint, "format": 1}
+        record = asdict(self) | {"data": self.data.partition(":")[0], "fingerprint": fingerprint, "format": 2}
         return record | {"generators": list(self.names), "measures": sorted(self.measures)}

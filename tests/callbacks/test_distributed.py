@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import types
 import warnings
 
 import pytest
@@ -9,10 +10,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from lie_metric.callbacks import EquivarianceMonitor
-from lie_metric.callbacks.equivariance_monitor import _Share
+from lie_metric.callbacks.selection import Gathering, Share, spread
 from lie_metric.metrics import LatticeEquivarianceError, OrbitVariance
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -47,6 +48,19 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class Lame(OrbitVariance):
+    """Fails on one process."""
+
+    def __init__(self, rank=-1):
+        super().__init__()
+        self.fails_on = rank
+
+    def update(self, model, images, targets=None):
+        if model.global_rank == self.fails_on and not model.trainer.sanity_checking:
+            raise RuntimeError("planted")
+        super().update(model, images, targets)
 
 
 class Dealt(IterableDataset):
@@ -90,7 +104,7 @@ def scenarios(world, rank, directory):
 
     found = {}
     for count in (1, 4, 7, 11, 100):
-        found[f"first {count}"] = run("validate", monitor(num_images=count), world=world)
+        found[f"{count} images"] = run("validate", monitor(num_images=count), world=world)
     pair = [images(), images(8, 5)]
     found["two loaders"] = run("validate", monitor(num_images=7), val=pair, world=world)
     found["not dealt out"] = run("validate", monitor(num_images=7), world=world, use_distributed_sampler=False)
@@ -104,6 +118,12 @@ def scenarios(world, rank, directory):
         warnings.simplefilter("always")
         found["one fails"] = run("fit", monitor(), fails_on=world - 1, world=world)
     messages = [str(entry.message) for entry in caught]
+    lame = {"bad": Lame(world - 1), "good": LatticeEquivarianceError("flips")}
+    found["a companion fails"] = run("fit", monitor(metrics=lame), world=world)
+    try:
+        run("fit", monitor(images=lambda batch: batch[1] if rank == world - 1 else batch[0]), world=world)
+    except (TypeError, ValueError) as error:
+        found["misused"] = str(error)
     found["warnings"] = [message for message in messages if "could not be measured" in message]
     try:
         run("fit", monitor(on_error="raise"), fails_on=world - 1, world=world)
@@ -141,7 +161,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [*(f"first {count}" for count in (1, 4, 7, 11, 100)), "two loaders", "not dealt out", "iterable"]
+    "case", [*(f"{count} images" for count in (1, 4, 7, 11, 100)), "two loaders", "not dealt out", "iterable"]
 )
 def test_two_processes_give_the_values_of_one(results, case):
     """Each image counts once: the padding that evens out two processes is left out; so is nothing else."""
@@ -181,20 +201,72 @@ def test_failure_on_one_process_is_known_on_all(results):
     assert "planted" in pair[1]["raised"]
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 5])
-@pytest.mark.parametrize("replicated", [False, True])
-@pytest.mark.parametrize("limit", [1, 4, 7, 11, 100])
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_shares_partition_the_first_images(processes, replicated, limit, batch_size):
-    """Of 11 images, dealt out with the padding of a distributed sampler or shown to all, each counts once."""
-    measured = []
+def loaders_of(kind, processes, batch_size):
+    """The loader of each process over 11 images, dealt out with the padding of a sampler or shown to all."""
+    data = TensorDataset(torch.arange(11))
     for rank in range(processes):
-        padded = [index % 11 for index in range(-(-11 // processes) * processes)]
-        shown = list(range(11)) if replicated else padded[rank::processes]
-        share = _Share(min(limit, 11), processes, rank, replicated)
-        for start in range(0, len(shown), batch_size):
-            batch = shown[start : start + batch_size]
-            rows = share.rows(start, len(batch))
-            assert not (rows and share.is_complete(start))
-            measured += [batch[row] for row in rows]
-    assert sorted(measured) == list(range(min(limit, 11)))
+        trainer = types.SimpleNamespace(world_size=processes, global_rank=rank)
+        sampler = DistributedSampler(data, processes, rank, shuffle=False) if kind == "dealt" else None
+        loader = DataLoader(Dealt(rank, processes) if kind == "stream" else data, batch_size, sampler=sampler)
+        trainer.num_val_batches = [float("inf") if kind == "stream" else len(loader)]
+        shown = list(range(rank, 11, processes)) if kind == "stream" else [int(i) for b in loader for i in b[0]]
+        yield loader, trainer, [shown[start : start + batch_size] for start in range(0, len(shown), batch_size)]
+
+
+@pytest.mark.slow
+def test_a_companion_that_fails_on_one_process_is_nan_on_all_and_alone(results):
+    for found in results:
+        values, weights = found["a companion fails"]
+        bad = {key for key, value in values.items() if value != value}
+        assert bad == {key for key in values if key.startswith("equivariance_bad")} != set()
+        assert all(torch.equal(weights[name], found["fit without"][1][name]) for name in weights)
+    assert results[1]["a companion fails"][0] == pytest.approx(
+        results[0]["a companion fails"][0], rel=1e-4, nan_ok=True
+    )
+
+
+@pytest.mark.slow
+def test_a_misuse_on_one_process_is_raised_on_all(results):
+    single, *pair = results
+    assert "torch.int64" in single["misused"]
+    assert "as another process found" in pair[0]["misused"]
+    assert "torch.int64" in pair[1]["misused"]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", ["dealt", "replicated", "stream"])
+@pytest.mark.parametrize("count", [1, 4, 7, 11, 100])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_shares_partition_the_chosen_images(processes, kind, count, batch_size):
+    """Each chosen image counts once, under its number, in full batches as long as there are any."""
+    wanted = range(min(count, 11)) if kind == "stream" else spread(count, 11)
+    measured, by_process = {}, []
+    for loader, trainer, batches in loaders_of(kind, processes, batch_size):
+        gathering = Gathering(Share.of(loader, trainer, 0, count, len(batches[0])), len(batches[0]))
+        sizes = []
+        for index, batch in enumerate(batches):
+            for images, numbers in gathering.add(torch.tensor(batch)[:, None], index == len(batches) - 1):
+                sizes.append(len(images))
+                for image, number in zip(images[:, 0].tolist(), numbers, strict=True):
+                    assert number not in measured
+                    measured[number] = image
+            if gathering.is_complete:
+                break
+        if kind != "stream":
+            assert all(size == len(batches[0]) for size in sizes[:-1])
+        by_process.append(sum(sizes))
+    assert [measured[number] for number in sorted(measured)] == list(wanted)
+    if kind == "replicated":
+        assert max(by_process) - min(by_process) <= 1
+
+
+@pytest.mark.parametrize(("count", "total"), [(1, 1), (4, 14), (256, 10_000), (256, 2560), (7, 9), (64, 64), (64, 50)])
+def test_chosen_positions_are_spread(count, total):
+    found = spread(count, total)
+    parts = min(count, total)
+    assert len(found) == parts
+    assert all(part * total // parts <= place < (part + 1) * total // parts for part, place in enumerate(found))
+    if total >= 8 * count > 256:  # sets whose classes take turns, and processes to which images are dealt in turn
+        for period in (2, 3, 4, 10):
+            shares = torch.bincount(torch.tensor(found) % period, minlength=period) / parts
+            assert (shares - 1 / period).abs().max() < 0.05

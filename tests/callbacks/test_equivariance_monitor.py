@@ -24,7 +24,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lie_metric as lm
-from lie_metric.callbacks import EquivarianceMonitor
+from lie_metric.callbacks import EquivarianceMonitor, weights
+from lie_metric.callbacks.selection import spread
 from lie_metric.metrics import LocalEquivarianceError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -140,8 +141,13 @@ def fitted(monitor, module=None, train=None, val=None, **options):
     return trainer
 
 
+def chosen(count, images=IMAGES):
+    """The images that a monitor takes of them."""
+    return images[spread(count, len(images))]
+
+
 def direct(module, images, generators=("translation", "rotation", "scale"), **options):
-    metric = LocalEquivarianceError(generators, **({"lee_output": "auto"} | options))
+    metric = LocalEquivarianceError(generators, **options)
     metric.update(module, images)
     return metric.measures()
 
@@ -161,9 +167,9 @@ def assert_values(metrics, measured, prefix="equivariance", suffix=""):
 
 
 @pytest.mark.parametrize("num_images", [3, 6, 14, 100])
-def test_values_are_those_of_the_metric_on_the_first_images(num_images):
+def test_values_are_those_of_the_metric_on_images_spread_over_the_set(num_images):
     trainer = fitted(EquivarianceMonitor(num_images=num_images))
-    assert_values(trainer.callback_metrics, direct(trainer.lightning_module, IMAGES[:num_images]))
+    assert_values(trainer.callback_metrics, direct(trainer.lightning_module, chosen(num_images)))
     keys = {key for key in trainer.callback_metrics if key.startswith("equivariance")}
     names = ("translation_x", "translation_y", "rotation", "scale")
     assert keys == {f"equivariance{family}/{name}" for family in KEYS for name in names}
@@ -200,11 +206,11 @@ def test_companions_are_logged_beside():
     found = trainer.callback_metrics
     for name, metric in (("agreement", small), ("lattice", flips)):
         assert not metric.update_called
-        metric.update(trainer.lightning_module, IMAGES[:6])
+        metric.update(trainer.lightning_module, chosen(6))
         for key, values in ((name, metric.compute()), (f"{name}_se", metric.standard_error())):
             for orbit, value in values.items():
                 assert float(found[f"equivariance_{key}/{orbit}"]) == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
-    assert_values(found, direct(trainer.lightning_module, IMAGES[:6], "rotation"))
+    assert_values(found, direct(trainer.lightning_module, chosen(6), "rotation"))
     by_class = EquivarianceMonitor("rotation", metrics=[flips, lm.FiniteEquivarianceError()])
     assert list(by_class.metrics) == ["lattice_equivariance_error", "finite_equivariance_error"]
 
@@ -220,13 +226,32 @@ def test_every_metric_is_a_companion():
         assert all(f"equivariance_{name}_se/{key}" in found for key in metric.names)
 
 
-def test_a_companion_that_fails_is_nan_and_training_goes_on():
+class Refusing(lm.LatticeEquivarianceError):
+    def update(self, model, images, targets=None):
+        if not model.trainer.sanity_checking:
+            raise ValueError("planted")
+
+
+def test_a_companion_that_fails_is_nan_alone_and_named():
+    metrics = {"bad": Refusing("flips"), "good": lm.LatticeEquivarianceError("flips")}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        monitor = EquivarianceMonitor("rotation", 6, metrics=metrics, baseline=False)
+        found = fitted(monitor, max_epochs=1).callback_metrics
+    told = [str(entry.message) for entry in caught if "planted" in str(entry.message)]
+    assert len(told) == 1
+    assert told[0].startswith("The companion 'bad' of `EquivarianceMonitor` could not be measured")
+    bad = {key for key, value in found.items() if value.isnan()}
+    assert bad == {key for key in found if key.startswith(("equivariance_bad/", "equivariance_bad_se/"))} != set()
+    with pytest.raises(RuntimeError, match=r"companion 'bad'.*planted"):
+        fitted(EquivarianceMonitor("rotation", 6, metrics=metrics, on_error="raise"))
+
+
+def test_a_companion_that_cannot_be_is_refused_before_training():
     odd = EquivarianceMonitor("rotation", 6, metrics=[lm.LatticeEquivarianceError(lm.lattice.Roll(1, 0))], images=strip)
-    with pytest.warns(UserWarning, match="must be square"):
-        trainer = fitted(EquivarianceMonitor("rotation", 6, metrics=[lm.LatticeEquivarianceError()], images=strip))
-    assert trainer.callback_metrics["equivariance/rotation"].isnan()
-    assert trainer.callback_metrics["val_loss"].isfinite()
     assert fitted(odd).callback_metrics["equivariance/rotation"].isfinite()
+    square = EquivarianceMonitor("rotation", 6, metrics=[lm.LatticeEquivarianceError()], images=strip)
+    refused(r"companion 'lattice_equivariance_error'.*must be square", square, ValueError, val=loader())
 
 
 def strip(batch):
@@ -285,8 +310,7 @@ def test_every_form_of_output(wrap):
     output = (lambda returned: returned["heads"][1]) if wrap == "nested" else "logits"
     trainer = fitted(EquivarianceMonitor(output=output), Classifier(wrap=wrap), max_epochs=1)
     module = trainer.lightning_module
-    lee_output = "output" if wrap == "nested" else "auto"
-    assert_values(trainer.callback_metrics, direct(module.net, IMAGES, lee_output=lee_output))
+    assert_values(trainer.callback_metrics, direct(module.net, IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +336,7 @@ def test_every_form_of_batch(form, images):
 def test_several_loaders_have_a_metric_each():
     trainer = fitted(EquivarianceMonitor(num_images=6), val=[loader(), loader(images=IMAGES.flip(0), batch_size=5)])
     for index, images in enumerate((IMAGES, IMAGES.flip(0))):
-        measured = direct(trainer.lightning_module, images[:6])
+        measured = direct(trainer.lightning_module, chosen(6, images))
         assert_values(trainer.callback_metrics, measured, suffix=f"/dataloader_idx_{index}")
     assert "equivariance/rotation" not in trainer.callback_metrics
 
@@ -331,7 +355,7 @@ def test_image_valued_outputs():
     class Filter(Classifier):
         def __init__(self):
             super().__init__()
-            self.net = nn.Conv2d(1, 2, 3, padding=1)
+            self.net = nn.Conv2d(1, 3, 3, padding=1)
 
         def _loss(self, batch):
             return self(batch[0]).square().mean()
@@ -385,14 +409,14 @@ def test_every_n_epochs_keeps_the_old_value_in_between(tmp_path):
 def test_baseline_is_the_untrained_model_on_the_same_images(tmp_path, sanity_steps, every_n_epochs):
     seed_everything(0)
     module, logger = Classifier(), CSVLogger(tmp_path)
-    before = direct(module, IMAGES[:6])
+    before = direct(module, chosen(6))
     monitor = EquivarianceMonitor(num_images=6, every_n_epochs=every_n_epochs)
     trainer = make_trainer(monitor, logger=logger, num_sanity_val_steps=sanity_steps)
     trainer.fit(module, loader(), loader())
     first = next(row for row in rows(logger.log_dir) if row["equivariance/rotation"])
-    assert first["step"] == "0"
+    assert first["step"] == first["epoch"] == "0"
     assert_values(first, before)
-    assert_values(trainer.callback_metrics, direct(module, IMAGES[:6]))
+    assert_values(trainer.callback_metrics, direct(module, chosen(6)))
 
 
 def test_baseline_sees_what_the_module_does_before_its_first_step(tmp_path):
@@ -404,7 +428,7 @@ def test_baseline_sees_what_the_module_does_before_its_first_step(tmp_path):
     twin.load_state_dict(module.state_dict())
     twin.on_train_start()
     make_trainer(EquivarianceMonitor(num_images=6), logger=logger).fit(module, loader(), loader())
-    assert_values(rows(logger.log_dir)[0], direct(twin, IMAGES[:6]))
+    assert_values(rows(logger.log_dir)[0], direct(twin, chosen(6)))
 
 
 def test_no_baseline_when_not_asked_for(tmp_path):
@@ -435,6 +459,47 @@ def test_no_baseline_of_weights_that_cannot_be_kept(tmp_path, change):
     assert [step for step, value in curve(logger.log_dir) if math.isfinite(value)] == [7]
 
 
+@pytest.mark.parametrize("fails_at", ["first", "third", "measurement"])
+def test_weights_are_put_back_whatever_fails(fails_at):
+    module = Classifier()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    other = {name: value + 1 for name, value in weights.copies(weights.tensors_of(module)).items()}
+    written = []
+
+    class Failing(dict):
+        def __getitem__(self, name):
+            written.append(name)
+            if len(written) == {"first": 1, "third": 3}.get(fails_at):
+                raise MemoryError("planted")
+            return super().__getitem__(name)
+
+    def exchange():
+        with weights.exchanged(module, Failing(other)):
+            assert all(torch.equal(value, before[name] + 1) for name, value in module.state_dict().items())
+            raise MemoryError("planted")
+
+    with pytest.raises(MemoryError, match="planted"):
+        exchange()
+    assert written
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_baseline_whose_exchange_fails_is_nan_and_training_is_the_same(tmp_path, monkeypatch):
+    states = []
+    for fails in (True, False):
+        with monkeypatch.context() as patched:
+            if fails:
+                patched.setattr(weights, "copies", lambda *_: (_ for _ in ()).throw(MemoryError("planted")))
+            logger = CSVLogger(tmp_path, name=str(fails))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                trainer = fitted(EquivarianceMonitor(num_images=6), logger=logger)
+        assert any("planted" in str(entry.message) for entry in caught) == fails
+        assert [math.isfinite(value) for _, value in curve(logger.log_dir)] == [not fails, True, True]
+        states.append(trainer.lightning_module.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 def test_several_validations_in_an_epoch(tmp_path):
     logger = CSVLogger(tmp_path)
     fitted(EquivarianceMonitor(num_images=6), logger=logger, val_check_interval=2, max_epochs=1)
@@ -458,17 +523,18 @@ def test_validate_alone():
     assert_values(metrics, direct(module, IMAGES))
 
 
-def test_sanity_check_measures_and_logs_nothing():
+def test_sanity_check_rehearses_and_logs_nothing():
+    sizes = []
+
     class Watch(Callback):
         def on_sanity_check_end(self, trainer, pl_module):
             assert not [key for key in trainer.callback_metrics if key.startswith("equivariance")]
-            assert pl_module.calls == 0
+            assert 2 in sizes
+            assert set(sizes) <= {1, 2}
 
     class Counted(Classifier):
-        calls = 0
-
         def forward(self, x):
-            self.calls += 1
+            sizes.append(len(x))  # not of the module, what it holds is given back
             return super().forward(x)
 
     seed_everything(0)
@@ -476,7 +542,7 @@ def test_sanity_check_measures_and_logs_nothing():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="No image of validation loader")
         trainer.fit(Counted(), loader(), loader())
-    assert trainer.lightning_module.calls > 0
+    assert torch.isfinite(trainer.callback_metrics["equivariance/rotation"])
 
 
 def test_a_run_that_was_interrupted_leaves_nothing_to_the_next(tmp_path):
@@ -488,7 +554,7 @@ def test_a_run_that_was_interrupted_leaves_nothing_to_the_next(tmp_path):
     with pytest.raises(RuntimeError, match="planted"):
         fitted(monitor, Interrupted())
     module = Classifier()
-    before = direct(module, IMAGES[:6])
+    before = direct(module, chosen(6))
     make_trainer(monitor, logger=logger).fit(module, loader(), loader())
     assert_values(rows(logger.log_dir)[0], before)
 
@@ -513,7 +579,7 @@ def test_checkpoint_and_early_stopping_see_the_value_of_the_same_epoch(tmp_path,
     assert trainer.current_epoch == 2  # the second epoch is no improvement by 1e9
     assert best.best_model_score == min(recorder.curve)
     module = Classifier.load_from_checkpoint(best.best_model_path)
-    assert direct(module, IMAGES[:6])["relative"]["rotation"].item() == pytest.approx(
+    assert direct(module, chosen(6))["relative"]["rotation"].item() == pytest.approx(
         float(best.best_model_score), rel=1e-4
     )
 
@@ -595,6 +661,19 @@ def test_tensorboard(tmp_path, default_hp_metric):
         assert metadata.EXPERIMENT_TAG not in events.summary_metadata
 
 
+def test_charts_of_two_monitors(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    monitors = [EquivarianceMonitor("rotation", 4, prefix=prefix, baseline=False) for prefix in ("one", "two")]
+    make_trainer(*monitors, logger=logger, max_epochs=1).fit(Classifier(), loader(), loader())
+    events = EventAccumulator(logger.log_dir, {"tensors": 0}).Reload()
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    assert {category.title for category in layout.category} == {"one", "two"}
+
+
 @pytest.mark.slow
 def test_tensorboard_is_not_needed():
     code = (
@@ -665,7 +744,7 @@ def test_lightning_cli(tmp_path, monkeypatch):
     )
     spiral = lm.Generator.affine("spiral", [[-0.5, 1, 0], [-1, -0.5, 0]])
     options = {"lee_output": "probabilities", "resampling": lm.Resampling("cubic", "border")}
-    measured = direct(cli.model.net, IMAGES[:6], ("rotation", spiral), **options)
+    measured = direct(cli.model.net, chosen(6), ("rotation", spiral), **options)
     assert_values(cli.trainer.callback_metrics, measured)
 
 
@@ -674,7 +753,7 @@ def test_lightning_cli_with_a_key_and_one_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     output = f"{Path(__file__).stem}.select_scores"
     cli = run_cli(tmp_path, {"generators": "affine", "images": "picture", "output": output})
-    assert_values(cli.trainer.callback_metrics, direct(cli.model.net, IMAGES, "affine", lee_output="output"))
+    assert_values(cli.trainer.callback_metrics, direct(cli.model.net, IMAGES, "affine"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -781,22 +860,14 @@ def test_sharded_strategies():
     ],
 )
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
-def test_images_that_cannot_be_measured(images, match, on_error):
+@pytest.mark.parametrize("sanity_steps", [0, 2])
+def test_images_that_cannot_be_measured(images, match, on_error, sanity_steps):
     class Any(Classifier):
         def validation_step(self, *_):
             pass
 
-    seed_everything(0)
-    trainer = make_trainer(EquivarianceMonitor(on_error=on_error), max_epochs=1)
-    arguments = Any(), loader(), loader(images=images)
-    if on_error == "raise":
-        with pytest.raises((TypeError, ValueError), match=match):
-            trainer.fit(*arguments)
-        return
-    with pytest.warns(UserWarning, match=match):
-        trainer.fit(*arguments)
-    assert trainer.global_step == 4
-    assert torch.isnan(trainer.callback_metrics["equivariance/rotation"])
+    monitor, options = EquivarianceMonitor(on_error=on_error), {"num_sanity_val_steps": sanity_steps}
+    refused(match, monitor, (TypeError, ValueError), Any(), loader(images=images), **options)
 
 
 def test_output_without_a_representation_names_the_argument():
@@ -804,8 +875,8 @@ def test_output_without_a_representation_names_the_argument():
         def forward(self, x):
             return self.net(x).reshape(-1, 1, 3)
 
-    with pytest.warns(UserWarning, match="`output_representation` must be given"):
-        fitted(EquivarianceMonitor(), Odd(), max_epochs=1)
+    match = r"`output_representation` must be given.*Here that is `EquivarianceMonitor\(output_representation=...\)`"
+    refused(match, error=ValueError, module=Odd(), val=loader())
     invariant = lm.representations.Invariant()
     trainer = fitted(EquivarianceMonitor(output_representation=invariant), Odd(), max_epochs=1)
     assert torch.isfinite(trainer.callback_metrics["equivariance/rotation"])

@@ -81,7 +81,8 @@ def test_pictures_in_tensorboard(tmp_path):
     events = EventAccumulator(board.log_dir, size_guidance={"images": 0}).Reload()
     assert len(events.Images("layerwise/attribution")) == 2
     assert len(events.Images("layerwise/modules_rotation")) == 2
-    assert len(events.Scalars("layerwise_rotation/convolution")) == 2
+    steps = [event.step for event in events.Scalars("layerwise_rotation/convolution")]
+    assert [event.step for event in events.Images("layerwise/attribution")] == steps == [5, 11]
 
 
 def test_a_failure_is_nan_and_a_warning_or_raised():

@@ -82,6 +82,39 @@ class _Transposed(nn.Module):
         return self.inner(x.mT).mT
 
 
+class Keeps(nn.Module):
+    """Training depends on what this keeps of earlier calls: on how many there were, and on what the last ones saw."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.n, self.h, self.seen = kind, 0, None, []
+        self.weights = nn.Parameter(torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(2)))
+        self.head = nn.Linear(4, 3)
+
+    def train(self, mode=True):
+        # As steerable networks do: filters are built when evaluation begins, and dropped when training does.
+        if self.kind == "filters":
+            if mode:
+                self.__dict__.pop("filters", None)
+            else:
+                self.filters = self.weights - self.weights.flip(-1)
+        return super().train(mode)
+
+    def forward(self, x):
+        filters = self.filters if "filters" in self.__dict__ else self.weights - self.weights.flip(-1)
+        h = nn.functional.conv2d(x, filters).tanh().mean((2, 3))
+        if self.kind == "counter":
+            self.n = self.n + 1
+            return self.head(h) / (1 + 0.1 * self.n)
+        if self.kind == "feature":
+            earlier, self.h = self.h, h
+            return self.head(h if earlier is None else h + 0.1 * earlier.detach().mean(0))
+        if self.kind == "cache":
+            self.seen.append(h)
+            return self.head(h + 0.1 * sum(item.detach().mean() for item in self.seen[-3:]))
+        return self.head(h)
+
+
 class Module(LightningModule):
     def __init__(self, variant):
         super().__init__()
@@ -90,6 +123,8 @@ class Module(LightningModule):
             self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.Linear(144, 3))
             self.net[4].compile(backend="aot_eager")
             self.compiled = torch.compile(self.net[:3], backend="aot_eager")
+        elif variant.startswith("keeps"):
+            self.net = Keeps(variant.split()[1])
         else:
             self.net = Network()
         if variant == "shared":
@@ -171,6 +206,13 @@ def assert_same(one, other):
     assert module_a.compiled_calls == module_b.compiled_calls
     for (name, a), b in zip(module_a.state_dict().items(), module_b.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+    if isinstance(module_a.net, Keeps):
+        assert module_a.net.n == module_b.net.n
+        assert len(module_a.net.seen) == len(module_b.net.seen)
+        assert ("filters" in module_a.net.__dict__) == ("filters" in module_b.net.__dict__)
+        if module_a.net.h is not None:
+            assert type(module_a.net.h) is torch.Tensor
+            assert torch.equal(module_a.net.h, module_b.net.h)
     assert [m.training for m in module_a.modules()] == [m.training for m in module_b.modules()]
     assert [p.requires_grad for p in module_a.parameters()] == [p.requires_grad for p in module_b.parameters()]
     optimizer_a, optimizer_b = (t.optimizers[0].state_dict()["state"] for t in (trainer_a, trainer_b))
@@ -198,6 +240,10 @@ CASES = {
     "frozen": {"variant": "frozen"},
     "workers": {"workers": 1},
     "compiled": {"variant": "compiled"},
+    "counts its calls": {"variant": "keeps counter"},
+    "keeps a feature": {"variant": "keeps feature"},
+    "appends to a cache": {"variant": "keeps cache"},
+    "builds filters for evaluation": {"variant": "keeps filters"},
 }
 
 

@@ -34,7 +34,7 @@ def wave(size, frequency, angle, phase=0.3):
 
 def blur():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, 2, 3, padding=1)).double()
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, 4, 3, padding=1)).double()
 
 
 def test_eq_t_against_a_loop_over_images():
@@ -53,7 +53,7 @@ def test_eq_t_against_a_loop_over_images():
             for j in range(32):
                 if 0 <= i + dy < 32 and 0 <= j + dx < 32:
                     total += ((y[:, i, j] - f[n, :, i + dy, j + dx]) ** 2).sum()
-                    count += 2
+                    count += 4
     wanted = 10 * math.log10(2.0**2 / (total / count))
     assert F.eq_t(model, x, data_range=2.0).item() == pytest.approx(wanted, rel=1e-9)
 
@@ -183,3 +183,18 @@ def test_bad_input(call, error, match):
 def test_images_smaller_than_the_filters_are_nan_with_a_reason():
     with pytest.warns(UserWarning, match=r"\['eq_r'\] are NaN: no pixel has all of its filter within the frame"):
         assert F.eq_r(lambda x: x, smooth(2, 12), data_range=1.0).isnan()
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (28, 36)])
+def test_eq_r_compares_what_was_low_passed(shape):
+    """White noise has most of its content where the turned lattice carries none; its low-pass takes it away."""
+    x = torch.randn(3, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = blur()
+    angles = torch.stack([_draw(n, 0)[2] for n in range(3)]) * math.pi
+    moved, _ = filters.rotate(x, angles)
+    (found, one), (wanted, other) = filters.low_pass(model(moved), angles), filters.rotate(model(x), angles)
+    both = (one * other)[:, None].expand_as(found)
+    error = (found - wanted)[both].square().mean()
+    plain = (model(moved) - wanted)[both].square().mean()
+    assert plain > 1.05 * error
+    torch.testing.assert_close(F.eq_r(model, x, data_range=2.0), 10 * (4 / error).log10().detach())

@@ -207,7 +207,7 @@ def test_a_lie_derivative_sees_no_reflection():
 
 
 def test_a_roll_of_a_strided_net_needs_whole_pixels():
-    model = nn.Conv2d(3, 2, 3, 2, 1, padding_mode="circular").double()
+    model = nn.Conv2d(3, 4, 3, 2, 1, padding_mode="circular").double()
     found = F.lattice_equivariance_error(model, images(), (lm.lattice.Roll(4, 2),))
     assert found["roll_4_2"] < 1e-12
     with pytest.raises(ValueError, match="`Roll` must move an output of 8×8 by whole pixels"):

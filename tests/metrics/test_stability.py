@@ -135,3 +135,19 @@ def test_a_constant_model_is_nan_with_a_reason():
     with pytest.warns(UserWarning, match="`relative_stability` is NaN for .* the output does not vary"):
         found = F.relative_stability(lambda x: x.new_ones(len(x), 2), images())
     assert all(value.isnan() for value in found.values())
+
+
+@pytest.mark.parametrize("size", [(12, 20), (20, 12)])
+def test_images_that_are_not_square(size):
+    """Pixels are counted along the shorter side, of the images and of the smaller grid of the output alike."""
+    x = torch.randn(3, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = nn.Conv2d(3, 4, 2, 2).double()
+    steps = deformation(size, range(3), 1.5 / 12, 3, 0, CPU)
+    moved = displace(x, steps * 12, lm.Resampling())
+    half = deformation((size[0] // 2, size[1] // 2), range(3), 1.5 / 12, 3, 0, CPU)
+    f = model(x).detach()
+    wanted = (model(moved) - displace(f, half * 6, lm.Resampling())).square().sum()
+    apart = 2 * (f - f.mean((0, 2, 3), keepdim=True)).square().sum()
+    declared = lm.representations.Image()
+    found = F.relative_stability(model, x, displacement=1.5, output_representation=declared)["deformation"]
+    torch.testing.assert_close(found, (wanted / apart).detach())

@@ -1,0 +1,178 @@
+"""Which images of a validation set are measured, by which process, and in which batches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+from lie_metric.callbacks.trainers import number_of_batches
+
+__all__ = ["Gathering", "Share", "spread"]
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def spread(count: int, total: int) -> list[int]:
+    """Positions spread evenly over a set: one in each of as many equal parts.
+
+    Where in its part a position lies follows the golden ratio, so that a set whose classes take turns is not met in
+    step, and processes to which images are dealt in turn have about as many each.
+
+    Args:
+        count: How many positions.
+        total: Size of the set.
+
+    Returns:
+        The positions, ascending; all of the set if it is not larger than ``count``.
+
+    Example:
+        >>> spread(4, 12), spread(5, 3)
+        ([0, 4, 6, 11], [0, 1, 2])
+    """
+    count = min(count, total)
+    starts = [part * total // count for part in range(count + 1)] if count else []
+    return [
+        start + int(part * _GOLDEN % 1 * (end - start)) for part, (start, end) in enumerate(itertools.pairwise(starts))
+    ]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the images that a process sees it measures, so that together they measure the chosen ones, each once.
+
+    Args:
+        chosen: For the position of each chosen image among those of all processes its number among the chosen ones; or
+            how many of the first ones are, where the size of the set is not known.
+        processes: Number of processes.
+        rank: Number of this one.
+        replicated: Whether every process sees the same images, rather than its own.
+    """
+
+    chosen: Mapping[int, int] | int
+    processes: int
+    rank: int
+    replicated: bool = False
+
+    @classmethod
+    def of(cls, loader: object, trainer: Trainer, dataloader_idx: int, num_images: int, count: int) -> Share:
+        """The share of this process in the images of a loader.
+
+        Args:
+            loader: The loader; None for several that run side by side.
+            trainer: The trainer.
+            dataloader_idx: Number of the loader.
+            num_images: How many images all processes measure together.
+            count: How many images the loader's first batch holds.
+
+        Returns:
+            The share.
+        """
+        sampler, owner = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+        processes, rank = trainer.world_size, trainer.global_rank
+        known: float = math.inf
+        for candidate in (sampler, getattr(owner, "sampler", None)):
+            if isinstance(candidate, DistributedSampler):
+                # It deals indices round, and repeats the first ones until all processes have as many.
+                processes, rank, replicated = candidate.num_replicas, candidate.rank, False
+                known = min(len(candidate.dataset), candidate.total_size)  # type: ignore[arg-type]
+                break
+        else:
+            # Any other loader is taken to hold the process' own images, except one that can only hold the same.
+            replicated = processes > 1 and isinstance(sampler, SequentialSampler)
+            if isinstance(sampler, Sized):
+                known = len(sampler) * (1 if replicated else processes)
+        batches, size = number_of_batches(trainer, dataloader_idx), getattr(loader, "batch_size", None) or count
+        if loader is None or math.isinf(batches):
+            return cls(num_images, processes, rank, replicated)
+        if owner is None or (count != size and batches > 1):  # an entry of the data set is not one image
+            size, known = count, math.inf
+        total = int(min(known, batches * size * (1 if replicated else processes)))
+        chosen = {position: number for number, position in enumerate(spread(num_images, total))}
+        return cls(chosen, processes, rank, replicated)
+
+    def __len__(self) -> int:
+        return self.chosen if isinstance(self.chosen, int) else len(self.chosen)
+
+    def _number(self, index: int) -> int | None:
+        """The number, among the chosen images, of the one that this process sees at an index; None for any other."""
+        position = index if self.replicated else index * self.processes + self.rank
+        if isinstance(self.chosen, int):
+            number = position if position < self.chosen else None
+        else:
+            number = self.chosen.get(position)
+        others = number is not None and self.replicated and number % self.processes != self.rank
+        return None if others else number
+
+    def is_complete(self, start: int) -> bool:
+        """Whether nothing is left to measure from an index on."""
+        position = start if self.replicated else start * self.processes + self.rank
+        end = self.chosen if isinstance(self.chosen, int) else max(self.chosen, default=-1) + 1
+        return position >= end
+
+    def rows(self, start: int, count: int) -> dict[int, int]:
+        """Which rows to measure of a batch of ``count`` images that begins at index ``start``, with their numbers."""
+        numbers = {row: self._number(start + row) for row in range(count)}
+        return {row: number for row, number in numbers.items() if number is not None}
+
+
+@dataclass
+class Gathering:
+    """Chosen images of a loader, gathered to full batches; only chosen rows are kept.
+
+    Args:
+        share: Which images are chosen.
+        size: Size of a full batch.
+    """
+
+    share: Share
+    size: int
+    seen: int = 0
+    _waiting: dict[tuple[torch.Size, torch.dtype], tuple[list[Tensor], list[int]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no further batch is needed."""
+        return self.share.is_complete(self.seen)
+
+    def add(self, images: Tensor, is_last: bool) -> list[tuple[Tensor, list[int]]]:
+        """Takes a batch.
+
+        Args:
+            images: The batch.
+            is_last: Whether no other follows.
+
+        Returns:
+            Full batches that are ready to be measured, and all that is left when nothing more is to come; each with the
+            numbers of its images.
+        """
+        rows = self.share.rows(self.seen, len(images))
+        self.seen += len(images)
+        if rows:
+            # Images of another size cannot stand in one batch.
+            parts, numbers = self._waiting.setdefault((images.shape[1:], images.dtype), ([], []))
+            parts.append(images if len(rows) == len(images) == self.size else images[list(rows)])
+            numbers += rows.values()
+        # A set of unknown length is taken from its beginning, in batches that are full already.
+        ends = is_last or self.is_complete or isinstance(self.share.chosen, int)
+        ready = []
+        for kind, (parts, numbers) in list(self._waiting.items()):
+            full = len(numbers) if ends else len(numbers) - len(numbers) % self.size
+            if not full:
+                continue
+            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+            for start in range(0, full, self.size):
+                part = slice(start, min(start + self.size, full))
+                ready.append((joined[part], numbers[part]))
+            self._waiting[kind] = ([joined[full:].clone()], numbers[full:])
+            if full == len(numbers):
+                del self._waiting[kind]
+        return ready

@@ -1,0 +1,306 @@
+"""What the modules of a model hold: kept by reference, tensors by value, and given back."""
+
+from __future__ import annotations
+
+import collections
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lie_metric.running.draws import RandomStates
+from lie_metric.running.modules import Found
+
+__all__ = ["State"]
+
+_MUTABLE = (dict, list, set, collections.deque)
+
+# How many containers inside one another are kept: an attribute of a module, and what it holds.
+_DEPTH = 2
+
+
+_TENSORS = {Tensor, nn.Parameter, nn.Buffer}
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Whether a tensor has a memory of its own, and can be compared and copied without asking other processes."""
+    return type(tensor) in _TENSORS and tensor.layout == torch.strided and not tensor.is_quantized
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A tensor that a model holds.
+
+    Attributes:
+        path: Where.
+        tensor: The tensor.
+        memory: What shares its memory and keeps its shape, whatever is done to the tensor.
+        version: How often it had been written to.
+        value: A copy; None until something is about to write to it.
+    """
+
+    path: str
+    tensor: Tensor
+    memory: Tensor
+    version: int
+    value: Tensor | None = None
+
+    def restore(self) -> None:
+        """Puts the tensor back into its memory, and its values into that."""
+        if self.tensor.is_inference():
+            return  # a copy stood in its place
+        with torch.no_grad():
+            if _is_ordinary(self.tensor) and (
+                self.tensor.data_ptr() != self.memory.data_ptr() or self.tensor.shape != self.memory.shape
+            ):
+                self.tensor.data = self.memory
+            if self.value is not None:
+                self.tensor.copy_(self.value)
+
+
+class State:
+    """The state of a model's modules, which :meth:`restore` gives back.
+
+    Kept are every module's attributes, buffers, parameters, submodules and hooks by reference, containers among them
+    (and in those) entry by entry; buffers by value; of parameters their gradients and ``requires_grad``; the states of
+    random sources. Other tensors are copied when something is about to write to them (:meth:`before_write`): copies of
+    all weights would double their memory.
+
+    Args:
+        found: The modules.
+    """
+
+    def __init__(self, found: Found) -> None:
+        modules = list(found.modules.values())
+        # Sharded models exchange their parameters for parts and back, and know which of them stand there.
+        classes = {type(module) for _, module in modules}
+        self._sharded = any(_is_sharded(cls) for cls in classes)
+        self._exchanging = {cls for cls in classes if _keeps_a_protocol(cls)}
+        self._random = RandomStates(found.generators)
+        self._modes = [(module, module.training) for _, module in modules]
+        self._references: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []
+        self._inference: list[tuple[Any, str]] = []
+        self._scripted: list[tuple[Any, dict[str, Any]]] = []
+        # Those of scripted modules have items, and cannot be iterated over.
+        self._places = [
+            (f"{path}.{name}".lstrip("."), module, name)
+            for path, module in modules
+            for name, _ in module._buffers.items()
+        ]
+        self._buffers: dict[int, _Kept] = {}
+        self._standing: list[tuple[Tensor | None, int]] = []
+        self._tensors: dict[int, _Kept] = {}
+        self._gradients: list[tuple[str, Tensor, bool, Tensor | None, int]] = []
+        self._memories: dict[int, list[_Kept]] | None = None
+        for path, module in modules:
+            self._keep_module(f"{path}." if path else "", module)
+        for value in found.objects:
+            if hasattr(value, "__dict__"):
+                self._keep_references(value.__dict__, _DEPTH)
+        self.evaluated()
+
+    def _keep_module(self, prefix: str, module: nn.Module) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            names = [name for name in module._concrete_type.get_attributes() if name != "training"]
+            self._scripted.append((module._c, {name: module._c.getattr(name) for name in names}))
+        if type(module) not in self._exchanging:
+            self._keep_references(module.__dict__, _DEPTH)
+            for name, value in module.__dict__.items():
+                if isinstance(value, Tensor):
+                    self._keep_tensor(prefix + name, value, module.__dict__, name)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                self._inference.append((module._buffers, name))
+            if buffer is not None and id(buffer) not in self._buffers:
+                value = None if buffer.is_meta else buffer.detach().clone()
+                self._buffers[id(buffer)] = _Kept(prefix + name, buffer, buffer.detach(), _version(buffer), value)
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            gradient = None if self._sharded else parameter.grad
+            version = 0 if gradient is None else _version(gradient)
+            self._gradients.append((f"{prefix}{name}.grad", parameter, parameter.requires_grad, gradient, version))
+            self._keep_tensor(prefix + name, parameter, module._parameters, name)
+
+    def _keep_tensor(self, path: str, value: Tensor, holder: Any, name: str) -> None:
+        if value.is_inference():
+            self._inference.append((holder, name))
+        if _is_ordinary(value) and not self._sharded and id(value) not in self._tensors:
+            self._tensors[id(value)] = _Kept(path, value, value.detach(), _version(value))
+
+    def _keep_references(self, container: Any, depth: int) -> None:
+        is_dict = isinstance(container, dict)
+        self._references.append((container, dict(container) if is_dict else list(container)))
+        if depth:
+            for value in container.values() if is_dict else container:
+                if isinstance(value, _MUTABLE):
+                    # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
+                    if value:
+                        self._keep_references(value, depth - 1)
+                    else:
+                        self._empty.append(value)
+
+    def leave_inference(self) -> None:
+        """Puts copies in the place of tensors made in inference mode: no derivative passes those."""
+        copies: dict[int, Tensor] = {}
+        for holder, name in self._inference:
+            value = holder[name]
+            if id(value) not in copies:
+                copy = value.clone()
+                copies[id(value)] = nn.Parameter(copy, value.requires_grad) if isinstance(value, nn.Parameter) else copy
+            holder[name] = copies[id(value)]
+
+    def evaluated(self) -> None:
+        """Takes buffers as they stand for those of evaluation: what ``eval()`` made of them is no change."""
+        standing = [_buffer(module, name) for _, module, name in self._places]
+        self._standing = [(buffer, 0 if buffer is None else _version(buffer)) for buffer in standing]
+
+    def before_write(self, tensor: Tensor) -> None:
+        """Copies what the model holds in the memory of a tensor that is about to be written to.
+
+        Args:
+            tensor: The tensor.
+        """
+        if self._memories is None:
+            self._memories = {}
+            for kept in self._tensors.values():
+                self._memories.setdefault(_address(kept.tensor), []).append(kept)
+        for kept in self._memories.get(_address(tensor), ()):
+            if kept.value is None:
+                kept.value = kept.memory.clone()
+
+    def restore(self) -> tuple[list[str], list[str]]:
+        """Gives everything back; may be called again if it was interrupted.
+
+        Returns:
+            Paths of the buffers that were changed since :meth:`evaluated`, and of what could not be given back.
+        """
+        moved = _different([kept for kept in self._buffers.values() if kept.value is not None])
+        changed = [
+            place[0]
+            for place, standing in zip(self._places, self._standing, strict=True)
+            if _changed(*place[1:], *standing, moved)
+        ]
+        lost = [
+            kept.path for kept in self._tensors.values() if kept.value is None and _version(kept.tensor) != kept.version
+        ]
+        for kept in (*moved.values(), *self._tensors.values()):
+            kept.restore()
+        for path, parameter, required, gradient, version in self._gradients:
+            if parameter.requires_grad != required:
+                parameter.requires_grad_(required)
+            if not self._sharded and parameter.grad is not gradient:
+                parameter.grad = gradient
+            if gradient is not None and _version(gradient) != version:
+                lost.append(path)
+        for scripted, attributes in self._scripted:
+            for name, value in attributes.items():
+                if scripted.getattr(name) is not value:
+                    scripted.setattr(name, value)
+        for container in self._empty:
+            if container:
+                container.clear()
+        for container, saved in self._references:
+            _give_back(container, saved, self._sharded)
+        for module, mode in self._modes:
+            if module.training != mode:
+                module.training = mode
+        self._random.restore()
+        return changed, lost
+
+
+def _buffer(module: nn.Module, name: str) -> Tensor | None:
+    # Those of scripted modules stand in no dictionary.
+    return module._buffers[name] if name in module._buffers else None  # noqa: SIM401
+
+
+def _changed(module: nn.Module, name: str, standing: Tensor | None, version: int, moved: dict[int, _Kept]) -> bool:
+    if standing is None:
+        return False
+    if _version(standing) != version:
+        return True
+    kept = moved.get(id(standing))
+    if kept is not None and kept.version == version:  # written to behind the count, as by way of `.data`
+        return True
+    present = _buffer(module, name)
+    return present is not standing and (present is None or not _equal(present, standing))
+
+
+def _give_back(container: Any, saved: Any, sharded: bool) -> None:
+    if not isinstance(container, dict):
+        if len(container) != len(saved) or not all(map(operator.is_, container, saved)):
+            container.clear()
+            (container.update if isinstance(container, set) else container.extend)(saved)
+        return
+    if (
+        len(container) == len(saved)
+        and all(map(operator.is_, container.values(), saved.values()))
+        and all(map(operator.is_, container, saved))
+    ):
+        return
+    if sharded:
+        present = {key: value for key, value in container.items() if isinstance(value, Tensor)}
+        saved = {key: value for key, value in saved.items() if not isinstance(value, Tensor)} | present
+    if list(container) != list(saved):
+        container.clear()
+    container.update(saved)
+
+
+def _different(buffers: Iterable[_Kept]) -> dict[int, _Kept]:
+    """Those whose values are no longer those that were kept, with one wait for each device."""
+    found: dict[int, _Kept] = {}
+    unequal: dict[torch.device, list[tuple[_Kept, Tensor]]] = {}
+    for kept in buffers:
+        tensor, value = kept.tensor, kept.value
+        if tensor.is_inference() or value is None:
+            continue
+        if not _is_ordinary(tensor):
+            if _version(tensor) != kept.version:
+                found[id(tensor)] = kept
+        elif tensor.shape != value.shape or tensor.dtype != value.dtype or tensor.device != value.device:
+            found[id(tensor)] = kept
+        else:
+            unequal.setdefault(tensor.device, []).append((kept, (tensor.detach() != value).any()))
+    for candidates in unequal.values():
+        flags = torch.stack([flag for _, flag in candidates]).tolist()
+        for (kept, _), flag in zip(candidates, flags, strict=True):
+            if flag and not _equal(kept.tensor, cast(Tensor, kept.value)):
+                found[id(kept.tensor)] = kept
+    return found
+
+
+def _equal(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same values, NaN among them; False for one that carries tangents."""
+    if not _is_ordinary(tensor) or tensor.shape != other.shape or tensor.dtype != other.dtype:
+        return False
+    try:
+        return bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
+    except (RuntimeError, NotImplementedError):  # one that a transform of torch.func has left behind
+        return False
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _address(tensor: Tensor) -> int:
+    """Of the memory that it shares with its views; 0 if it has none."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _keeps_a_protocol(cls: type) -> bool:
+    """Whether modules of a class keep account of what they exchange with other processes: that has to stay."""
+    return any(
+        base.__module__.startswith(("torch.distributed.", "torch.nn.parallel.distributed")) for base in cls.__mro__
+    )
+
+
+def _is_sharded(cls: type) -> bool:
+    return any(base.__name__ in {"FSDPModule", "FullyShardedDataParallel"} for base in cls.__mro__)

@@ -1,0 +1,348 @@
+"""What a model holds is given back, whichever way it keeps things and whatever happens meanwhile."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from cases import images
+from running_models import SILENT, TOLD, BuildsFilters, Keeps, held, same
+from torch import nn
+
+import lie_metric as lm
+from lie_metric.running import evaluation, isolated
+
+
+def x():
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("kind", SILENT + TOLD)
+def test_what_a_model_keeps_is_given_back(kind, mode):
+    model = Keeps(kind).train(mode)
+    before = held(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with isolated(model):
+            model(x()), model(x())
+            assert same(before, held(model)) == (kind == "nothing" and not mode)
+    assert same(before, held(model))
+    told = [str(entry.message) for entry in caught]
+    assert len(told) == (kind in TOLD)
+    assert all("changed its buffers ['center']" in text for text in told)
+
+
+@pytest.mark.parametrize("kind", [*SILENT, *TOLD])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_measurement_leaves_nothing_behind(kind):
+    if kind in {"parameter", "frozen", "memory by data", "parameter by data", "hook", "new module"}:
+        pytest.skip("changes what is differentiated while it is")
+    model = nn.Sequential(Keeps(kind).double()).train()
+    before = held(model)
+    with torch.no_grad():
+        lm.lie_derivative(model, images(2, 8), "rotation")
+    assert same(before, held(model))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("kind", ["feature", "memory", "parameter"])
+def test_whatever_is_raised(kind, error):
+    class Raises(Keeps):
+        def forward(self, x):
+            super().forward(x)
+            raise error("planted")
+
+    model = Raises(kind)
+    before = held(model)
+    with pytest.raises(error, match="planted"), isolated(model):
+        model(x())
+    assert same(before, held(model))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_of_eval_itself(error):
+    class Raises(nn.Module):
+        def train(self, mode=True):
+            super().train(mode)
+            if not mode:
+                raise error("planted")
+            return self
+
+    model = nn.Sequential(nn.BatchNorm2d(3), Raises())
+    before, fast = held(model), torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(error, match="planted"), isolated(model):
+        pass
+    assert same(before, held(model))
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_an_interrupt_while_things_are_given_back():
+    from lie_metric.running import isolation
+
+    model, whole, calls = Keeps("feature"), isolation.State.restore, []
+
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return whole(self)
+
+    before = held(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolation.State, "restore", interrupted)
+        with pytest.raises(KeyboardInterrupt), isolated(model):
+            model(x())
+    assert len(calls) == 2
+    assert same(before, held(model))
+
+
+def test_gradients_stay():
+    model = Keeps("nothing")
+    model(x()).sum().backward()
+
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            with torch.enable_grad():
+                self.inner(x).sum().backward()
+            return self.inner(x)
+
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+    with pytest.warns(UserWarning, match=r"wrote to \['inner.scale.grad'"), isolated(Backwards()):
+        Backwards()(x())
+    model.zero_grad(set_to_none=True)
+    with isolated(model):
+        model(x()).sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert len(before) == len(list(model.parameters()))
+
+
+def test_what_scripted_code_writes_beneath_is_told():
+    """Out of sight of every function mode, but counted."""
+
+    def write(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.add_(1)
+
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.memory, self.write = torch.zeros(2), torch.jit.trace(write, torch.zeros(2))
+
+        def forward(self, x):
+            self.write(self.memory)
+            return x.flatten(1)
+
+    model = Writes()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with isolated(model), torch.no_grad():
+            model(x())
+    assert model.memory.eq(0).all() or any("wrote to ['memory']" in str(entry.message) for entry in caught)
+
+
+@pytest.mark.parametrize("around", ["train", "eval"])
+def test_filters_that_eval_builds(around):
+    model = BuildsFilters().double()
+    with torch.no_grad():
+        model.train(around == "train")
+        other = copy.deepcopy(model).eval()
+    before = held(model)
+    found = lm.lie_derivative(model, images(2, 8), "rotation")["rotation"]
+    assert same(before, held(model))
+    assert hasattr(model, "filter") == (around == "eval")
+    torch.testing.assert_close(found, lm.lie_derivative(lambda v: other(v), images(2, 8), "rotation")["rotation"])
+    # Weights have moved since: neither an earlier filter nor that of the last measurement is used.
+    with torch.no_grad():
+        model.train().weights.mul_(2)
+        other = copy.deepcopy(model).eval()
+    moved = lm.lie_derivative(model, images(2, 8), "rotation")["rotation"]
+    torch.testing.assert_close(moved, lm.lie_derivative(lambda v: other(v), images(2, 8), "rotation")["rotation"])
+    assert (moved - found).norm() > 0.1 * found.norm()
+    assert not hasattr(model, "filter")
+    assert model.training
+
+
+def test_filters_of_a_penalty_carry_gradients_to_the_weights():
+    model = BuildsFilters().double()
+    lm.lie_derivative(model, images(2, 8), "rotation")["rotation"].square().sum().backward()
+    assert model.weights.grad.abs().sum() > 0
+
+
+def test_modes_are_each_modules_own():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.Dropout(), BuildsFilters(channels=4)))
+    model.train()
+    model[1].eval()
+    model[2][1].eval()
+    modes, filters = [module.training for module in model.modules()], model[2][1].filter
+    with isolated(model):
+        assert not any(module.training for module in model.modules())
+        assert model[2][1].filter is not filters
+    assert [module.training for module in model.modules()] == modes
+    assert model[2][1].filter is filters
+
+
+def test_dropout_that_stays_active_in_evaluation_does_so_here():
+    class MonteCarlo(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[0].train()
+            return self
+
+    model = MonteCarlo(nn.Dropout(0.5), nn.Flatten()).eval()
+    with isolated(model):
+        assert model[0].training
+        assert model(torch.ones(1, 1, 8, 8)).eq(0).any()
+
+
+def test_tensors_made_in_inference_mode():
+    class Caches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            with torch.inference_mode():
+                self.register_buffer("table", torch.full((3, 1, 1), 2.0, dtype=torch.float64))
+                self.factor = torch.full((), 3.0, dtype=torch.float64)
+
+        def forward(self, x):
+            return (x * self.table * self.factor * x).flatten(1)
+
+    model, other = Caches(), lambda v: (v * 6 * v).flatten(1)
+    before = held(model)
+    for method in ("auto", "reverse", "double_backward"):
+        if method != "reverse":
+            found = lm.lie_derivative(model, images(2, 8), "rotation", method=method)["rotation"]
+            torch.testing.assert_close(found, lm.lie_derivative(other, images(2, 8), "rotation")["rotation"])
+    assert same(before, held(model))
+    assert model.table.is_inference()
+
+
+class Layers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)])
+def test_lazy_layers_are_refused_and_stay_lazy(wrap):
+    model = Layers()
+    with pytest.raises(RuntimeError, match=r"lazy layer 'body.1' \(LazyLinear\).*Run one batch through the model"):
+        lm.lie_derivative(wrap(model), images(2, 8), "rotation")
+    assert isinstance(model.body[1].weight, nn.UninitializedParameter)
+    with pytest.raises(RuntimeError, match="lazy layer"), evaluation(model):
+        pass
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_batch_norm_that_runs_in_training_mode_is_told_and_given_back(own):
+    """One that hides where nothing finds it, and one that a model keeps in training mode itself."""
+
+    class Norm(nn.Sequential):
+        def train(self, mode=True):
+            return super().train(mode or own)
+
+    class Hidden:
+        __slots__ = ()
+
+        def __call__(self, x):
+            return REGISTRY[0]()(x)
+
+    model = Norm(nn.BatchNorm2d(3))
+    REGISTRY[:] = [lambda: model]
+    before = held(model)
+    place = r"\['0'\]" if own else r"\['a module of 3 channels that is out of sight'\]"
+    with (
+        pytest.warns(UserWarning, match=f"Batch norm ran in training mode in {place}"),
+        isolated(model if own else Hidden()),
+    ):
+        model(x())
+    assert same(before, held(model))
+
+
+REGISTRY = []
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated", "ignore::DeprecationWarning")
+def test_scripted_modules():
+    model = torch.jit.script(Scripted())
+    before = model.n, model.h, model.calls.clone(), [module.training for module in model.modules()]
+
+    def measure():
+        with isolated(model):
+            assert not any(module.training for module in model.modules())
+            model(x())
+
+    with pytest.warns(UserWarning, match=r"changed its buffers \['calls'"):
+        measure()
+    assert model.n == before[0]
+    assert torch.equal(model.h, before[1])
+    assert torch.equal(model.calls, before[2])
+    assert [module.training for module in model.modules()] == before[3]
+
+
+class Scripted(nn.Module):
+    n: int
+
+    def __init__(self):
+        super().__init__()
+        self.n, self.h, self.norm = 0, torch.zeros(2), nn.BatchNorm2d(3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.n = self.n + 1
+        self.h = x.sum() * torch.ones(2)
+        self.calls = self.calls + 1
+        return self.norm(x)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda module: torch.compile(module, backend="eager"),
+        nn.DataParallel,
+        lambda module: nn.Sequential(nn.utils.parametrizations.spectral_norm(module[0]), *module[1:]),
+        lambda module: nn.Sequential(nn.utils.parametrizations.weight_norm(module[0]), *module[1:]),
+        lambda module: nn.Sequential(nn.utils.parametrizations.orthogonal(module[0]), *module[1:]),
+        lambda module: nn.Sequential(nn.utils.spectral_norm(module[0]), *module[1:]),
+        torch.fx.symbolic_trace,
+    ],
+    ids=["compiled", "data parallel", "spectral norm", "weight norm", "orthogonal", "old spectral norm", "traced"],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_wrapped_modules(wrap):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 2)).double()
+    model = wrap(plain).train()
+    model(images(2, 8))
+    before = held(model)
+    lm.lie_derivative(model, images(2, 8), "rotation")
+    assert same(before, held(model))
+    with torch.no_grad():
+        found = lm.lie_derivative(model, images(2, 8), "rotation")["rotation"]
+    assert same(before, held(model))
+    torch.testing.assert_close(found, lm.lie_derivative(model.eval(), images(2, 8), "rotation")["rotation"])
+
+
+def test_metrics_that_forward_updates_are_as_they_were():
+    from torchmetrics import MeanMetric
+
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.conv = MeanMetric(), nn.Conv2d(3, 2, 8)
+
+        def forward(self, x):
+            self.mean.update(x.detach().mean())
+            return self.conv(x).flatten(1)
+
+    model = Counts()
+    model.mean.update(4.0)
+    with isolated(model):
+        model(x())
+    assert model.mean.compute() == 4
+    assert model.mean.update_count == 1
