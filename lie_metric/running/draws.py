@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -73,12 +73,21 @@ def random_state() -> Iterator[None]:
         states.restore()
 
 
+class _Rewound(Protocol):
+    def rewind(self) -> None: ...
+
+
+MEASURED: list[_Rewound] = []
+"""The states of the models that are being measured, the innermost last."""
+
+
 def same_draws(function: Function) -> Function:
     """The function whose every call begins from the same random states, those of this moment.
 
     A network that draws in evaluation, by dropout that stays active or by Gumbel noise, is another function each time
     that it is called. Derivatives and differences are those of one function: the value, each tangent and each
-    difference have to see the same draws. Generators that the function's modules hold begin alike as well.
+    difference have to see the same draws. Generators that the function's modules hold begin alike as well, and so do
+    the attributes and buffers of a model that is being measured: a counter that ``forward`` raises stands where it stood.
 
     Calls leave the global states moved; :func:`random_state` around them gives those back. Two calls on batches of
     different shape begin alike, and draw different numbers for one and the same image.
@@ -98,6 +107,8 @@ def same_draws(function: Function) -> Function:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         states.restore()
+        if MEASURED:
+            MEASURED[-1].rewind()
         return function(*args, **kwargs)
 
     return cast(Function, call)

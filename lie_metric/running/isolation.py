@@ -15,6 +15,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from lie_metric.running.draws import MEASURED
 from lie_metric.running.modules import Found, found_modules, refuse_lazy
 from lie_metric.running.state import State
 
@@ -66,8 +67,12 @@ def _evaluation(model: object, mode: type[_Watch]) -> Iterator[None]:
             for root in found.roots:
                 root.eval()
             state.evaluated()
-            with watch:
-                yield
+            MEASURED.append(state)
+            try:
+                with watch:
+                    yield
+            finally:
+                MEASURED.pop()
         finally:
             _restore(state, watch)
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["CONTAINERS", "Found", "found_modules", "refuse_lazy"]
+__all__ = ["CONTAINERS", "OWN", "Found", "found_modules", "refuse_lazy"]
 
 CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque)
 
 # What every module has of its own: hooks and the like, no place for a model's parts.
-_OWN = frozenset(nn.Module().__dict__)
+OWN = frozenset(nn.Module().__dict__)
 
 # How far from the model a module is looked for; an object, neither container nor function, costs as much as three.
 _REACH, _OBJECT = 9, 3
@@ -88,7 +88,7 @@ def found_modules(model: object) -> Found:
                 for key, held in module.__dict__.items():
                     if (
                         type(held) in _USUAL
-                        or key in _OWN
+                        or key in OWN
                         or (type(held) is tuple and _USUAL.issuperset(map(type, held)))
                     ):
                         continue

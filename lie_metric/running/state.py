@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lie_metric.running.draws import RandomStates
-from lie_metric.running.modules import Found
+from lie_metric.running.modules import OWN, Found
 
 __all__ = ["State"]
 
@@ -75,6 +75,7 @@ class State:
 
     def __init__(self, found: Found) -> None:
         modules = list(found.modules.values())
+        self._modules = [module for _, module in modules]
         # Sharded models exchange their parameters for parts and back, and know which of them stand there.
         classes = {type(module) for _, module in modules}
         self._sharded = any(_is_sharded(cls) for cls in classes)
@@ -155,9 +156,14 @@ class State:
             holder[name] = copies[id(value)]
 
     def evaluated(self) -> None:
-        """Takes buffers as they stand for those of evaluation: what ``eval()`` made of them is no change."""
+        """Takes everything as it stands for the state of evaluation: what ``eval()`` made of it is no change."""
         standing = [_buffer(module, name) for _, module, name in self._places]
         self._standing = [(buffer, 0 if buffer is None else _version(buffer)) for buffer in standing]
+        self._between = _Between(self._modules, {key: kept.value for key, kept in self._buffers.items()})
+
+    def rewind(self) -> None:
+        """Puts attributes and buffers back to the state of evaluation: the next call is one of the same function."""
+        self._between.restore()
 
     def before_write(self, tensor: Tensor) -> None:
         """Copies what the model holds in the memory of a tensor that is about to be written to.
@@ -211,6 +217,57 @@ class State:
                 module.training = mode
         self._random.restore()
         return changed, lost
+
+
+class _Between:
+    """What a model holds between two calls of one measurement: attributes by reference, buffers by value.
+
+    Args:
+        modules: The modules.
+        values: Copies of buffers that there are already, by ``id`` of the buffer.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], values: Mapping[int, Tensor | None]) -> None:
+        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._containers: list[tuple[Any, Any]] = []
+        self._buffers: list[tuple[dict[str, Any], str, Any]] = []
+        self._tensors: dict[int, list[Any]] = {}
+        for module in modules:
+            own = {key: value for key, value in module.__dict__.items() if key not in OWN}
+            self._attributes.append((module.__dict__, own))
+            for value in own.values():
+                if isinstance(value, _MUTABLE):
+                    self._containers.append((value, dict(value) if isinstance(value, dict) else list(value)))
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # its buffers stand in no dictionary
+            for name, buffer in module._buffers.items():
+                self._buffers.append((module._buffers, name, buffer))
+                if buffer is not None and _is_ordinary(buffer) and not buffer.is_meta and not buffer.is_inference():
+                    known = values.get(id(buffer))
+                    unchanged = known is not None and known.shape == buffer.shape and _equal(buffer, known)
+                    copy = known if unchanged else buffer.detach().clone()
+                    self._tensors[id(buffer)] = [buffer, copy, buffer._version]
+
+    def restore(self) -> None:
+        """Gives back what a call has changed."""
+        for container, saved in self._containers:
+            _give_back(container, saved, False)
+        for attributes, saved in self._attributes:
+            if len(attributes) != len(saved) + len(OWN) or not all(
+                attributes.get(key, self) is value for key, value in saved.items()
+            ):
+                for key in [key for key in attributes if key not in OWN and key not in saved]:
+                    del attributes[key]
+                attributes.update(saved)
+        for place, name, buffer in self._buffers:
+            if place.get(name) is not buffer:
+                place[name] = buffer
+        for kept in self._tensors.values():
+            buffer, value, version = kept
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(value)
+                kept[2] = buffer._version
 
 
 def _buffer(module: nn.Module, name: str) -> Tensor | None:
