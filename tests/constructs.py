@@ -1361,7 +1361,7 @@ def _timm(name, size=32, options=dict):
         return model
 
 
-_timm("csatv2", 64, lambda: {"dims": (4, 8, 8, 8), "depths": (1, 1, 2, 2), "transformer_depths": (0, 0, 1, 1)})
+_timm("csatv2", 64, lambda: {"dims": (32, 8, 8, 8), "depths": (1, 1, 2, 2), "transformer_depths": (0, 0, 1, 1)})
 _timm("test_vit", options=lambda: {"img_size": 32, "patch_size": 8})
 _timm("test_resnet")
 _timm("test_efficientnet")

@@ -173,11 +173,13 @@ def _as_strided(func: Any, args: tuple, kwargs: dict) -> Any:
     value = func(dual.value, *args[1:], **kwargs)
     tangents = dual.tangents
     if tangents.stride()[1:] != dual.stride():
-        tangents = torch.stack([
-            torch.empty_strided(dual.shape, dual.stride(), dtype=t.dtype, device=t.device).copy_(t) for t in tangents
-        ])  # fmt: skip
-        if tangents.stride()[1:] != dual.stride():
-            return NotImplemented
+        extent = 1 + sum((n - 1) * step for n, step in zip(dual.shape, dual.stride(), strict=True))
+        if extent != dual.numel():
+            raise Unsupported("a view by strides reads memory between a tensor's own elements")
+        laid = torch.empty_strided(
+            (len(tangents), *dual.shape), (extent, *dual.stride()), dtype=tangents.dtype, device=tangents.device
+        )
+        tangents = laid.copy_(tangents)
     place = tangents.storage_offset() + value.storage_offset() - dual.value.storage_offset()
     moved = tangents.as_strided((len(tangents), *size), (tangents.stride(0), *stride), place)
     return wrap(value, moved, (dual,))
