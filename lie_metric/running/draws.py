@@ -86,8 +86,8 @@ def same_draws(function: Function) -> Function:
 
     A network that draws in evaluation, by dropout that stays active or by Gumbel noise, is another function each time
     that it is called. Derivatives and differences are those of one function: the value, each tangent and each
-    difference have to see the same draws. Generators that the function's modules hold begin alike as well, and so do
-    the attributes and buffers of a model that is being measured: a counter that ``forward`` raises stands where it stood.
+    difference have to see the same draws. Generators that the function's modules hold begin alike as well, and
+    attributes and buffers of a model that is being measured: a counter that ``forward`` raises stands where it stood.
 
     Calls leave the global states moved; :func:`random_state` around them gives those back. Two calls on batches of
     different shape begin alike, and draw different numbers for one and the same image.
