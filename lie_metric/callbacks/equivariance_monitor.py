@@ -393,13 +393,17 @@ class EquivarianceMonitor(Monitor):
         """Frees what was kept; also called first, because an interrupted run is not torn down."""
         self._loaders, self._untrained = [], None
         self._measuring = self._measuring_start = False
+        self._checked: LocalEquivarianceError | None = None
 
     def _metric(self) -> LocalEquivarianceError:
         return LocalEquivarianceError(self.generators, with_noise="sensitivity" in self.measures, **self._options)
 
     def _metrics(self, device: torch.device) -> dict[str, ModelMetric]:
         """Empty metrics, the Lie derivatives under no name and the companions under theirs."""
-        found: dict[str, ModelMetric] = {"": self._metric()}
+        local = self._metric()
+        if self._checked is not None:  # once for a run: the model is the same in every epoch
+            local.trust(self._checked)
+        found: dict[str, ModelMetric] = {"": local}
         found |= {name: metric.inheriting() for name, metric in self.metrics.items()}
         # The sums are float64, which MPS has not: there they stay in main memory.
         return found if device.type == "mps" else {name: metric.to(device) for name, metric in found.items()}
@@ -438,6 +442,7 @@ class EquivarianceMonitor(Monitor):
                     raise
                 raise explained from error
         local = metrics[""]
+        self._checked = local if isinstance(local, LocalEquivarianceError) else None
         loader = validation_loaders(trainer)[dataloader_idx]
         size = getattr(loader, "batch_size", None) or len(images)
         count = len(Share.of(loader, trainer, dataloader_idx, self.num_images, size))

@@ -90,7 +90,8 @@ def push(
         made = Check("not made", "difference", reason=f"steps of {step:g} of the norm of the inputs")
         return Products(value, products, "difference", made)
     chunk = chunk_size or max(len(tangents), 1)
-    survey = _survey(function, inputs) if len(inputs) > 1 and method == "auto" else None
+    large = len(tangents) * inputs.nbytes > _LARGE / _GROWTH and method in _CARRYING
+    survey = _survey(function, inputs) if len(inputs) > 1 and (method == "auto" or large) else None
     # With gradients on, what two parts save would be kept for the backward pass all the same.
     free = chunk_size is None and len(tangents) >= 4 and not torch.is_grad_enabled()
     if free and survey is not None and len(tangents) * len(inputs) * survey.largest > _LARGE:
@@ -98,7 +99,7 @@ def push(
         chunk = (len(tangents) + 1) // 2
     names = _ORDER.get(method, (method,))
     # A backward pass costs about what a tangent does.
-    if survey is not None and survey.elements + 2 < len(tangents):
+    if method == "auto" and survey is not None and survey.elements + 2 < len(tangents):
         names = ("reverse", *names[:-1])
     return _first_that_works(names, function, precise, inputs, tangents, chunk, verified, method)
 
@@ -243,6 +244,8 @@ class _Survey(TorchFunctionMode):
 
 # Bytes of all tangents of one tensor above which they go through the function in two parts.
 _LARGE = 128 * 2**20
+# How many times as large as the images the largest tensor of a network is, before it is looked at.
+_GROWTH = 24
 
 
 def _survey(function: Function, inputs: Tensor) -> _Survey | None:

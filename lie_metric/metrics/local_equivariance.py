@@ -196,6 +196,14 @@ class LocalEquivarianceError(ModelMetric):
         if not getattr(self, "_continuing", False):
             self.method_used = self.check = self._verified = None
 
+    def trust(self, earlier: LocalEquivarianceError) -> None:
+        """Takes over what another metric found out about a model, so that it need not be found and checked again.
+
+        Args:
+            earlier: A metric; what it found counts for the same model, options and shape of images alone.
+        """
+        self.method_used, self.check, self._verified = earlier.method_used, earlier.check, earlier._verified
+
     def __getstate__(self) -> dict[str, Any]:
         # Which object was verified means nothing to a copy of it.
         return super().__getstate__() | {"_verified": None}
