@@ -292,7 +292,10 @@ def train(
     )
     board.log_hyperparams({"model": name, "regime": regime, "seed": seed, "epochs": options.epochs})
     monitor = lm.EquivarianceMonitor(
-        GENERATORS, num_images=options.num_images, resampling=lm.Resampling(options.interpolation)
+        GENERATORS,
+        num_images=options.num_images,
+        lee_output="probabilities",  # as in the paper; it is compared with `relative` below
+        resampling=lm.Resampling(options.interpolation),
     )
     trainer = Trainer(
         max_epochs=options.epochs,
