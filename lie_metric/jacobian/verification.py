@@ -8,7 +8,7 @@ areas), and along a random combination of all tangents and noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,13 +102,13 @@ def verify(
         if _independent(function, inputs, value):
             last = slice(-1, None)
             try:
-                return _Comparison(run, method, function, precise, inputs[last], True).made(
+                return _Comparison(run, method, function, precise, inputs[last]).made(
                     tangents[:, last], products.detach()[:, last]
                 )
             except _BatchesDiffer:
                 pass  # ties that are broken otherwise in a batch, or a method that mixes images: all of them will tell
         try:
-            return _Comparison(run, method, function, precise, inputs, False).made(tangents, products.detach())
+            return _Comparison(run, method, function, precise, inputs).made(tangents, products.detach())
         except _BatchesDiffer as error:
             raise Disagreement("its products are not linear in the tangent, or change from call to call") from error
 
@@ -126,14 +126,11 @@ class _Comparison:
         function: As in :func:`verify`.
         precise: As in :func:`verify`.
         inputs: The images that are used.
-        together: Whether several points may be evaluated as one batch.
     """
 
-    def __init__(
-        self, run: Run, method: str, function: Function, precise: Function | None, inputs: Tensor, together: bool
-    ) -> None:
+    def __init__(self, run: Run, method: str, function: Function, precise: Function | None, inputs: Tensor) -> None:
         self.run, self.method, self.function, self.precise = run, method, function, precise
-        self.x, self.together = inputs.detach(), together
+        self.x = inputs.detach()
         self.source = torch.Generator().manual_seed(0)
 
     def made(self, tangents: Tensor, products: Tensor) -> Check:
@@ -161,13 +158,6 @@ class _Comparison:
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, dtype=torch.float64, generator=self.source)
 
-    def _differences(self, function: Function, x: Tensor, along: Tensor, steps: Sequence[float]) -> list[Tensor]:
-        if not self.together:
-            return [central_difference(function, x, along, step) for step in steps]
-        points = [x + sign * step * along for step in steps for sign in (1, -1)]
-        values = function(torch.cat(points)).chunk(len(points))
-        return [(values[2 * i] - values[2 * i + 1]) / (2 * step) for i, step in enumerate(steps)]
-
     def _at_once(self, x: Tensor, along: Tensor, product: Tensor) -> Check | None:
         """What most models pass: one difference in float64 at the inputs; None where more has to be looked at."""
         wide = product.dtype == x.dtype == torch.float64
@@ -178,7 +168,7 @@ class _Comparison:
         else:
             exact, point = self.precise or self.function, x.double()
         try:
-            (difference,) = self._differences(exact, point, along.to(point), (_STEPS[0],))
+            difference = central_difference(exact, point, along.to(point), _STEPS[0])
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -222,7 +212,8 @@ class _Comparison:
         self, function: Function, x: Tensor, along: Tensor, product: Tensor, wide: bool
     ) -> tuple[Literal["agrees", "inconclusive", "differs"], float]:
         """Whether the product is among the differences of several steps, and how far the nearest is."""
-        found = [part.to(product) for part in self._differences(function, x, along, _STEPS if wide else _COARSE_STEPS)]
+        steps = _STEPS if wide else _COARSE_STEPS
+        found = [central_difference(function, x, along, step).to(product) for step in steps]
         best = min(_relative(product, part) for part in found)
         if best <= (_TOLERANCE if wide else _COARSE):
             return "agrees", best
@@ -232,8 +223,7 @@ class _Comparison:
         return ("differs" if best > 10 * spread else "agrees"), best
 
     def _refuse_jumps(self, function: Function, x: Tensor, along: Tensor, product: Tensor) -> None:
-        (far,) = self._differences(function, x, along, (_JUMP_STEP,))
-        change = (far - product).norm()
+        change = (central_difference(function, x, along, _JUMP_STEP) - product).norm()
         if not bool(change > _JUMP * product.norm()):
             return
         rounding = 1e4 * torch.finfo(x.dtype).eps * function(x).norm()
