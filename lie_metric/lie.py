@@ -13,6 +13,7 @@ from torch import Tensor
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
 from lie_metric.jacobian import Check, Method, push
+from lie_metric.jacobian.methods import METHODS
 from lie_metric.measured import Function, Output, carried, function_of, validate_inputs, validate_options
 from lie_metric.representations import Image, Representation
 from lie_metric.resampling import Resampling, working_precision
@@ -167,8 +168,8 @@ def linearise(
         RuntimeError: If the model cannot be differentiated.
     """
     resampling = resampling or Resampling()
-    known = method.split(" ")[0]
-    validate_options(output, input_representation, output_representation, resampling, known, chunk_size, function)
+    coarse = method.split(" ")[0] if method in METHODS else method
+    validate_options(output, input_representation, output_representation, resampling, coarse, chunk_size, function)
     validate_inputs(model, inputs, input_representation, function)
     carrier = input_representation or Image()
     basis, matrix = spanning_set(asked)
@@ -181,16 +182,19 @@ def linearise(
         pushed = moved if directions is None else torch.cat([moved, directions.to(moved)])
         measured = function_of(model, output, function)
         # In training a penalty is taken at every step: there a model is checked once.
-        checked = torch.is_grad_enabled() and _is_known(model)
-        primal, products, used, check = push(
+        setting = (_kept(output), _kept(function), method)
+        known = _found_right(model).get(setting) if torch.is_grad_enabled() else None
+        primal, products, by, check = push(
             measured,
             inputs,
             pushed,
-            method,
+            known or method,
             chunk_size,
             precise=_precise(model, output, function),
-            verified=verify and not checked,
+            verified=verify and known is None,
         )
+        if torch.is_grad_enabled() and verify:
+            _found_right(model)[setting] = by
         output_representation = carried(primal, inputs, model, output_representation, input_representation)
         along_basis = products[: len(basis)] - output_representation.tangents(primal, basis, resampling)
         # Inside the isolation, because autocast would combine them in half precision.
@@ -201,23 +205,33 @@ def linearise(
             _combine(matrix, moved, inputs.shape),
             products[len(basis) :],
             output_representation,
-            used,
+            by,
             check,
         )
 
 
-_checked: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Models whose derivatives were found to be right, for those that are differentiated again and again."""
+_checked: weakref.WeakKeyDictionary[Any, dict[Any, str]] = weakref.WeakKeyDictionary()
+"""For models that are differentiated again and again, the methods that were found to be right for them."""
 
 
-def _is_known(model: object) -> bool:
+def _found_right(model: object) -> dict[Any, str]:
+    """The methods that a model's derivatives were found right by, by the options of the measurement."""
     try:
-        if model in _checked:
-            return True
-        _checked.add(model)
+        found = _checked.setdefault(model, {})
     except TypeError:  # neither hashable nor referable
-        pass
-    return False
+        return {}
+    # A callable that is made anew for each measurement leaves nothing behind.
+    for setting in [key for key in found if any(isinstance(part, weakref.ref) and part() is None for part in key)]:
+        del found[setting]
+    return found
+
+
+def _kept(option: Output | Function | None) -> Any:
+    """What stands for an option without keeping it alive."""
+    try:
+        return weakref.ref(option) if callable(option) else option
+    except TypeError:
+        return object()  # is never met again
 
 
 def _precise(model: Any, output: Output, function: Function | None) -> Callable[[Tensor], Tensor]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any, Literal, cast, get_args
 from weakref import WeakSet
 
@@ -24,7 +23,7 @@ from lie_metric.representations import (
     infer_output_representation,
 )
 from lie_metric.resampling import Resampling
-from lie_metric.running import same_draws
+from lie_metric.running import found_modules, same_draws
 from lie_metric.warning import warn
 
 __all__ = [
@@ -265,10 +264,10 @@ def function_of(
         The map.
     """
     call = call_of(model, function)
-    module = model.__self__ if isinstance(model, MethodType) else model
+    modules = [module for root in found_modules(call).roots for module in root.modules()]
     raised: dict[int, tuple[Tensor, Tensor]] = {}
-    if isinstance(module, nn.Module):
-        for tensor in (*module.parameters(), *module.buffers()):
+    for places in _places(modules):
+        for tensor in filter(torch.is_tensor, places.values()):
             working = _working(tensor, dtype)
             if frozen and working.requires_grad:
                 working = working.detach()
@@ -276,13 +275,18 @@ def function_of(
                 raised[id(tensor)] = tensor, working
     if not raised:
         return same_draws(lambda x: select_output(call(x), output))
-    owner = cast(nn.Module, module)
 
     def measured(x: Tensor) -> Tensor:
-        with _exchanged(owner, raised):
+        with _exchanged(modules, raised):
             return select_output(call(x), output)
 
     return same_draws(measured)
+
+
+def _places(modules: Sequence[nn.Module]) -> Iterator[dict[str, Any]]:
+    for module in modules:
+        yield module._parameters
+        yield module._buffers
 
 
 def _working(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -294,7 +298,7 @@ def _working(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 @contextmanager
-def _exchanged(model: nn.Module, others: Mapping[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+def _exchanged(modules: Sequence[nn.Module], others: Mapping[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Puts other tensors in the places of parameters and buffers, whichever way the model is then called.
 
     :func:`torch.func.functional_call` does it for the call of a module alone, and tied weights stay tied here because
@@ -302,11 +306,8 @@ def _exchanged(model: nn.Module, others: Mapping[int, tuple[Tensor, Tensor]]) ->
     """
     undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        for part in model.modules():
-            for places in cast(tuple[dict[str, Any], ...], (part._parameters, part._buffers)):
-                for name, tensor in places.items():
-                    if id(tensor) in others:
-                        undo.append((places, name, tensor))
+        for places in _places(modules):
+            undo += [(places, name, tensor) for name, tensor in places.items() if id(tensor) in others]
         for places, name, tensor in undo:
             places[name] = others[id(tensor)][1]
         yield

@@ -94,12 +94,13 @@ class Dual(Tensor):
     Attributes:
         value: The tensor without tangents; nobody outside can see it.
         moving: The tangents.
-        aliases: All dual tensors, this one included, whose values are in the same memory; one list in common.
+        aliases: All dual tensors, this one included, whose values are in the same memory, or would be there if a copy
+            did not stand for a conjugate or negative view; one list in common.
     """
 
     value: Tensor
     moving: Tangents
-    aliases: list[Callable[[], Dual | None]]
+    aliases: list[weakref.ReferenceType[Dual]]
 
     # Functions of torch need no treatment of their own, whatever they are made of.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -178,32 +179,29 @@ def wrap(value: Tensor, tangents: Tensor | Tangents, sources: Sequence[Any] = ()
     return dual
 
 
-def _merged(first: list[Callable[[], Dual | None]], second: list[Callable[[], Dual | None]]) -> Any:
-    first.extend(second)
-    for reference in second:
-        dual = reference()
-        if dual is not None and dual is not _LOCK:
-            dual.aliases = first
-    return first
-
-
-_LOCK: Any = object()
-
-
-def lock(view: Dual, source: Dual) -> Dual:
-    """Forbids that memory is changed in place of which a copy stands for a view, as long as both are in use.
+def stands_for_a_view(copy: Dual, source: Dual) -> Dual:
+    """Counts a copy among those that share memory: to write into any of them is refused as long as both are in use.
 
     Args:
-        view: The copy.
+        copy: The copy.
         source: What it would be a view of.
 
     Returns:
         The copy.
     """
-    mine, theirs = weakref.ref(view), [other for other in source.aliases]
-    source.aliases.append(lambda: _LOCK if mine() is not None else None)
-    view.aliases.append(lambda: _LOCK if any(other() is not None for other in theirs) else None)
-    return view
+    _merged(source.aliases, copy.aliases)
+    return copy
+
+
+def _merged(
+    first: list[weakref.ReferenceType[Dual]], second: list[weakref.ReferenceType[Dual]]
+) -> list[weakref.ReferenceType[Dual]]:
+    first.extend(second)
+    for reference in second:
+        dual = reference()
+        if dual is not None:
+            dual.aliases = first
+    return first
 
 
 def wrap_all(values: Any, tangents: Any, sources: Sequence[Any]) -> Any:
@@ -403,7 +401,7 @@ def _in_place(twin: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     if not isinstance(target, Dual):
         raise WrittenInto(f"a tensor without tangents is changed in place by {name}_")
     family = [dual for dual in (other() for other in target.aliases) if dual is not None and dual is not target]
-    if any(dual is _LOCK for dual in family):
+    if not all(same_memory(dual.value, target.value) for dual in family):
         raise Unsupported(f"{name}_ changes memory of which there is a conjugate or negative view")
     rule = IN_PLACE.get(name)
     result: Any = NotImplemented
@@ -484,7 +482,8 @@ def any_operation(func: Any, args: tuple, kwargs: dict) -> Any:
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Dual) and carries(leaf)]
     given = [plain(leaf) for leaf in leaves]
     new_args, new_kwargs = tree_unflatten(given, structure)
-    results, outer = tree_flatten(func(*new_args, **new_kwargs))
+    with above():  # below, what is conjugate or negative by a bit of the tensor would not be seen as such
+        results, outer = tree_flatten(func(*new_args, **new_kwargs))
     moving = [index for index, r in enumerate(results) if isinstance(r, Tensor) and carries(r)]
     if not moving or not places:
         return tree_unflatten(results, outer)

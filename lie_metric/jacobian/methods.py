@@ -13,7 +13,7 @@ from lie_metric.jacobian import rules  # noqa: F401  # they register themselves
 from lie_metric.jacobian.carrying import Unsupported, push_forward
 from lie_metric.warning import warn
 
-__all__ = ["METHODS", "Function", "central_difference", "difference", "raised"]
+__all__ = ["METHODS", "Function", "central_difference", "difference", "raised", "size_of"]
 
 Function = Callable[[Tensor], Tensor]
 
@@ -142,6 +142,23 @@ def raised(function: Function, precise: Function | None, inputs: Tensor) -> tupl
     return function, inputs, function(inputs)
 
 
+def size_of(inputs: Tensor) -> Tensor:
+    """The norm of inputs, of which steps are parts; that of ones if they are all zero, as black images are.
+
+    Args:
+        inputs: Any shape.
+
+    Returns:
+        A positive number.
+
+    Example:
+        >>> size_of(torch.zeros(4)).item()
+        2.0
+    """
+    size = inputs.norm()
+    return torch.where(size > 0, size, torch.ones_like(inputs).norm())
+
+
 def central_difference(function: Function, inputs: Tensor, tangent: Tensor, step: float) -> Tensor:
     """(f(x + h t) - f(x - h t)) / 2h.
 
@@ -175,7 +192,7 @@ def difference(
     """Central differences, in float64 where the function runs so.
 
     Steps are parts of ‖x‖ / ‖t‖. The one is taken whose difference along a sum of all tangents is nearest to that of
-    its neighbour.
+    its neighbour; differences that vanish for small steps alone have not converged: the function jumps.
 
     Args:
         function: The function.
@@ -192,11 +209,15 @@ def difference(
     with torch.no_grad():
         chosen, points, value = raised(function, precise, inputs)
         moved = tangents.to(points.dtype)
-        sizes = [points.norm().clamp(min=torch.finfo(points.dtype).tiny) / t.norm() for t in moved]
+        sizes = [size_of(points) / t.norm() for t in moved]
         total = sum((t * s for t, s in zip(moved, sizes, strict=True) if bool(t.any())), torch.zeros_like(points))
         steps = _STEPS.get(value.dtype, _FEW_STEPS)
         found = [central_difference(chosen, points, total, step) for step in steps]
-        apart = [float((a - b).norm() / b.norm()) if bool(b.any()) else 0.0 for a, b in pairwise(found)]
+        moves = any(bool(part.any()) for part in found)
+        apart = [
+            float((a - b).norm() / b.norm()) if bool(b.any()) else (torch.inf if moves else 0.0)
+            for a, b in pairwise(found)
+        ]
         best = min(range(len(apart)), key=lambda index: apart[index])
         step = steps[best + 1]
         if not apart[best] <= _CONVERGED:

@@ -23,8 +23,8 @@ from lie_metric.jacobian.carrying import (
     Unsupported,
     above,
     carries,
-    lock,
     plain,
+    stands_for_a_view,
     wrap,
     wrap_all,
 )
@@ -80,12 +80,13 @@ def _flipped(func: Any, args: tuple, kwargs: dict) -> Any:
     """A conjugate or negative view, which torch marks by a bit of the tensor: here a copy."""
     dual = args[0]
     value, tangents = (func(part).resolve_conj().resolve_neg() for part in (dual.value, dual.tangents))
-    return lock(wrap(value, tangents), dual)
+    return stands_for_a_view(wrap(value, tangents), dual)
 
 
-def _as_real(func: Any, args: tuple, kwargs: dict) -> Any:
+def _other_numbers(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Complex numbers as pairs, or pairs as complex numbers, which must lie so."""
     dual = args[0]
-    return wrap(func(dual.value), func(dual.tangents.resolve_conj()), (dual,))
+    return wrap(func(dual.value), func(dual.tangents.resolve_conj().contiguous()), (dual,))
 
 
 def _behind(axis: int) -> int:
@@ -97,7 +98,7 @@ def _along(*places: int) -> Callable[[Any, tuple, dict], Any]:
     """A linear operation along axes, whose numbers are the arguments at these places."""
 
     def rule(func: Any, args: tuple, kwargs: dict) -> Any:
-        if not _only_first(args, kwargs) or kwargs.get("dtype") is not None:
+        if not _only_first(args, kwargs) or kwargs.get("dtype") is not None or not args[0].ndim:
             return NotImplemented
         if len(args) <= places[-1]:
             return _linear_in_first(func, args, kwargs)
@@ -157,37 +158,39 @@ def _permute(func: Any, args: tuple, kwargs: dict) -> Any:
 def _reduction(func: Any, args: tuple, kwargs: dict) -> Any:
     """A mean or sum, over all axes or some."""
     dual = args[0]
-    if kwargs.get("dtype") not in {None, dual.dtype} or not carries(dual):
+    if kwargs.get("dtype") not in {None, dual.dtype} or not carries(dual) or not dual.ndim:
         return NotImplemented
     axes, keep = (args[1] if len(args) > 1 else None), (args[2] if len(args) > 2 else False)
     value = func(dual.value, *args[1:], **kwargs)
     moved = [_behind(axis) for axis in axes] if axes else list(range(1, dual.ndim + 1))
-    if not moved:  # of a number
-        return wrap(value, dual.moving.scaled())
     operation = torch.mean if func._overloadpacket.__name__ == "mean" else torch.sum
     return wrap(value, operation(dual.tangents, moved, keepdim=keep))
 
 
 def _as_strided(func: Any, args: tuple, kwargs: dict) -> Any:
-    dual, size, stride = args[:3]
+    """A view by strides; tangents, which need not lie as the values do, are taken from the elements that it shows."""
+    dual = args[0]
     value = func(dual.value, *args[1:], **kwargs)
-    tangents = dual.tangents
-    if tangents.stride()[1:] != dual.stride():
-        extent = 1 + sum((n - 1) * step for n, step in zip(dual.shape, dual.stride(), strict=True))
-        if extent != dual.numel():
-            raise Unsupported("a view by strides reads memory between a tensor's own elements")
-        laid = torch.empty_strided(
-            (len(tangents), *dual.shape), (extent, *dual.stride()), dtype=tangents.dtype, device=tangents.device
-        )
-        tangents = laid.copy_(tangents)
-    place = tangents.storage_offset() + value.storage_offset() - dual.value.storage_offset()
-    moved = tangents.as_strided((len(tangents), *size), (tangents.stride(0), *stride), place)
-    return wrap(value, moved, (dual,))
+    own, shown = _places(dual.value), _places(value)
+    elements = torch.full((1 + max(int(places.max()) if places.numel() else 0 for places in (own, shown)),), -1)
+    elements[own] = torch.arange(own.numel())
+    chosen = elements[shown]
+    if bool((chosen < 0).any()):
+        raise Unsupported("a view by strides reads memory beside a tensor's own elements")
+    return wrap(value, dual.tangents.flatten(1)[:, chosen.to(value.device)].unflatten(1, value.shape), (dual,))
+
+
+def _places(value: Tensor) -> Tensor:
+    """Where in its memory each element of a tensor is."""
+    found = torch.tensor(value.storage_offset())
+    for size, stride in zip(value.shape, value.stride(), strict=True):
+        found = found[..., None] + stride * torch.arange(size)
+    return found.flatten()
 
 
 def _linear_in_first(func: Any, args: tuple, kwargs: dict) -> Any:
     """A function that is linear in its first argument maps tangents as it maps values."""
-    if not _only_first(args, kwargs):
+    if not _only_first(args, kwargs) or not args[0].ndim:  # `vmap` takes the only axis of numbers for one of theirs
         return NotImplemented
     dual, rest = args[0], args[1:]
     value = func(dual.value, *rest, **kwargs)
@@ -252,6 +255,17 @@ def _masked_fill(func: Any, args: tuple, kwargs: dict) -> Any:
     return wrap(value, tangents.expand(len(tangents), *value.shape))
 
 
+def _index_fill(func: Any, args: tuple, kwargs: dict) -> Any:
+    """By the rule of what it is made of: `vmap` fills all rows with the last one's number (seen in torch 2.14)."""
+    dual, axis, index, filling = args
+    if not isinstance(filling, Dual):
+        return NotImplemented
+    shape = [1] * max(plain(dual).ndim, 1)
+    chosen = torch.zeros(plain(dual).shape[axis] if plain(dual).ndim else 1, dtype=torch.bool, device=index.device)
+    shape[axis] = -1
+    return torch.where(chosen.index_fill(0, index, True).view(shape), filling.to(dual.dtype), dual)
+
+
 def _constant(func: Any, args: tuple, kwargs: dict) -> Any:
     """A tensor filled anew."""
     if not _only_first(args, kwargs):
@@ -284,7 +298,7 @@ _COPY = ("clone", "detach", "alias", "lift_fresh", "_to_copy", "contiguous", "li
 _ELEMENTWISE_LINEAR = ("conj_physical", "resolve_conj", "resolve_neg", "positive")
 _LINEAR = (
     "index", "index_select", "gather", "rot90", "repeat", "tril", "triu", "take", "trace", "diag_embed", "unfold",
-    "masked_select", "cumsum", "roll", "flip", "take_along_dim", "view_as_complex", "_reshape_alias",
+    "masked_select", "cumsum", "roll", "flip", "take_along_dim", "_reshape_alias",
 )  # fmt: skip
 _FOLDED = {
     3: ("upsample_nearest1d", "upsample_linear1d", "reflection_pad1d", "replication_pad1d", "avg_pool1d"),
@@ -297,7 +311,7 @@ _FOLDED = {
 }  # fmt: skip
 
 WITHOUT_DERIVATIVE |= {
-    "sign", "floor", "ceil", "round", "trunc", "sgn", "heaviside", "zeros_like", "ones_like", "empty_like",
+    "sign", "floor", "ceil", "round", "trunc", "heaviside", "zeros_like", "ones_like", "empty_like",
     "full_like", "rand_like", "randn_like", "randint_like", "new_zeros", "new_ones", "new_empty", "new_full",
     "new_empty_strided", "argmax", "argmin", "argsort", "sym_size", "sym_stride", "sym_numel", "sym_storage_offset",
     "is_same_size", "size", "stride", "is_contiguous", "device", "layout", "dtype", "isnan", "isinf", "isfinite",
@@ -625,7 +639,7 @@ RULES.update({
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _pooled),
     **dict.fromkeys(("fill", "zero"), _constant),
     **dict.fromkeys(("_conj", "_neg_view"), _flipped),
-    "view_as_real": _as_real,
+    **dict.fromkeys(("view_as_real", "view_as_complex"), _other_numbers),
     "expand": _expand,
     "t": _transpose,
     "permute": _permute,
@@ -633,6 +647,7 @@ RULES.update({
     "constant_pad_nd": _padding,
     "where": _where,
     "masked_fill": _masked_fill,
+    "index_fill": _index_fill,
     "copy": _written_over,
     "add": _sum,
     "sub": _difference,

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lie_metric.jacobian.methods import Function, central_difference, raised
+from lie_metric.jacobian.methods import Function, central_difference, raised, size_of
 
 __all__ = ["Check", "Disagreement", "verify"]
 
@@ -142,7 +142,9 @@ class _Comparison:
         t = sum((w * t for w, t in zip(weights, tangents, strict=True)), torch.zeros_like(x))
         found = sum((w * p for w, p in zip(weights, products, strict=True)), torch.zeros_like(products[0]))
         along = self._along(x, t)
-        again, product = self.run(self.function, x, torch.stack([t, along]))[1]
+        value, (again, product) = self.run(self.function, x, torch.stack([t, along]))
+        if not _alike(value, self.function(x)):
+            raise Disagreement("its values are not those of the function")
         gain = float(product.norm() / along.norm())
         # The same sums in another order.
         tolerance = 1e-6 if found.dtype == torch.float64 else 1e-3
@@ -151,9 +153,8 @@ class _Comparison:
         return self._at_once(x, along, product) or self._at_length(t)
 
     def _along(self, x: Tensor, t: Tensor) -> Tensor:
-        """A combination of t and noise, as long as x."""
-        size = x.norm().clamp(min=1e-12)
-        return size * (_unit(t, x) + _NOISE * _unit(self._noise(x), x))
+        """A combination of t and noise, of the size of x."""
+        return size_of(x) * (_unit(t, x) + _NOISE * _unit(self._noise(x), x))
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, dtype=torch.float64, generator=self.source)
@@ -185,7 +186,7 @@ class _Comparison:
     def _at_length(self, t: Tensor) -> Check:
         """Differences of several steps, beside the inputs, where ties and kinks are no longer."""
         function, point, _ = raised(self.function, self.precise, self.x)
-        near = point + _OFF_KINKS * point.norm().clamp(min=1e-12) * _unit(self._noise(point), point)
+        near = point + _OFF_KINKS * size_of(point) * _unit(self._noise(point), point)
         if bool(torch.isfinite(function(near)).all()):
             point = near
         along = self._along(point, t.to(point))
@@ -265,9 +266,14 @@ def _independent(function: Function, inputs: Tensor, value: Tensor) -> bool:
         raise
     except Exception:
         return False  # a model may insist on the size of a batch
-    if alone.shape != value[-1:].shape:
+    return _alike(alone, value[-1:])
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two values differ by rounding alone."""
+    if one.shape != other.shape:
         return False
-    return bool((alone - value[-1:]).norm() <= 1e4 * torch.finfo(value.dtype).eps * value[-1:].norm())
+    return bool((one - other).norm() <= 1e4 * torch.finfo(other.dtype).eps * other.norm())
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
