@@ -50,7 +50,7 @@ class Disagreement(RuntimeError):
 
 
 # Relative errors that a sound method has: in float64 the rounding of differences, in float32 that of deep networks.
-_TOLERANCE, _COARSE = 1e-5, 2e-2
+_TOLERANCE, _COARSE = 1e-6, 2e-2
 # Below it derivatives in float32 need no second look in float64.
 _CLEAR = 1e-4
 # Differences that are further apart than this say nothing.

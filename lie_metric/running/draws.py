@@ -12,7 +12,7 @@ import torch
 
 from lie_metric.running.modules import found_modules
 
-__all__ = ["RandomStates", "random_state", "same_draws"]
+__all__ = ["MEASURED", "RandomStates", "keep_hooks", "random_state", "same_draws"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -74,11 +74,19 @@ def random_state() -> Iterator[None]:
 
 
 class _Rewound(Protocol):
+    def evaluated(self) -> None: ...
+
     def rewind(self) -> None: ...
 
 
 MEASURED: list[_Rewound] = []
 """The states of the models that are being measured, the innermost last."""
+
+
+def keep_hooks() -> None:
+    """Lets the hooks that a measurement has put on a model stand in its further calls."""
+    if MEASURED:
+        MEASURED[-1].evaluated()
 
 
 def same_draws(function: Function) -> Function:

@@ -219,6 +219,12 @@ class State:
         return changed, lost
 
 
+_FORWARD = (
+    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called", "_modules",
+)  # fmt: skip
+
+
 class _Between:
     """What a model holds between two calls of one measurement: attributes by reference, buffers by value.
 
@@ -235,7 +241,8 @@ class _Between:
         for module in modules:
             own = {key: value for key, value in module.__dict__.items() if key not in OWN}
             self._attributes.append((module.__dict__, own))
-            for value in own.values():
+            # Libraries install hooks in the first call, and mark it in an attribute: both have to go together.
+            for value in (*own.values(), *(module.__dict__.get(key) for key in _FORWARD)):
                 if isinstance(value, _MUTABLE):
                     self._containers.append((value, dict(value) if isinstance(value, dict) else list(value)))
             if isinstance(module, torch.jit.ScriptModule):

@@ -184,3 +184,30 @@ def test_nothing_is_compiled_inside():
     assert not compiled_graphs
     function(torch.ones(2))
     assert len(compiled_graphs) == 1
+
+
+class HooksItself(nn.Module):
+    """Installs hooks in its first call, as libraries do that record hidden states, and marks it in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.seen = nn.Linear(4, 4).double(), 0.0
+
+    def forward(self, x):
+        if not hasattr(self, "installed"):
+            self.installed = True
+            self.inner.register_forward_hook(lambda module, args, output: output * 2)
+        return self.inner(x.flatten(1)[:, :4]).sin()
+
+
+def test_hooks_that_a_model_installs_in_its_first_call_are_not_installed_again_and_again():
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    hooked = HooksItself()
+    found = lm.lie_derivative(hooked, x, "rotation")
+    assert not hooked.inner._forward_hooks
+    assert not hasattr(hooked, "installed")
+    hooked(x)  # as it is ever after
+    torch.testing.assert_close(found, lm.lie_derivative(hooked, x, "rotation"))
+    report = lm.layerwise_equivariance_error(hooked, x, "rotation")
+    assert report.residual["rotation"] < 1e-10
