@@ -132,6 +132,7 @@ def test_right_or_refused(name):
         assert len(words) > 60, "a refusal says what to do"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["forward", "reverse", "double_backward", "auto with gradients"])
 @pytest.mark.parametrize("name", NOT_PLAIN)
 def test_no_method_is_silent(name, way):

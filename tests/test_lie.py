@@ -342,7 +342,7 @@ def test_another_derivative_than_the_function_has_is_not_measured(method):
     def tripled(v):
         return (v + Tripled.apply(v)).flatten(1)
 
-    x = images()
+    x = images(2, 6)
     with torch.no_grad():
         if method in {"auto", "forward"}:  # tensors carry their tangents through the body
             found = lm.lie_derivative(tripled, x, "rotation", method=method)
@@ -369,11 +369,11 @@ def test_a_custom_function_known_by_another_name():
 def test_a_detached_model_is_followed_or_an_error_not_a_zero(cut, method):
     with torch.no_grad():
         if method in {"auto", "forward"}:
-            wanted = lm.lie_derivative(lambda x: x.sin().flatten(1), images(), "rotation")
-            torch.testing.assert_close(lm.lie_derivative(cut, images(), "rotation", method=method), wanted)
+            wanted = lm.lie_derivative(lambda x: x.sin().flatten(1), images(2, 6), "rotation")
+            torch.testing.assert_close(lm.lie_derivative(cut, images(2, 6), "rotation", method=method), wanted)
             return
         with pytest.raises(RuntimeError, match="exactly zero while the output moves"):
-            lm.lie_derivative(cut, images(), "rotation", method=method)
+            lm.lie_derivative(cut, images(2, 6), "rotation", method=method)
 
 
 @pytest.mark.parametrize("method", ["auto", "forward vmap", "reverse", "double_backward"])
@@ -385,7 +385,7 @@ def test_a_model_that_leaves_torch_is_an_error_not_a_zero(method):
         torch.no_grad(),
         pytest.raises(RuntimeError, match=r"exactly zero while the output moves|must be differentiable"),
     ):
-        lm.lie_derivative(cut, images(), "rotation", method=method)
+        lm.lie_derivative(cut, images(2, 6), "rotation", method=method)
 
 
 def test_a_constant_model_is_zero_without_an_error():

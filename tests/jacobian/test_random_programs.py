@@ -452,8 +452,15 @@ def _auto(function):
     return found.lie_derivatives / 10, found.method
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("measure", [_unchecked, _auto])
+# All 500 by the carrying tensors alone, and a part of them with the check and what follows it: the rest is slow.
+RUNS = [
+    pytest.param(measure, part, marks=pytest.mark.slow if measure is _auto and part > 1 else ())
+    for measure in (_unchecked, _auto)
+    for part in range(PARTS)
+]
+
+
+@pytest.mark.parametrize(("measure", "part"), RUNS)
 def test_random_programs(measure, part):
     count = Count()
     seeds = range(part * PROGRAMS // PARTS, (part + 1) * PROGRAMS // PARTS)
