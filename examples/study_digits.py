@@ -165,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
                         os.replace(path.with_suffix(".part"), path)
                         print(f"trained {name} ({time.monotonic() - started:.0f} s)", flush=True)
                     specs.append(ModelSpec(name, partial(build, family, size), path))
-    settings = Settings("digits", options.num_images, max(1024, options.num_images), layerwise=4)
+    settings = Settings(
+        "digits", options.num_images, max(1024, options.num_images), layerwise=4, lee_output="probabilities"
+    )
     study = options.out / f"study-{options.epochs}-epochs"
     run_study(specs, study, settings, batch_size=32)
     models = summarise(read_rows(study))
