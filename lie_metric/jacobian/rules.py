@@ -190,10 +190,12 @@ def _places(value: Tensor) -> Tensor:
 
 def _linear_in_first(func: Any, args: tuple, kwargs: dict) -> Any:
     """A function that is linear in its first argument maps tangents as it maps values."""
-    if not _only_first(args, kwargs) or not args[0].ndim:  # `vmap` takes the only axis of numbers for one of theirs
+    if not _only_first(args, kwargs):
         return NotImplemented
     dual, rest = args[0], args[1:]
     value = func(dual.value, *rest, **kwargs)
+    if isinstance(value, Tensor) and not dual.ndim:  # `vmap` may take its own axis for one of a number
+        return wrap(value, torch.stack([func(t, *rest, **kwargs) for t in dual.tangents]))
     with above():
         tangents = torch.vmap(lambda t: func(t, *rest, **kwargs))(dual.tangents)
     return wrap_all(value, tangents, (dual,))

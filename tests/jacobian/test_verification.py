@@ -1,0 +1,139 @@
+"""When products are taken for those of the function, and when they are refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import lie_metric as lm
+from lie_metric.jacobian import methods, push
+from lie_metric.lie import linearise
+from lie_metric.representations import Invariant
+
+torch.manual_seed(0)
+NET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+
+
+def checked(model, images, method="auto"):
+    with torch.no_grad():
+        result = linearise(model, images, lm.generators("affine"), output_representation=Invariant(), method=method)
+    return result.method, result.check
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 2])
+def test_black_images_are_measured(count, dtype):
+    images = torch.rand(3, 3, 8, 8, dtype=dtype)
+    images[-count:] = 0
+    method, check = checked(nn.Sequential(*NET).to(dtype), images[-2:])
+    assert method == "forward"
+    assert check.status == "agrees"
+    NET.float()
+
+
+def test_modules_in_a_closure_are_raised_for_the_check():
+    _, check = checked(lambda x: NET(x), torch.rand(2, 3, 8, 8))
+    assert check.difference < 1e-5
+    assert NET[0].weight.dtype == torch.float32
+
+
+def test_a_number_of_all_images_that_is_lost_is_found_whichever_image_it_is_from():
+    for seed in range(8):
+        torch.manual_seed(seed)
+        stem = nn.Conv2d(3, 4, 3).double()
+        with pytest.raises(RuntimeError, match="difference"):
+            checked(lambda x, stem=stem: stem(x) * float(stem(x).amax()), torch.rand(2, 3, 8, 8).double())
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_images_that_depend_on_one_of_them_are_measured(row):
+    images = torch.rand(3, 3, 8, 8)
+    images[row] *= 2
+    method, check = checked(lambda x: NET(x) / NET(x).amax(), images)
+    assert method == "forward"
+    assert check.status == "agrees"
+
+
+def test_values_that_are_not_those_of_the_function_are_found(monkeypatch):
+    told = methods.METHODS["forward"]
+
+    def lying(function, inputs, tangents, chunk):
+        value, products = told(function, inputs, tangents, chunk)
+        return 1.01 * value, products
+
+    monkeypatch.setitem(methods.METHODS, "forward", lying)
+    assert checked(NET, torch.rand(2, 3, 8, 8))[0] == "forward vmap"
+    monkeypatch.setitem(methods.METHODS, "reverse", lying)
+    with pytest.raises(RuntimeError, match="its values"):
+        checked(NET, torch.rand(2, 3, 8, 8), "reverse")
+
+
+class _StraightThrough(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3 * 64, 5)
+
+    def forward(self, x):
+        y = self.linear(x.flatten(1))
+        return y * y + y + (y.round() - y).detach()
+
+
+def test_a_penalty_is_refused_as_often_as_it_is_asked_for():
+    model = _StraightThrough()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="straight-through"):
+            lm.lie_derivative(model, torch.rand(2, 3, 8, 8), "rotation", output_representation=Invariant())
+
+
+def test_a_penalty_is_checked_for_each_output_and_keeps_its_method():
+    model, images = nn.Sequential(*NET), torch.rand(2, 3, 8, 8)
+    calls = []
+    model.register_forward_hook(lambda *args: calls.append(1))
+
+    def passes(**options):
+        calls.clear()
+        lm.lie_derivative(model, images, "rotation", output_representation=Invariant(), **options)
+        return len(calls)
+
+    first, second = passes(), passes()
+    assert second < first
+    detached = lambda y: y * y.detach()  # noqa: E731
+    with pytest.raises(RuntimeError, match="agrees"):
+        passes(output=detached)
+    with pytest.raises(RuntimeError, match="agrees"):
+        passes(output=detached)
+    assert passes() == second
+
+
+def test_what_was_right_in_the_first_step_is_used_in_the_second(monkeypatch):
+    told = methods.METHODS["forward vmap"]
+
+    def lying(function, inputs, tangents, chunk):
+        value, products = told(function, inputs, tangents, chunk)
+        return value, 2 * products
+
+    monkeypatch.setitem(methods.METHODS, "forward vmap", lying)
+    model, images = nn.Sequential(*NET), torch.rand(2, 3, 8, 8)
+    with pytest.warns(UserWarning, match="do not agree"):
+        one = lm.lie_derivative(model, images, "rotation", output_representation=Invariant())
+    two = lm.lie_derivative(model, images, "rotation", output_representation=Invariant())
+    torch.testing.assert_close(one, two)
+
+
+def test_differences_of_a_function_that_jumps_are_not_taken_for_zero():
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    with torch.no_grad(), pytest.warns(UserWarning, match="converged"):
+        result = push(lambda v: (v * 10).round() / 10, x, torch.randn_like(x)[None], "difference")
+    assert result.products.any()
+    with torch.no_grad():
+        assert not push(lambda v: torch.ones_like(v), x, torch.randn_like(x)[None], "difference").products.any()
+
+
+def test_differences_at_a_black_image():
+    x, t = torch.zeros(1, 1, 4, 4, dtype=torch.float64), torch.randn(1, 1, 1, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(push(torch.sin, x, t, "difference").products, t)
+
+
+def test_a_method_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="forward quickly"):
+        lm.lie_derivative(NET, torch.rand(2, 3, 8, 8), "rotation", method="forward quickly")
