@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
-from lie_metric.jacobian import carrying, rules
-from lie_metric.jacobian.carrying import Dual, Unsupported, WrittenInto, _Fused, push_forward, wrap
-from lie_metric.jacobian.memory import Tangents, same_memory
+from lie_metric.jacobian import carrying
+from lie_metric.jacobian.carrying import Dual, _Fused, wrap
+from lie_metric.jacobian.memory import Tangents
 
 SHAPE = (2, 3, 4, 4)
 COUNT = 2
@@ -316,3 +316,16 @@ def test_changes_in_place(name, how):
     x, tangents = start()
     states = ("as it comes", "times a tensor", "seen by another")
     hold(in_states(how(CHANGES[name]), states), x, tangents, tolerance_of(name))
+
+
+def parts_of_a_transpose(y):
+    z = (y * 2)[0, 0]
+    turned, same = z.t(), z[0].t()
+    turned[0].mul_(3)
+    same.add_(y[0, 1, 0])
+    return z, turned, same
+
+
+def test_changes_through_a_transpose():
+    x, tangents = start()
+    hold(in_states(parts_of_a_transpose, ("as it comes", "times a tensor")), x, tangents)
