@@ -11,7 +11,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lie_metric.jacobian import carrying
 from lie_metric.jacobian.carrying import Dual, Unsupported, WrittenInto, _Fused, push_forward, wrap
-from lie_metric.jacobian.memory import Tangents
 
 aten = torch.ops.aten
 
@@ -69,12 +68,15 @@ REFUSED = {
     "normal numbers around it": (lambda v: torch.normal(v, 1.0), "draws random numbers"),
     "a sample of it": (lambda v: v[0] * torch.multinomial(v[0, 0].exp(), 1), "draws random numbers"),
     "a side result": (lambda v: torch.native_layer_norm(v * 2, (4,), None, None, 1e-5)[1] * 2, "side result"),
-    "a copy of a side result": (lambda v: (2 * torch.native_layer_norm(v * 2, (4,), None, None, 1e-5)[2]).clone() + 1, "side result"),
+    "a copy of a side result": (
+        lambda v: (2 * torch.native_layer_norm(v * 2, (4,), None, None, 1e-5)[2]).clone() + 1,
+        "side result",
+    ),
     "two tensors": (lambda v: (v, v), "returns tuple"),
     "number": (lambda v: 3.0, "returns float"),
     "tensor of a transform": (lambda v: _leaked(v), "transform that has ended"),
     "constant of a transform": (lambda v: _leaked(torch.ones(2)), "transform that has ended"),
-}  # fmt: skip
+}
 
 
 def _leaked(x):
@@ -116,15 +118,27 @@ def test_writing_into_what_does_not_move(created):
 
 
 CREATED = {
-    "zeros": lambda v: torch.zeros(2, 3, 4, dtype=v.dtype), "ones": lambda v: torch.ones(2, 3, 4, dtype=v.dtype),
-    "full": lambda v: torch.full((2, 3, 4), 2.0, dtype=v.dtype), "empty": lambda v: torch.empty(2, 3, 4, dtype=v.dtype).fill_(1),
-    "zeros_like": torch.zeros_like, "ones_like": torch.ones_like, "full_like": lambda v: torch.full_like(v, 2.0),
-    "empty_like": lambda v: torch.empty_like(v).fill_(1), "zeros like another": lambda v: torch.zeros_like(X),
-    "new_zeros": lambda v: v.new_zeros(2, 3, 4), "new_ones": lambda v: v.new_ones(2, 3, 4), "new_full": lambda v: v.new_full((2, 3, 4), 2.0),
-    "new_empty": lambda v: v.new_empty(2, 3, 4).zero_(), "empty_strided": lambda v: torch.empty_strided((2, 3, 4), (12, 1, 3), dtype=v.dtype).zero_(),
-    "a copy": lambda v: X.clone(), "numbers": lambda v: torch.arange(24, dtype=v.dtype).view(2, 3, 4), "a range": lambda v: torch.linspace(0, 1, 24, dtype=v.dtype).view(2, 3, 4),
-    "of a type": lambda v: torch.ones(2, 3, 4).to(v.dtype), "a list": lambda v: torch.tensor(X.tolist(), dtype=v.dtype), "identity": lambda v: torch.eye(24, 24, dtype=v.dtype)[:1].view(2, 3, 4),
-}  # fmt: skip
+    "zeros": lambda v: torch.zeros(2, 3, 4, dtype=v.dtype),
+    "ones": lambda v: torch.ones(2, 3, 4, dtype=v.dtype),
+    "full": lambda v: torch.full((2, 3, 4), 2.0, dtype=v.dtype),
+    "empty": lambda v: torch.empty(2, 3, 4, dtype=v.dtype).fill_(1),
+    "zeros_like": torch.zeros_like,
+    "ones_like": torch.ones_like,
+    "full_like": lambda v: torch.full_like(v, 2.0),
+    "empty_like": lambda v: torch.empty_like(v).fill_(1),
+    "zeros like another": lambda v: torch.zeros_like(X),
+    "new_zeros": lambda v: v.new_zeros(2, 3, 4),
+    "new_ones": lambda v: v.new_ones(2, 3, 4),
+    "new_full": lambda v: v.new_full((2, 3, 4), 2.0),
+    "new_empty": lambda v: v.new_empty(2, 3, 4).zero_(),
+    "empty_strided": lambda v: torch.empty_strided((2, 3, 4), (12, 1, 3), dtype=v.dtype).zero_(),
+    "a copy": lambda v: X.clone(),
+    "numbers": lambda v: torch.arange(24, dtype=v.dtype).view(2, 3, 4),
+    "a range": lambda v: torch.linspace(0, 1, 24, dtype=v.dtype).view(2, 3, 4),
+    "of a type": lambda v: torch.ones(2, 3, 4).to(v.dtype),
+    "a list": lambda v: torch.tensor(X.tolist(), dtype=v.dtype),
+    "identity": lambda v: torch.eye(24, 24, dtype=v.dtype)[:1].view(2, 3, 4),
+}
 
 
 @pytest.mark.parametrize("name", CREATED)
@@ -146,7 +160,7 @@ def test_what_is_created_can_be_written_into(name):
 
 
 def test_a_constant_has_no_derivative():
-    value, products = push(lambda v: torch.ones(3, 2))
+    _, products = push(lambda v: torch.ones(3, 2))
     assert products.shape == (5, 3, 2)
     assert not products.any()
     assert not push(torch.zeros_like)[1].any()
@@ -154,7 +168,7 @@ def test_a_constant_has_no_derivative():
 
 
 def test_an_unused_side_result_is_no_reason_to_refuse():
-    value, products = push(lambda v: torch.native_layer_norm(v, (4,), None, None, 1e-5)[0])
+    _, products = push(lambda v: torch.native_layer_norm(v, (4,), None, None, 1e-5)[0])
     wanted = torch.stack([torch.func.jvp(lambda v: F.layer_norm(v, (4,)), (X,), (t,))[1] for t in T])
     torch.testing.assert_close(products, wanted)
 
@@ -175,9 +189,23 @@ def test_copies_of_python_move_and_are_others():
 
 @pytest.mark.parametrize(
     "still",
-    [torch.round, torch.floor, torch.ceil, torch.trunc, torch.sign, torch.isnan, torch.zeros_like, torch.rand_like, torch.argmax,
-     lambda v: v > 0, lambda v: v.long(), lambda v: v.argsort(-1), lambda v: torch.randn_like(v), lambda v: torch.full_like(input=v, fill_value=2.0)],
-)  # fmt: skip
+    [
+        torch.round,
+        torch.floor,
+        torch.ceil,
+        torch.trunc,
+        torch.sign,
+        torch.isnan,
+        torch.zeros_like,
+        torch.rand_like,
+        torch.argmax,
+        lambda v: v > 0,
+        lambda v: v.long(),
+        lambda v: v.argsort(-1),
+        lambda v: torch.randn_like(v),
+        lambda v: torch.full_like(input=v, fill_value=2.0),
+    ],
+)
 def test_results_without_tangents(still):
     found = []
     push(lambda v: found.append(still(v * 2)) or v)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from lie_metric.jacobian import carrying, engine, methods, push
+from lie_metric.jacobian import carrying, engine, push
 from lie_metric.jacobian.carrying import Unsupported, WrittenInto
 from lie_metric.jacobian.methods import METHODS, central_difference, difference, raised
 from lie_metric.jacobian.verification import Check, Disagreement, verify
@@ -256,7 +256,7 @@ def test_a_method_that_disagrees_gives_way(monkeypatch):
     assert tried[-1] == result.method == "reverse"
     assert "others do not agree with the function" in text
     planned(monkeypatch, **wrong, reverse=lambda p: 1.01 * p)
-    with pytest.raises(RuntimeError, match="agrees with its own central differences.*'auto'.*method='difference'"):
+    with pytest.raises(RuntimeError, match=r"agrees with its own central differences.*'auto'.*method='difference'"):
         told(FUNCTIONS["maps"], X, TANGENTS)
     planned(monkeypatch, forward=lambda p: 1.01 * p)
     result, text = told(FUNCTIONS["maps"], X, TANGENTS, "forward", verified=False)
@@ -282,6 +282,13 @@ def test_few_outputs_are_pulled_back(elements, tangents, method):
     torch.testing.assert_close(result.products, true(function, tangents=TANGENTS[:tangents]))
     assert push(function, X, TANGENTS[:tangents], "forward").method == "forward"
     assert push(function, X[:1], TANGENTS[:tangents, :1]).method == "forward"
+    assert push(function, X[:2], TANGENTS[:tangents, :2]).method == method
+
+
+def test_one_number_for_each_image_is_pulled_back():
+    result = push(FUNCTIONS["numbers"], X, TANGENTS)
+    assert result.method == "reverse"
+    torch.testing.assert_close(result.products, true(FUNCTIONS["numbers"]))
 
 
 def test_one_image_alone_need_not_make_a_batch():
@@ -375,6 +382,7 @@ def test_differences_and_gradients():
     result = push(function, X, TANGENTS, "difference")
     assert result.check.status == "not made"
     assert result.method == "difference"
+    push(function, X.clone().requires_grad_(), TANGENTS, "difference")
     with torch.enable_grad():
         push(function, X, TANGENTS, "difference")
         with pytest.raises(RuntimeError, match="difference"):
