@@ -8,13 +8,16 @@ hole in the tests, or a change that changes nothing. No part of the test suite.
 
 import argparse
 import ast
+import contextlib
 import copy
+import gc
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,27 +126,66 @@ def mutated(source, place, number):
     return ast.unparse(ast.fix_missing_locations(_Replace(node, changed).visit(tree)))
 
 
-def passes(copy_of_library, tests, seconds):
-    """Whether the tests pass with the library in a folder."""
-    environment = os.environ | {
-        "PYTHONPATH": str(copy_of_library), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"
-    }  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    try:
-        run = subprocess.run(command, cwd=copy_of_library, env=environment, capture_output=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    if run.returncode not in (0, 1, 2):  # a crash of the process is noticed as well; no tests at all is a mistake
-        assert run.returncode != 5, run.stdout.decode()
-    return run.returncode == 0
+# What the library and its tests import and what takes long: imported once, and there in every process that is forked.
+WARM = (
+    "torch", "torchvision", "torchmetrics", "lightning", "scipy.stats", "matplotlib.pyplot", "hypothesis", "timm",
+    "torch._dynamo", "torch.func",
+)  # fmt: skip
+
+
+def warm_up():
+    """Imports what every run needs, the library not among it."""
+    import importlib
+
+    for name in WARM:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)  # threads would not outlive the fork
+    gc.freeze()
+
+
+def passes(folder, tests, seconds):
+    """Whether the tests pass with the library in a folder, in a process of their own; and what they said."""
+    said = Path(folder) / "said"
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.setpgid(0, 0)  # with all that the tests start
+            out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            os.chdir(folder)
+            os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+            sys.path.insert(0, str(folder))
+            sys.dont_write_bytecode = True
+            import pytest
+
+            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status) == 0, said.read_text()
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False, "out of time"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="relative to the root of the repository")
     parser.add_argument("--tests", nargs="+", default=["tests"])
+    parser.add_argument("--select", default="", help="which of the tests, as by `pytest -k`")
     parser.add_argument("--sample", type=int, default=60, help="how many mutants; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lines", type=int, nargs="*", help="mutants of these lines alone, of those in the sample")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds after which a mutant counts as killed")
     parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
     asked = parser.parse_args()
@@ -151,6 +193,8 @@ def main():
     found = mutants(source)
     if asked.sample and asked.sample < len(found):
         found = sorted(random.Random(asked.seed).sample(found, asked.sample))
+    if asked.lines:
+        found = [mutant for mutant in found if mutant[0] in asked.lines]
     if asked.list:
         for line, before, after, *_ in found:
             print(f"{line}: {before}  ->  {after}")
@@ -160,13 +204,20 @@ def main():
             path = ROOT / name
             (shutil.copytree if path.is_dir() else shutil.copy)(path, Path(folder) / name)
         target = Path(folder) / asked.file
-        assert passes(folder, asked.tests, asked.timeout), "the tests have to pass without a mutation"
+        warm_up()
+        tests = [*asked.tests, *(["-k", asked.select] if asked.select else [])]
+        begin = time.monotonic()
+        sound, said = passes(folder, tests, asked.timeout)
+        assert sound, f"the tests have to pass without a mutation\n{said}"
+        # What takes this much longer has not ended because of the mutation.
+        limit = min(asked.timeout, 20 + 5 * (time.monotonic() - begin))
         killed = 0
         for line, before, after, place, number in found:
             target.write_text(mutated(source, place, number))
-            survived = passes(folder, asked.tests, asked.timeout)
+            survived, said = passes(folder, tests, limit)
             killed += not survived
-            print(f"{'SURVIVED' if survived else 'killed  '} {line}: {before}  ->  {after}", flush=True)
+            by = next((words for words in said.split("\n") if words.startswith(("FAILED", "ERROR", "out of"))), "")
+            print(f"{'SURVIVED' if survived else 'killed  '} {line}: {before}  ->  {after}    {by[:90]}", flush=True)
         print(f"{killed} of {len(found)} killed ({killed / len(found):.0%})")
 
 

@@ -69,3 +69,39 @@ def test_difference_of_two_calls_is_that_of_one_function(kind):
     assert torch.equal(states[0], own.torch.get_state())
     assert states[1] == own.numpy[0].bit_generator.state
     assert states[2] == own.python["a"].getstate()
+
+
+def test_random_states_are_given_back_whatever_happens():
+    def drawn():
+        return random.random(), np.random.rand(), torch.rand(2).tolist()  # noqa: NPY002
+
+    with random_state():
+        wanted = drawn()
+        with random_state():
+            drawn()
+    with random_state():
+        assert drawn() == wanted
+    with pytest.raises(KeyError), random_state():
+        drawn()
+        raise KeyError
+    assert drawn() == wanted
+
+
+@pytest.mark.parametrize("initialized", [False, True])
+def test_devices_draw_again_as_well(monkeypatch, initialized):
+    devices = {"cuda": 0, "mps": 0}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: initialized)
+    for kind, read, write in (
+        ("cuda", "get_rng_state_all", "set_rng_state_all"),
+        ("mps", "get_rng_state", "set_rng_state"),
+    ):
+        monkeypatch.setattr(getattr(torch, kind), read, lambda kind=kind: (devices[kind],))
+        monkeypatch.setattr(getattr(torch, kind), write, lambda state, kind=kind: devices.update({kind: state[0]}))
+    with random_state():
+        devices.update(cuda=5, mps=7)
+    assert devices == ({"cuda": 0, "mps": 0} if initialized else {"cuda": 5, "mps": 7})
+
+
+def test_arguments_of_every_kind_arrive():
+    assert same_draws(lambda x, *rest, y=0: (x, rest, y))(1, 2, 3, y=4) == (1, (2, 3), 4)
