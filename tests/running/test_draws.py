@@ -81,9 +81,14 @@ def test_random_states_are_given_back_whatever_happens():
             drawn()
     with random_state():
         assert drawn() == wanted
-    with pytest.raises(KeyError), random_state():
-        drawn()
-        raise KeyError
+
+    def failing():
+        with random_state():
+            drawn()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
     assert drawn() == wanted
 
 
