@@ -564,3 +564,92 @@ def test_memory_that_does_not_suffice_is_not_passed_over():
     run = lambda f, x, t: METHODS["forward"](SMOOTH, x, t, len(t))  # noqa: E731
     with pytest.raises(torch.OutOfMemoryError):
         checked(hungry, run)
+
+
+def test_one_image_is_enough_where_images_are_apart():
+    seen = []
+
+    def run(function, x, t):
+        seen.append(len(x))
+        return METHODS["forward"](function, x, t, len(t))
+
+    assert checked(SMOOTH, run).status == "agrees"
+    assert seen == [3, 1]
+    seen.clear()
+    assert checked(mixing, run).status == "agrees"
+    assert set(seen) == {3}
+
+
+STRAIGHT = lambda x: SMOOTH(x) + 3 * x.square().flatten(1)[:, :4].detach()  # noqa: E731
+
+
+def test_float32_alone_is_told_of_another_derivative():
+    def alone(function):
+        def f(x):
+            if x.dtype != torch.float32:
+                raise RuntimeError("float32 alone")
+            return function(x)
+
+        return f
+
+    assert checked(alone(SMOOTH), None, X.float(), TANGENTS.float()).reason == ""
+    check = checked(alone(STRAIGHT), None, X.float(), TANGENTS.float())
+    assert check.status == "agrees"
+    assert check.reason.startswith("reverse mode gives another")
+    reverse = lambda f, x, t: METHODS["reverse"](f, x, t, 1)  # noqa: E731
+    with pytest.raises(Disagreement, match="straight-through"):
+        checked(alone(STRAIGHT), reverse, X.float(), TANGENTS.float())
+
+
+def test_what_differences_cannot_tell_transposition_may():
+    def noisy(x):
+        return SMOOTH(x) + (0.05 * (x * 1e8).sin().flatten(1)[:, :4]).detach()
+
+    def run(factor):
+        return lambda f, x, t: (f(x), factor * METHODS["forward"](SMOOTH, x, t, len(t))[1])
+
+    check = checked(noisy, run(1.0))
+    assert check.status == "inconclusive"
+    assert check.transposition < 1e-12
+    with pytest.raises(Disagreement, match="lost or changed"):
+        checked(noisy, run(1.2))
+
+
+def test_jumps_beside_kinks_are_refused():
+    x = X.clamp(min=0)
+    sound = lambda v: SMOOTH(v.relu()) + v.flatten(1)[:, :4]  # noqa: E731
+    assert checked(sound, x=x).reason == ""
+    with pytest.raises(Disagreement, match="jumps"):
+        checked(lambda v: sound(v) + (1e4 * v.flatten(1)[:, :4] + 0.37).round() / 10, x=x)
+
+
+def test_a_method_that_does_not_run_in_float64_is_checked_in_float32():
+    tried = []
+
+    def run(factor):
+        def narrow_run(function, x, t):
+            tried.append(x.dtype)
+            if x.dtype != torch.float32:
+                raise RuntimeError("float32 alone")
+            return function(x), factor * METHODS["forward"](SMOOTH, x, t, len(t))[1]
+
+        return narrow_run
+
+    def precise():
+        calls = []
+
+        def function(x):
+            calls.append(1)
+            if len(calls) == 1:
+                raise RuntimeError("not at the first time")
+            return SMOOTH(x)
+
+        return function
+
+    check = checked(SMOOTH, run(1.0), X.float(), TANGENTS.float(), precise())
+    assert check.status == "agrees"
+    assert tried[-2:] == [torch.float64, torch.float32]
+    with pytest.raises(Disagreement):
+        checked(SMOOTH, run(1.2), X.float(), TANGENTS.float(), precise())
+    with pytest.raises(RuntimeError, match="float32 alone"):
+        checked(lambda x: 5 * x.relu().flatten(1)[:, :4], run(1.0), X.clamp(min=0).float(), TANGENTS.float())
