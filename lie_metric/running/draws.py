@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -74,7 +74,7 @@ def random_state() -> Iterator[None]:
 
 
 class _Rewound(Protocol):
-    def rewind(self) -> None: ...
+    def call(self) -> AbstractContextManager[None]: ...
 
 
 MEASURED: list[_Rewound] = []
@@ -107,8 +107,7 @@ def same_draws(function: Function) -> Function:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         states.restore()
-        if MEASURED:
-            MEASURED[-1].rewind()
-        return function(*args, **kwargs)
+        with MEASURED[-1].call() if MEASURED else nullcontext():
+            return function(*args, **kwargs)
 
     return cast(Function, call)
