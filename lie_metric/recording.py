@@ -21,7 +21,6 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from lie_metric.representations import ChannelsLast, Image, Invariant, Representation, Tokens, declared_grid
-from lie_metric.running import keep_hooks
 
 __all__ = ["Flow", "Operation", "Recorder", "Variable", "recorded"]
 
@@ -362,7 +361,6 @@ def recorded(recorder: Recorder, modules: Mapping[nn.Module, Sequence[str]]) -> 
                 continue  # takes no hooks
             handles.append(module.register_forward_pre_hook(lambda _, args, paths=paths: recorder.enter(paths, args)))
             handles.append(module.register_forward_hook(lambda *call: recorder.leave(call[2]), always_call=True))
-        keep_hooks()
         with recorder:
             yield
     finally:

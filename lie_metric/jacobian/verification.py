@@ -223,10 +223,12 @@ class _Comparison:
         best = min(_relative(product, part) for part in found)
         if best <= (_TOLERANCE if wide else _COARSE):
             return "agrees", best
-        spread = min(_relative(a, b) for i, a in enumerate(found) for b in found[:i])
-        if not spread <= _UNSURE:
+        # What the rounding of the two values makes of a difference, and what differences of other steps make of it.
+        rounding = torch.finfo(x.dtype).eps * float(function(x).norm()) / max(steps)
+        unsure = max(rounding / max(float(found[0].norm()), 1e-300), _spread(found))
+        if not unsure <= _UNSURE:
             return "inconclusive", best
-        return ("differs" if best > 10 * spread else "agrees"), best
+        return ("differs" if best > 10 * unsure else "agrees"), best
 
     def _refuse_jumps(self, function: Function, x: Tensor, along: Tensor, product: Tensor) -> None:
         change = (central_difference(function, x, along, _JUMP_STEP) - product).norm()
@@ -281,6 +283,10 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     return bool((one - other).norm() <= 1e4 * torch.finfo(other.dtype).eps * other.norm())
+
+
+def _spread(found: list[Tensor]) -> float:
+    return min(_relative(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
 def _relative(one: Tensor, other: Tensor) -> float:

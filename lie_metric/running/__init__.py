@@ -1,7 +1,7 @@
 """Running a model for a measurement without a trace."""
 
-from lie_metric.running.draws import keep_hooks, random_state, same_draws
+from lie_metric.running.draws import random_state, same_draws
 from lie_metric.running.isolation import evaluation, isolated
 from lie_metric.running.modules import found_modules
 
-__all__ = ["evaluation", "found_modules", "isolated", "keep_hooks", "random_state", "same_draws"]
+__all__ = ["evaluation", "found_modules", "isolated", "random_state", "same_draws"]

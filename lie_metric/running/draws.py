@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from lie_metric.running.modules import found_modules
 
-__all__ = ["MEASURED", "RandomStates", "keep_hooks", "random_state", "same_draws"]
+__all__ = ["RandomStates", "random_state", "same_draws"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -74,19 +74,11 @@ def random_state() -> Iterator[None]:
 
 
 class _Rewound(Protocol):
-    def evaluated(self) -> None: ...
-
-    def rewind(self) -> None: ...
+    def call(self) -> AbstractContextManager[None]: ...
 
 
 MEASURED: list[_Rewound] = []
 """The states of the models that are being measured, the innermost last."""
-
-
-def keep_hooks() -> None:
-    """Lets the hooks that a measurement has put on a model stand in its further calls."""
-    if MEASURED:
-        MEASURED[-1].evaluated()
 
 
 def same_draws(function: Function) -> Function:
@@ -115,8 +107,7 @@ def same_draws(function: Function) -> Function:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         states.restore()
-        if MEASURED:
-            MEASURED[-1].rewind()
-        return function(*args, **kwargs)
+        with MEASURED[-1].call() if MEASURED else nullcontext():
+            return function(*args, **kwargs)
 
     return cast(Function, call)

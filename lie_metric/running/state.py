@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +22,8 @@ _MUTABLE = (dict, list, set, collections.deque)
 # How many containers inside one another are kept: an attribute of a module, and what it holds.
 _DEPTH = 2
 
+
+_HOOKS = OWN - {"_parameters", "_buffers", "_modules"}
 
 _TENSORS = {Tensor, nn.Parameter, nn.Buffer}
 
@@ -80,6 +83,12 @@ class State:
         classes = {type(module) for _, module in modules}
         self._sharded = any(_is_sharded(cls) for cls in classes)
         self._exchanging = {cls for cls in classes if _keeps_a_protocol(cls)}
+        self._hooks = [
+            value
+            for module in self._modules
+            for key, value in module.__dict__.items()
+            if key in _HOOKS and isinstance(value, dict)
+        ]
         self._random = RandomStates(found.generators)
         self._modes = [(module, module.training) for _, module in modules]
         self._references: list[tuple[Any, Any]] = []
@@ -161,9 +170,24 @@ class State:
         self._standing = [(buffer, 0 if buffer is None else _version(buffer)) for buffer in standing]
         self._between = _Between(self._modules, {key: kept.value for key, kept in self._buffers.items()})
 
-    def rewind(self) -> None:
-        """Puts attributes and buffers back to the state of evaluation: the next call is one of the same function."""
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """One call of the function, which begins with attributes and buffers in the state of evaluation.
+
+        Hooks that the call itself adds are taken off: a model that remembers by an attribute that it has added them
+        would add them again in the next one.
+
+        Yields:
+            Nothing.
+        """
         self._between.restore()
+        counts = list(map(len, self._hooks))
+        try:
+            yield
+        finally:
+            for hooks, count in zip(self._hooks, counts, strict=True):
+                while len(hooks) > count:
+                    hooks.popitem()
 
     def before_write(self, tensor: Tensor) -> None:
         """Copies what the model holds in the memory of a tensor that is about to be written to.
@@ -219,12 +243,6 @@ class State:
         return changed, lost
 
 
-_FORWARD = (
-    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_modules",
-)  # fmt: skip
-
-
 class _Between:
     """What a model holds between two calls of one measurement: attributes by reference, buffers by value.
 
@@ -241,8 +259,7 @@ class _Between:
         for module in modules:
             own = {key: value for key, value in module.__dict__.items() if key not in OWN}
             self._attributes.append((module.__dict__, own))
-            # Libraries install hooks in the first call, and mark it in an attribute: both have to go together.
-            for value in (*own.values(), *(module.__dict__.get(key) for key in _FORWARD)):
+            for value in own.values():
                 if isinstance(value, _MUTABLE):
                     self._containers.append((value, dict(value) if isinstance(value, dict) else list(value)))
             if isinstance(module, torch.jit.ScriptModule):

@@ -137,6 +137,18 @@ def test_what_vmap_of_torch_has_wrong_is_right(function):
     torch.testing.assert_close(moved, wanted)
 
 
+@pytest.mark.parametrize("write", [lambda y, v: v.mul_(2), lambda y, v: v[0].mul_(2), lambda y, v: y.mul_(2)])
+def test_to_write_where_a_conjugate_view_is_in_use_is_refused(write):
+    def function(x):
+        y = torch.complex(x, x * x)
+        view = y.conj()
+        write(y, view)
+        return torch.view_as_real(y + view)
+
+    with torch.no_grad(), pytest.raises(Unsupported, match="conjugate"):
+        push_forward(function, torch.randn(3), torch.randn(2, 3))
+
+
 def test_strides_that_leave_a_tensor_are_refused():
     x, zeros = torch.randn(3, 4), torch.zeros(3, 4)
     with torch.no_grad(), pytest.raises(Unsupported, match="strides"):

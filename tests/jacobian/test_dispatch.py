@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lie_metric.jacobian import carrying
 from lie_metric.jacobian.carrying import Dual, Unsupported, WrittenInto, _Fused, push_forward, wrap
 
 aten = torch.ops.aten
@@ -338,16 +337,11 @@ def test_families_that_meet_become_one():
     memory = X.clone()
     one, other = wrap(memory[0], T[:, 0].clone()), wrap(memory[1], T[:, 1].clone())
     far = wrap(X.clone(), T.clone())
-    held = carrying.lock(wrap(memory[:1].clone(), T[:, :1].clone()), other)
     assert one.aliases is not other.aliases
     whole = wrap(memory, T.clone(), (one, 3, far, other))
     assert one.aliases is other.aliases is whole.aliases
     assert far.aliases is not whole.aliases
     assert {id(member()) for member in whole.aliases} >= {id(one), id(other), id(whole)}
-    assert held.aliases is not whole.aliases
-    with _Fused(), pytest.raises(Unsupported, match="view"):
-        whole.mul_(2)
-    del held
     with _Fused():
         whole.mul_(2)
     assert torch.equal(one.tangents, 2 * T[:, 0])
@@ -377,10 +371,6 @@ def test_a_change_where_nobody_sees_needs_no_new_memory(change):
 
 
 def test_views_by_strides_of_tangents_laid_out_otherwise():
-    wide = X.repeat(1, 1, 2)
-    dual = wrap(wide[..., ::2], T.clone())
-    with pytest.raises(Unsupported, match="between a tensor's own elements"):
-        dual.as_strided((2, 2), (24, 2))
     turned = wrap(X.mT.contiguous().mT, T.clone())
     found = turned.as_strided((2, 3), (12, 1), 3)
     assert torch.equal(found.value, X[..., 1])

@@ -44,6 +44,21 @@ def test_a_number_of_all_images_that_is_lost_is_found_whichever_image_it_is_from
             checked(lambda x, stem=stem: stem(x) * float(stem(x).amax()), torch.rand(2, 3, 8, 8).double())
 
 
+def test_a_lost_number_of_the_last_image_is_found_in_the_others():
+    images = torch.rand(3, 3, 8, 8).double()
+    images[-1] *= 4
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).double()
+
+    def scaled(x):
+        y = net(x)
+        own = y.amax(1)
+        apart = torch.tensor([float(y.amax() - each) for each in own], dtype=x.dtype)  # zero for the last image
+        return y * (own + apart)[:, None]
+
+    with pytest.raises(RuntimeError, match="agrees"):
+        checked(scaled, images)
+
+
 @pytest.mark.parametrize("row", [0, 1, 2])
 def test_images_that_depend_on_one_of_them_are_measured(row):
     images = torch.rand(3, 3, 8, 8)

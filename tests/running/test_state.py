@@ -10,6 +10,7 @@ from running_models import SILENT, TOLD, BuildsFilters, Keeps, held, same
 from torch import nn
 
 import lie_metric as lm
+from lie_metric.measured import function_of
 from lie_metric.running import evaluation, isolated
 
 
@@ -346,3 +347,36 @@ def test_metrics_that_forward_updates_are_as_they_were():
         model(x())
     assert model.mean.compute() == 4
     assert model.mean.update_count == 1
+
+
+class _Captures(nn.Module):
+    """Collects outputs of its layers by hooks that it adds once, as transformers' models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x):
+        if not getattr(self, "installed", False):
+            for layer in self.layers:
+                layer.register_forward_hook(lambda module, inputs, output: self.seen.append(output))
+            self.installed = True
+        self.seen = []
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return torch.stack(self.seen).sum(0)
+
+
+def test_hooks_that_a_call_adds_are_added_once():
+    model, x = _Captures(), torch.randn(2, 4)
+    with torch.no_grad():
+        wanted = model.layers[0](x) + model.layers[1](model.layers[0](x).tanh())
+    outside = model.layers[0].register_forward_hook(lambda *args: None)
+    with torch.no_grad(), isolated(model):
+        function = function_of(model, "logits")
+        inside = model.layers[1].register_forward_hook(lambda *args: None)
+        for _ in range(3):
+            torch.testing.assert_close(function(x), wanted)
+        assert inside.id in model.layers[1]._forward_hooks
+    assert list(model.layers[0]._forward_hooks) == [outside.id]
+    assert not model.layers[1]._forward_hooks
