@@ -648,7 +648,7 @@ def test_a_method_that_does_not_run_in_float64_is_checked_in_float32():
 
     check = checked(SMOOTH, run(1.0), X.float(), TANGENTS.float(), precise())
     assert check.status == "agrees"
-    assert tried[-2:] == [torch.float64, torch.float32]
+    assert tried[-1] == torch.float32
     with pytest.raises(Disagreement):
         checked(SMOOTH, run(1.2), X.float(), TANGENTS.float(), precise())
     with pytest.raises(RuntimeError, match="float32 alone"):

@@ -76,10 +76,10 @@ def test_measures_equal_their_formulas():
 def test_lee_of_probabilities_comes_from_the_same_pass():
     model, x = Net(), images()
     calls = []
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     metric = lm.LocalEquivarianceError(NAMES, lee_output="probabilities", method="forward")
     metric.update(model, x)
-    assert len(calls) == 1
+    assert calls.count(len(x)) == 1  # the check of the method takes single images
     L, _ = explicit(model, x, probabilities=True)
     torch.testing.assert_close(torch.stack(list(metric.lee().values())), L.square().mean((1, 2)), rtol=1e-10, atol=0)
     raw, _ = explicit(model, x)
@@ -159,9 +159,12 @@ def test_forward_runs_the_model_once():
     model, x = Net(), images()
     metric = lm.LocalEquivarianceError(NAMES, method="forward")
     calls = []
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     metric(model, x)
-    assert len(calls) == 1
+    assert calls.count(len(x)) == 1  # the check of the method takes single images
+    calls.clear()
+    metric(model, x)
+    assert calls == [len(x)]
 
 
 def test_torchmetrics_conventions():
