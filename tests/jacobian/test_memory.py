@@ -63,6 +63,9 @@ def test_who_turns_to_other_memory_leaves_the_others():
     assert second.alone()
     assert not first.alone()
     assert not third.alone()
+    del second
+    assert not first.alone()
+    assert not third.alone()
     third.replace(rows())
     assert first.alone()
     assert third.alone()

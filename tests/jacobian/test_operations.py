@@ -392,7 +392,8 @@ def laid_out_otherwise(change):
     """A change in place of a tensor that no other sees, and that is not laid out as results are."""
 
     def function(y):
-        z = (y * 1.5 + y.flip(0)).transpose(-1, 1).transpose(0, 2)
+        z = y.contiguous().transpose(-1, 1).transpose(0, 2) * 1.5  # a product is laid out as its factor
+        assert not z.is_contiguous()
         change(z, y.transpose(-1, 1).transpose(0, 2).contiguous())
         return z, z[0]
 
