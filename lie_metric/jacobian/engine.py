@@ -152,6 +152,11 @@ def _first_that_works(
                 )
             reasons[name] = _line(error)
             continue
+        if made.status == "inconclusive":
+            warn(
+                f"Whether method {name!r} gives derivatives of the function itself could not be told: {made.reason}. "
+                "Compare with `method='difference'`; a straight-through estimator or a quantised network looks so."
+            )
         # Whether tensors carry their tangents or `vmap` does is a matter of speed alone.
         if asked == "auto" and (wrong or set(reasons) - _CARRYING):
             why = "others do not agree with the function" if wrong else "an operation lacks a rule"
