@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from lie_metric.running.draws import MEASURED
 from lie_metric.running.modules import Found, found_modules, refuse_lazy
 from lie_metric.running.state import State
+from lie_metric.warning import warn
 
 __all__ = ["evaluation", "isolated"]
 
@@ -90,35 +89,21 @@ def _restore(state: State, watch: _Watch) -> None:
         raise interrupted
     changed = [path for path in changed if path.rpartition(".")[0] not in watch.norms]
     if changed:
-        warnings.warn(
+        warn(
             f"The model changed its buffers {changed[:4]} in evaluation mode; they were given their values back. "
-            "The function that was measured may differ from call to call.",
-            stacklevel=_level_of_caller(),
+            "The function that was measured may differ from call to call."
         )
     if watch.norms:
-        warnings.warn(
+        warn(
             f"Batch norm ran in training mode in {sorted(watch.norms)[:4]}: what was measured depends on "
             "the other images of a batch. Its running statistics were given back. Call `eval()` on it, or pass as the "
-            "model the module itself or a function that holds it.",
-            stacklevel=_level_of_caller(),
+            "model the module itself or a function that holds it."
         )
     if lost:
-        warnings.warn(
+        warn(
             f"The model wrote to {lost[:4]} in evaluation mode, in a way that was not seen in time: their values could "
-            "not be given back. Register them as buffers, or write with torch's own operations.",
-            stacklevel=_level_of_caller(),
+            "not be given back. Register them as buffers, or write with torch's own operations."
         )
-
-
-def _level_of_caller() -> int:
-    """The stack level, for a warning where this is called, of the first frame outside of the package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in {
-        "lie_metric",
-        "contextlib",
-    }:
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 class _Watch(TorchFunctionMode):
