@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from lie_metric.jacobian.carrying import Unsupported, WrittenInto
 from lie_metric.jacobian.methods import METHODS, Function, difference
-from lie_metric.jacobian.verification import Check, Disagreement, verify
+from lie_metric.jacobian.verification import Check, Declared, Disagreement, Jump, verify
 from lie_metric.warning import warn
 
 __all__ = ["Method", "Products", "push"]
@@ -125,10 +125,12 @@ def _first_that_works(
 ) -> Products:
     reasons: dict[str, str] = {}
     wrong: dict[str, str] = {}
-    written = False
+    written = declared = False
     for name in names:
         if name == "forward created" and not written and "forward" in names:
             continue
+        if declared and name not in _CARRYING:
+            continue  # it has the same from autograd
         try:
             value, products = _within_memory(name, function, inputs, tangents, chunk)
             made = Check("not made", name, reason="checked before")
@@ -138,6 +140,9 @@ def _first_that_works(
             raise
         except Disagreement as error:
             wrong[name] = str(error)
+            if isinstance(error, Jump):
+                break  # that is so by whatever method
+            declared = declared or isinstance(error, Declared)
             continue
         except Exception as error:
             written = isinstance(error, WrittenInto)
@@ -152,10 +157,16 @@ def _first_that_works(
                 )
             reasons[name] = _line(error)
             continue
+        if made.status == "inconclusive" and (wrong or (reasons and not torch.is_grad_enabled())) and len(names) > 1:
+            # What autograd declares is not taken on trust where following the function failed.
+            wrong[name] = f"whether it gives derivatives of the function itself could not be told: {made.reason}"
+            continue
+        if made.warning:
+            warn(f"The derivatives of the model are doubtful: {made.warning}.")
         if made.status == "inconclusive":
             warn(
                 f"Whether method {name!r} gives derivatives of the function itself could not be told: {made.reason}. "
-                "Compare with `method='difference'`; a straight-through estimator or a quantised network looks so."
+                "Compare with `method='difference'`."
             )
         # Whether tensors carry their tangents or `vmap` does is a matter of speed alone.
         if asked == "auto" and (wrong or set(reasons) - _CARRYING):
@@ -165,7 +176,7 @@ def _first_that_works(
     if wrong:
         raise RuntimeError(
             f"`model` must have a derivative that agrees with its own central differences, but by method {asked!r} "
-            f"none does ({_told(reasons | wrong)}). Mend what is named, or pass `method='difference'`, which measures "
+            f"none does ({_told(wrong | reasons)}). Mend what is named, or pass `method='difference'`, which measures "
             "the function as it is."
         )
     raise RuntimeError(

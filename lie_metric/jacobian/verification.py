@@ -9,15 +9,16 @@ areas), and along a random combination of all tangents and noise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lie_metric.jacobian.methods import Function, central_difference, raised, size_of
+from lie_metric.jacobian.methods import Function, raised, size_of
 
-__all__ = ["Check", "Disagreement", "verify"]
+__all__ = ["Check", "Declared", "Disagreement", "Jump", "verify"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Check:
         difference: Norm of products less central differences, relative to the latter; NaN where there are none.
         transposition: ``|⟨u, J t⟩ - ⟨Jᵀu, t⟩|`` for random u and t, relative; NaN where there is no reverse mode.
         reason: Why it is inconclusive, or what else there is to know; mostly empty.
+        warning: What makes the products doubtful although they agree: ties at the image itself, or rounding.
     """
 
     status: Literal["agrees", "inconclusive", "not made"]
@@ -37,9 +39,11 @@ class Check:
     difference: float = float("nan")
     transposition: float = float("nan")
     reason: str = ""
+    warning: str = ""
 
     def __str__(self) -> str:
-        added = f" ({self.reason})" if self.reason else ""
+        added = "; ".join(part for part in (self.reason, self.warning) if part)
+        added = f" ({added})" if added else ""
         if self.status == "agrees":
             return f"{self.method} agrees with central differences to {self.difference:.0e}{added}"
         return f"{self.method}, check {self.status}{added}"
@@ -49,20 +53,54 @@ class Disagreement(RuntimeError):
     """A method's products are not derivatives of the function."""
 
 
-# Relative errors that a sound method has: in float64 the rounding of differences, in float32 that of deep networks.
-_TOLERANCE, _COARSE = 1e-6, 2e-2
+class Jump(Disagreement):
+    """The function jumps beside the inputs, so that no derivative says how it changes."""
+
+
+class Declared(Disagreement):
+    """Forward and reverse mode of autograd agree on a derivative that is not the function's."""
+
+
+class _Level(NamedTuple):
+    """What differences can tell of a function that is computed in some precision.
+
+    Attributes:
+        eps: The relative rounding of one operation.
+        steps: Steps of central differences, as parts of the norm of the inputs.
+        tolerance: The relative error of products that a sound method has.
+        finest: The interval that the search for a jump ends at: inputs still tell its ends apart.
+        rounding: How many times ``eps`` of its norm rounding changes a value at most.
+    """
+
+    eps: float
+    steps: tuple[float, ...]
+    tolerance: float
+    finest: float
+    rounding: float
+
+
+# In float64 the tolerance is the rounding of differences, in float32 that of deep networks.
+_LEVELS = (
+    _Level(torch.finfo(torch.float64).eps, (1e-6, 1e-5, 1e-4, 1e-7), 1e-6, 1e-13, 1e6),
+    _Level(torch.finfo(torch.float32).eps, (3e-3, 1e-2, 1e-3), 2e-2, 5e-6, 1e2),
+    _Level(torch.finfo(torch.bfloat16).eps, (3e-2, 1e-1, 1e-2), 1e-1, 1e-3, 1e1),
+)
 # Below it derivatives in float32 need no second look in float64.
 _CLEAR = 1e-4
 # Differences that are further apart than this say nothing.
 _UNSURE = 5e-2
-_STEPS = (1e-6, 1e-5, 1e-4, 1e-7)
-_COARSE_STEPS = (3e-3, 1e-2, 1e-3)
+# A transposition that is off by more is no rounding.
+_COARSE = 2e-2
 # A function without jumps does not change by several times its derivative within a thousandth of the image's norm,
 # which is about a hundredth of a pixel: there pretrained networks are within a tenth of their first order.
 _JUMP_STEP, _JUMP = 1e-3, 3.0
+# Where the derivative is zero, whether the function is at rest for longer is of interest.
+_FAR = 0.1
 _OFF_KINKS, _NOISE = 1e-3, 0.3
 # A number that is lost, such as a maximum taken out of torch, may be at rest along one direction.
 _DIRECTIONS = 3
+# Ties and rounding that change derivatives by less than this are not worth a warning.
+_DOUBTFUL = 1e-2
 _OTHERWISE = "reverse mode gives another derivative: the model detaches a part, or declares its own"
 
 Run = Callable[[Function, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -94,7 +132,8 @@ def verify(
         What was found.
 
     Raises:
-        Disagreement: If the products are not derivatives of the function.
+        Disagreement: If the products are not derivatives of the function; a :class:`Jump` if none are; :class:`Declared`
+            if those of autograd are not.
     """
     if len(tangents) == 0 or products.numel() == 0:
         return Check("not made", method, reason="there is nothing to compare")
@@ -104,19 +143,83 @@ def verify(
         if _independent(function, inputs, value):
             last = slice(-1, None)
             try:
-                return _Comparison(run, method, function, precise, inputs[last]).made(
+                return _Comparison(run, method, function, precise, inputs[last], True).made(
                     tangents[:, last], products.detach()[:, last]
                 )
             except _BatchesDiffer:
                 pass  # ties that are broken otherwise in a batch, or a method that mixes images: all of them will tell
         try:
-            return _Comparison(run, method, function, precise, inputs).made(tangents, products.detach())
+            return _Comparison(run, method, function, precise, inputs, False).made(tangents, products.detach())
         except _BatchesDiffer as error:
             raise Disagreement("its products are not linear in the tangent, or change from call to call") from error
 
 
 class _BatchesDiffer(Exception):
     """Products of all generators at once are not those of one combination, which they are linear in."""
+
+
+class _Line:
+    """A function along a line, f(x + s a).
+
+    Args:
+        function: f.
+        point: x.
+        along: a.
+        alone: Whether x is one image, and images do not influence one another: then several s make one batch.
+    """
+
+    def __init__(self, function: Function, point: Tensor, along: Tensor, alone: bool) -> None:
+        self.function, self.point, self.along, self.alone = function, point, along, alone
+
+    def at(self, *places: float) -> tuple[Tensor, ...]:
+        """Values at several s."""
+        points = [self.point + place * self.along for place in places]
+        if self.alone and len(points) > 1:
+            try:
+                values = self.function(torch.cat(points))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                pass  # a model may insist on the size of a batch
+            else:
+                if len(values) == len(points):
+                    return values.split(1)
+        return tuple(self.function(point) for point in points)
+
+    def differences(self, *steps: float) -> list[Tensor]:
+        """Central differences of several steps."""
+        values = self.at(*steps, *(-step for step in steps))
+        ahead, behind = values[: len(steps)], values[len(steps) :]
+        return [(a - b) / (2 * step) for a, b, step in zip(ahead, behind, steps, strict=True)]
+
+    def jumps(self, reach: float, slope: float, level: _Level) -> bool:
+        """Whether f jumps between -reach and reach, by halving the interval towards the larger change.
+
+        Args:
+            reach: Half of the interval.
+            slope: A rate of change that is no jump.
+            level: The precision.
+
+        Returns:
+            Whether a change remains that neither a slope nor rounding nor noise explains.
+        """
+        places, (start, end) = (-reach, reach), self.at(-reach, reach)
+        rounding = level.rounding * level.eps * float(torch.maximum(start.norm(), end.norm()))
+        while places[1] - places[0] > level.finest:
+            if not bool((end - start).norm() > rounding):
+                return False
+            middle = sum(places) / 2
+            (between,) = self.at(middle)
+            if bool((between - start).norm() >= (end - between).norm()):
+                places, end = (places[0], middle), between
+            else:
+                places, start = (middle, places[1]), between
+        change, length = float((end - start).norm()), places[1] - places[0]
+        if not change > max(rounding, 100 * slope * length):
+            return False
+        # Noise changes as much everywhere, a jump does so in one place.
+        values = self.at(-reach, length - reach, reach - length, reach)
+        return change > 10 * float(torch.maximum((values[1] - values[0]).norm(), (values[3] - values[2]).norm()))
 
 
 class _Comparison:
@@ -128,11 +231,14 @@ class _Comparison:
         function: As in :func:`verify`.
         precise: As in :func:`verify`.
         inputs: The images that are used.
+        alone: Whether that is one image, and images do not influence one another.
     """
 
-    def __init__(self, run: Run, method: str, function: Function, precise: Function | None, inputs: Tensor) -> None:
+    def __init__(
+        self, run: Run, method: str, function: Function, precise: Function | None, inputs: Tensor, alone: bool
+    ) -> None:
         self.run, self.method, self.function, self.precise = run, method, function, precise
-        self.x = inputs.detach()
+        self.x, self.alone = inputs.detach(), alone
         self.source = torch.Generator().manual_seed(0)
 
     def made(self, tangents: Tensor, products: Tensor) -> Check:
@@ -147,12 +253,14 @@ class _Comparison:
         value, (again, product) = self.run(self.function, x, torch.stack([t, along]))
         if not _alike(value, self.function(x)):
             raise Disagreement("its values are not those of the function")
-        gain = float(product.norm() / along.norm())
+        scale = max(float(again.norm()), float(product.norm() / along.norm()))
+        apart = float((found - again).norm()) - 1e3 * torch.finfo(value.dtype).eps * float(value.norm() / size_of(x))
         # The same sums in another order.
-        tolerance = 1e-6 if found.dtype == torch.float64 else 1e-3
-        if bool((found - again).norm() > tolerance * max(float(again.norm()), gain)):
-            raise _BatchesDiffer
-        return self._at_once(x, along, product) or self._at_length(t)
+        if apart > (1e-6 if found.dtype == torch.float64 else 1e-3) * scale:
+            level = _level(self.function, x)
+            if level is _LEVELS[0] or apart > 30 * level.eps * scale:
+                raise _BatchesDiffer
+        return self._at_once(x, along, product) or self._at_length(t, again)
 
     def _along(self, x: Tensor, t: Tensor) -> Tensor:
         """A combination of t and noise, of the size of x."""
@@ -162,100 +270,204 @@ class _Comparison:
         return torch.randn(x.shape, dtype=torch.float64, generator=self.source)
 
     def _at_once(self, x: Tensor, along: Tensor, product: Tensor) -> Check | None:
-        """What most models pass: one difference in float64 at the inputs; None where more has to be looked at."""
+        """What most models pass: differences in float64 at the inputs; None where more has to be looked at."""
         wide = product.dtype == x.dtype == torch.float64
-        if x.dtype == torch.float64:
-            exact, point = self.function, x
-        elif x.device.type == "mps":
+        if x.dtype != torch.float64 and x.device.type == "mps":
             return None
-        else:
-            exact, point = self.precise or self.function, x.double()
+        exact, point = (self.function, x) if x.dtype == torch.float64 else (self.precise or self.function, x.double())
         try:
-            difference = central_difference(exact, point, along.to(point), _STEPS[0])
+            near, far = _Line(exact, point, along.to(point), self.alone).differences(_LEVELS[0].steps[0], _JUMP_STEP)
         except torch.OutOfMemoryError:
             raise
         except Exception:
             return None  # weights that stay in float32
-        error = _relative(product.to(difference), difference)
-        if not error <= (_TOLERANCE if wide else _CLEAR) or difference.dtype != torch.float64:
+        error = _relative(product.to(near), near)
+        if not error <= (_LEVELS[0].tolerance if wide else _CLEAR) or near.dtype != torch.float64:
             return None
-        self._refuse_jumps(self.function, x, along, product)
+        if not bool(product.any()) or bool((far - product).norm() > _JUMP * product.norm()):
+            return None
         transposition, why = _by_transposition(self.function, x, along, product)
-        if transposition > (1e-6 if wide else _COARSE):
-            why = _OTHERWISE
+        if transposition > _LEVELS[0 if wide else 1].tolerance:
+            return None
         return Check("agrees", self.method, error, transposition, why)
 
-    def _at_length(self, t: Tensor) -> Check:
+    def _at_length(self, t: Tensor, given: Tensor) -> Check:
         """Differences of several steps, beside the inputs, where ties and kinks are no longer."""
         function, point, _ = raised(self.function, self.precise, self.x)
         near = point + _OFF_KINKS * size_of(point) * _unit(self._noise(point), point)
-        if bool(torch.isfinite(function(near)).all()):
-            point = near
+        if not bool(torch.isfinite(function(near)).all()):
+            near = point
         try:
-            self.run(function, point, t.to(point)[None])
+            self.run(function, near, t.to(point)[None])
         except Exception:
             if function is self.function:
                 raise
-            function, point = self.function, self.x
-        made = [self._along_one(function, point, self._along(point, t.to(point))) for _ in range(_DIRECTIONS)]
-        return max(made, key=lambda check: (check.status != "agrees", check.difference))
+            function, point, near = self.function, self.x, self.x
+        inside = _level(function, near)
+        made = [self._along_one(function, near, self._along(near, t.to(near)), inside) for _ in range(_DIRECTIONS)]
+        worst = max(made, key=lambda check: (check.status != "agrees", check.difference))
+        if worst.status != "agrees":
+            return worst
+        return replace(worst, warning=self._doubts(function, point, t.to(point), given, inside))
 
-    def _along_one(self, function: Function, point: Tensor, along: Tensor) -> Check:
+    def _along_one(self, function: Function, point: Tensor, along: Tensor, inside: _Level) -> Check:
         product = self.run(function, point, along[None])[1][0]
-        wide = product.dtype == point.dtype == torch.float64
-        status, error = self._compared(function, point, along, product, wide)
+        line = _Line(function, point, along, self.alone)
+        size = float(function(point).norm())
+        for level in (each for each in _LEVELS if torch.finfo(product.dtype).eps <= each.eps <= inside.eps):
+            found = [part.to(product) for part in line.differences(*level.steps, _JUMP_STEP)]
+            far = found.pop()
+            status, error = _compared(product, found, size, level)
+            if status == "agrees":
+                break
         transposition, why = _by_transposition(function, point, along, product)
-        limit = 1e-6 if wide else _COARSE
-        if status == "differs" or (status == "inconclusive" and transposition > _COARSE):
-            raise Disagreement(_what_differs(product, transposition <= limit))
+        otherwise = transposition > level.tolerance
+        if self._jumps(line, level, product, [*found, far], size, status == "inconclusive" or otherwise):
+            raise Jump(_JUMPS)
+        if status == "differs" or (status == "inconclusive" and transposition > max(level.tolerance, _COARSE)):
+            raise _what_differs(product, not otherwise)
         if status == "inconclusive":
-            return Check("inconclusive", self.method, error, transposition, "central differences do not converge")
-        if wide:
-            self._refuse_jumps(function, point, along, product)
-        return Check("agrees", self.method, error, transposition, _OTHERWISE if transposition > limit else why)
-
-    def _compared(
-        self, function: Function, x: Tensor, along: Tensor, product: Tensor, wide: bool
-    ) -> tuple[Literal["agrees", "inconclusive", "differs"], float]:
-        """Whether the product is among the differences of several steps, and how far the nearest is."""
-        steps = _STEPS if wide else _COARSE_STEPS
-        found = [central_difference(function, x, along, step).to(product) for step in steps]
-        best = min(_relative(product, part) for part in found)
-        if best <= (_TOLERANCE if wide else _COARSE):
-            return "agrees", best
-        # What the rounding of the two values makes of a difference, and what differences of other steps make of it.
-        rounding = torch.finfo(x.dtype).eps * float(function(x).norm()) / max(steps)
-        unsure = max(rounding / max(float(found[0].norm()), 1e-300), _spread(found))
-        if not unsure <= _UNSURE:
-            return "inconclusive", best
-        return ("differs" if best > 10 * unsure else "agrees"), best
-
-    def _refuse_jumps(self, function: Function, x: Tensor, along: Tensor, product: Tensor) -> None:
-        change = (central_difference(function, x, along, _JUMP_STEP) - product).norm()
-        if not bool(change > _JUMP * product.norm()):
-            return
-        rounding = 1e4 * torch.finfo(x.dtype).eps * function(x).norm()
-        if bool(change * _JUMP_STEP > rounding):
-            raise Disagreement(
-                "the function jumps (it rounds, quantises, or picks by argmax or top-k), or a part of it is detached: "
-                "its derivative says nothing of the changes that it makes"
-                if bool(product.any())
-                else _what_differs(product, False)
+            why = "central differences do not converge, as where a network rounds" + (
+                " in half precision" if inside is _LEVELS[2] else " or uses a straight-through estimator"
             )
+            return Check("inconclusive", self.method, error, transposition, why)
+        return Check("agrees", self.method, error, transposition, _OTHERWISE if otherwise else why)
+
+    def _jumps(
+        self, line: _Line, level: _Level, product: Tensor, found: list[Tensor], size: float, suspected: bool
+    ) -> bool:
+        """Whether the function jumps where differences are larger than the product, or something else is odd."""
+        slope, resolved = float(product.norm()), level.rounding * level.eps * size
+        if slope <= resolved and line.jumps(_FAR, slope, level):
+            return True
+        return any(
+            line.jumps(step, slope, level)
+            for step, part in zip((*level.steps, _JUMP_STEP), found, strict=True)
+            if (suspected and step == _JUMP_STEP)
+            or float((part - product).norm()) > max(_JUMP * slope, resolved / step)
+        )
+
+    def _doubts(self, function: Function, point: Tensor, t: Tensor, given: Tensor, inside: _Level) -> str:
+        """What makes the products doubtful at the image itself, where they were taken.
+
+        Args:
+            function: The function, in float64 where it runs so.
+            point: The inputs in its precision.
+            t: A combination of the tangents.
+            given: The product with it in the working precision.
+            inside: The coarsest precision on the way.
+
+        Returns:
+            What is to be told, or nothing.
+        """
+        doubts = []
+        line = _Line(function, point, size_of(point) * _unit(t, point), self.alone)
+        exact = self.run(function, point, line.along[None])[1][0]
+        rounded = _relative(given.to(exact) * (line.along.norm() / t.norm()), exact)
+        if rounded > _DOUBTFUL and t.any() and float(exact.norm()) > _LEVELS[1].eps * float(function(point).norm()):
+            doubts.append(
+                f"rounding in {str(given.dtype).removeprefix('torch.')} changes its derivatives by {rounded:.0%}: measure "
+                "it in float64 (`model.double()`, `images.double()`)"
+            )
+        if inside is _LEVELS[2]:
+            return (
+                "a part of it runs in half precision whatever its weights are in (autocast within `forward`?): its "
+                "derivatives hold to a few hundredths alone"
+            )
+        level = _LEVELS[0]
+        if inside is not level or point.dtype != torch.float64:
+            return "; ".join(doubts)
+        kinks, off = [], []
+        for step in level.steps[0], level.steps[-1]:
+            behind, at, ahead = line.at(-step, 0.0, step)
+            if not bool((ahead - behind).norm() > 1e4 * level.eps * at.norm()):
+                return "; ".join(doubts)  # it is at rest
+            kinks.append(_relative(ahead - at, at - behind))
+            off.append(_relative((ahead - behind) / (2 * step), exact))
+        if min(kinks) > _DOUBTFUL and min(off) > _DOUBTFUL:
+            doubts.append(
+                "at the image itself it has a kink, as a maximum or ReLU has on areas that are exactly constant: the "
+                f"derivatives on the two sides differ by {min(kinks):.0%}, and the one given is {min(off):.0%} off their "
+                "mean, which `method='difference'` measures"
+            )
+        return "; ".join(doubts)
 
 
-def _what_differs(product: Tensor, sound: bool) -> str:
+def _compared(
+    product: Tensor, found: list[Tensor], size: float, level: _Level
+) -> tuple[Literal["agrees", "inconclusive", "differs"], float]:
+    """Whether a product is among the differences of several steps, and how far the nearest is.
+
+    Args:
+        product: The product.
+        found: Central differences of the level's steps.
+        size: The norm of the function's value.
+        level: The precision.
+
+    Returns:
+        The verdict, and the relative distance.
+    """
+    errors = [_relative(product, part) for part in found]
+    if min(errors) <= level.tolerance:
+        return "agrees", min(errors)
+    step = max(level.steps)
+    rounding = 10 * level.eps * size / step
+    if min(float((product - part).norm()) for part in found) <= rounding and level is not _LEVELS[2]:
+        return "agrees", min(errors)  # both are zero as far as can be told
+    # What the rounding of the two values makes of a difference, and what differences of other steps make of it.
+    scale = max(float(product.norm()), *(float(part.norm()) for part in found))
+    nearest = min(
+        max(float((a - b).norm()), 1e-300) / max(float(product.norm()), float(a.norm()), float(b.norm()), 1e-300)
+        for i, a in enumerate(found)
+        for b in found[:i]
+    )
+    unsure = max(level.eps * size / step / max(scale, 1e-300), nearest)
+    if not unsure <= _UNSURE:
+        return "inconclusive", min(errors)
+    return ("differs" if min(errors) > 10 * unsure else "agrees"), min(errors)
+
+
+_JUMPS = (
+    "the function jumps (it rounds, quantises, or picks by argmax or top-k): its derivative says nothing of the changes "
+    "that it makes, and one that is declared, as a straight-through estimator does, is not its own"
+)
+
+
+def _what_differs(product: Tensor, sound: bool) -> Disagreement:
     if not bool(product.any()):
-        return (
+        return Disagreement(
             "the derivative is exactly zero while the output moves with the input: a tensor is detached, or leaves "
             "torch (`.item()`, `.numpy()`)"
         )
     if sound:
-        return (
+        return Declared(
             "the derivative that autograd gives is not that of the function: has it a straight-through estimator, a "
             "detached branch, or a backward pass of its own?"
         )
-    return "a part of the derivative is lost or changed"
+    return Disagreement("a part of the derivative is lost or changed")
+
+
+class _Coarsest(TorchDispatchMode):
+    """Notes the largest rounding of the floating-point types that tensors have on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(part, Tensor) and part.is_floating_point():
+                self.eps = max(self.eps, torch.finfo(part.dtype).eps)
+        return result
+
+
+def _level(function: Function, x: Tensor) -> _Level:
+    """The coarsest precision that a function computes in, whatever the type of its inputs is."""
+    with _Coarsest() as mode:
+        value = function(x)
+    eps = max(mode.eps, torch.finfo(value.dtype).eps)
+    return next((level for level in _LEVELS if eps <= level.eps), _LEVELS[-1])
 
 
 def _unit(direction: Tensor, like: Tensor) -> Tensor:
@@ -283,10 +495,6 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     return bool((one - other).norm() <= 1e4 * torch.finfo(other.dtype).eps * other.norm())
-
-
-def _spread(found: list[Tensor]) -> float:
-    return min(_relative(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
 def _relative(one: Tensor, other: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch.autograd.functional import jacobian
 from lie_metric.jacobian import carrying, engine, push
 from lie_metric.jacobian.carrying import Unsupported, WrittenInto
 from lie_metric.jacobian.methods import METHODS, central_difference, difference, raised
-from lie_metric.jacobian.verification import Check, Disagreement, verify
+from lie_metric.jacobian.verification import Check, Disagreement, Jump, verify
 
 
 def fixed(*shape, seed=0, dtype=torch.float64):
@@ -490,8 +490,10 @@ def test_nothing_to_compare():
 def test_jumps_are_refused():
     with pytest.raises(Disagreement, match="jumps"):
         checked(lambda x: SMOOTH(x) + (1e4 * x.flatten(1)[:, :4]).round() / 10)
-    with pytest.raises(Disagreement, match="exactly zero"):
+    with pytest.raises(Jump):
         checked(lambda x: (1e4 * x.flatten(1)).round())
+    with pytest.raises(Jump):
+        checked(lambda x: (20 * x.flatten(1)[:, :4] + 0.5).round())  # at rest for a hundredth of its size
     assert checked(lambda x: SMOOTH(x) + (1e4 * x.flatten(1)[:, :4]).round() / 1e9).status == "agrees"
 
 

@@ -152,3 +152,125 @@ def test_differences_at_a_black_image():
 def test_a_method_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match="forward quickly"):
         lm.lie_derivative(NET, torch.rand(2, 3, 8, 8), "rotation", method="forward quickly")
+
+
+class _Quantised(nn.Module):
+    """A network whose features are quantised in one of the usual ways, with the gradient passed straight through."""
+
+    def __init__(self, kind, image):
+        super().__init__()
+        self.kind, self.image = kind, image
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 4, 3, 2, 1))
+        self.codes = nn.Parameter(0.03 * torch.randn(16, 4))
+        self.head = nn.ConvTranspose2d(4, 3, 8, 4, 2) if image else nn.Linear(4, 10)
+
+    def forward(self, x):
+        z = self.encoder(x)
+        f = z.permute(0, 2, 3, 1).flatten(0, 2)
+        if self.kind == "cdist":
+            q = self.codes[torch.cdist(f, self.codes).argmin(-1)]
+        elif self.kind == "squares":
+            q = self.codes[(f[:, None] - self.codes).square().sum(-1).argmin(-1)]
+        elif self.kind == "finite scalar":
+            f = 3.5 * f.tanh()
+            q = f.round()
+        elif self.kind == "fake_quantize":
+            q = torch.fake_quantize_per_tensor_affine(f, 0.05, 0, -128, 127)
+        else:
+            scale = f.detach().abs().amax() / 127
+            q = (f / scale).round() * scale
+        q = q if self.kind == "fake_quantize" else f + (q - f).detach()
+        q = q.reshape(*z.movedim(1, -1).shape).movedim(-1, 1)
+        return self.head(q) if self.image else self.head(q.mean((2, 3)))
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["scores", "image"])
+@pytest.mark.parametrize("kind", ["cdist", "squares", "finite scalar", "fake_quantize", "scale"])
+def test_quantised_networks_are_refused(kind, image):
+    torch.manual_seed(0)
+    model, images = _Quantised(kind, image), torch.rand(2, 3, 32, 32)
+    with pytest.raises(RuntimeError, match="jumps|straight-through"), torch.no_grad():
+        lm.lie_derivative(model, images, "rotation")
+    with pytest.raises(RuntimeError, match="jumps|straight-through"):
+        lm.lie_derivative(model, images, "rotation")
+    metric = lm.LocalEquivarianceError("rotation")
+    with pytest.raises(RuntimeError, match="jumps|straight-through"):
+        metric.update(model, images)
+
+
+class _Inside(nn.Module):
+    """A network that computes its second half in another precision, whatever its weights are in."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+        self.stem, self.head = nn.Conv2d(3, 16, 3, 2, 1), nn.Linear(16, 10)
+
+    def forward(self, x):
+        y = self.stem(x).relu().to(self.dtype)
+        return self.head((y * y).to(x.dtype).mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_inside_is_told(dtype):
+    torch.manual_seed(0)
+    model, images = _Inside(dtype), torch.rand(2, 3, 64, 64)
+    with torch.no_grad(), pytest.warns(UserWarning, match="half precision"):
+        found = lm.lie_derivative(model, images, "rotation")["rotation"]
+    model.dtype = torch.float32
+    true = lm.lie_derivative(model, images, "rotation")["rotation"]
+    assert (found - true).norm() < 2e-2 * true.norm()
+
+
+def test_single_precision_inside_agrees(recwarn):
+    torch.manual_seed(0)
+    method, check = checked(_Inside(torch.float32).double(), torch.rand(2, 3, 32, 32).double())
+    assert (method, check.status) == ("forward", "agrees")
+    assert check.difference < 2e-2
+    assert not check.warning
+
+
+def test_a_wrong_product_is_found_behind_single_precision(monkeypatch):
+    told = methods.METHODS["forward"]
+    monkeypatch.setitem(methods.METHODS, "forward", lambda *given: (told(*given)[0], 1.2 * told(*given)[1]))
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="do not agree"):
+        method, _ = checked(_Inside(torch.float32).double(), torch.rand(2, 3, 32, 32).double())
+    assert method == "forward vmap"
+
+
+def test_a_kink_at_the_image_itself_is_told():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(2)).double()
+    images = torch.zeros(1, 1, 12, 12, dtype=torch.float64)
+    images[:, :, 3:6, 4:9] = 1
+    rotation, pooled = lm.generators("rotation"), {"output": lambda y: y.mean(2), "output_representation": Invariant()}
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"kink, .* `method='difference'`") as seen:
+        found = linearise(model, images, rotation, **pooled)
+    with torch.no_grad():
+        mean = linearise(model, images, rotation, method="difference", **pooled).lie_derivatives
+    off = (found.lie_derivatives - mean).norm() / mean.norm()
+    assert off > 0.01
+    assert f"{off:.0%} off their mean" in str(seen[0].message)
+    assert "kink" in str(found.check)
+    smooth = nn.Sequential(model[0], nn.GELU(), model[2])
+    assert not linearise(smooth, images, rotation, **pooled).check.warning
+
+
+def test_rounding_that_spoils_derivatives_is_told():
+    torch.manual_seed(0)
+    head = nn.Linear(3, 10)
+    model = lambda x: head(((1e6 * x + x) - 1e6 * x).mean((2, 3)))  # noqa: E731
+    with torch.no_grad(), pytest.warns(UserWarning, match="rounding in float32|could not be told"):
+        lm.lie_derivative(model, torch.rand(2, 3, 16, 16), "translation")
+
+
+def test_a_model_at_rest_is_no_jump():
+    """ReLU that is off for all of an image, and a head of zeros, have no derivative and do not jump."""
+    torch.manual_seed(0)
+    off = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).double()
+    nn.init.constant_(off[0].bias, -1.2)
+    images = torch.rand(2, 3, 8, 8).double()
+    assert checked(off, images)[1].status == "agrees"
+    nn.init.zeros_(off[3].weight)
+    assert checked(off, images)[1].status == "agrees"
