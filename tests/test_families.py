@@ -201,8 +201,8 @@ def test_every_family(family, capsys):
     bound = RESIDUALS.get(name, 1e-9) + rounding_of(found.output, L)
     with capsys.disabled():
         print(
-            f"\n{family:26} {name:34} {found.method:13} vmap {error:7.1e}  difference {finite:7.1e}  "
-            f"residual {residual:7.1e}, float32 {residual32:7.1e}  cost {cost:5.2f}  {len(report.operations):5d} operations"
+            f"\n{family:26} {name:34} {found.method:13} vmap {error:7.1e}  difference {finite:7.1e}  residual "
+            f"{residual:7.1e}, float32 {residual32:7.1e}  cost {cost:5.2f}  {len(report.operations):5d} operations"
         )
     assert error <= 1e-9
     assert finite <= 1e-3 + rounding or step is None

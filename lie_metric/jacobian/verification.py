@@ -132,8 +132,8 @@ def verify(
         What was found.
 
     Raises:
-        Disagreement: If the products are not derivatives of the function; a :class:`Jump` if none are; :class:`Declared`
-            if those of autograd are not.
+        Disagreement: If the products are not derivatives of the function; a :class:`Jump` if none are, and
+            :class:`Declared` if those of autograd are not.
     """
     if len(tangents) == 0 or products.numel() == 0:
         return Check("not made", method, reason="there is nothing to compare")
@@ -366,8 +366,8 @@ class _Comparison:
         rounded = _relative(given.to(exact) * (line.along.norm() / t.norm()), exact)
         if rounded > _DOUBTFUL and t.any() and float(exact.norm()) > _LEVELS[1].eps * float(function(point).norm()):
             doubts.append(
-                f"rounding in {str(given.dtype).removeprefix('torch.')} changes its derivatives by {rounded:.0%}: measure "
-                "it in float64 (`model.double()`, `images.double()`)"
+                f"rounding in {str(given.dtype).removeprefix('torch.')} changes its derivatives by {rounded:.0%}: "
+                "measure it in float64 (`model.double()`, `images.double()`)"
             )
         if inside is _LEVELS[2]:
             return (
@@ -383,12 +383,13 @@ class _Comparison:
             if not bool((ahead - behind).norm() > 1e4 * level.eps * at.norm()):
                 return "; ".join(doubts)  # it is at rest
             kinks.append(_relative(ahead - at, at - behind))
-            off.append(_relative((ahead - behind) / (2 * step), exact))
+            mean = (ahead - behind) / (2 * step)
+            off.append(float((exact - mean).norm() / mean.norm()))
         if min(kinks) > _DOUBTFUL and min(off) > _DOUBTFUL:
             doubts.append(
                 "at the image itself it has a kink, as a maximum or ReLU has on areas that are exactly constant: the "
-                f"derivatives on the two sides differ by {min(kinks):.0%}, and the one given is {min(off):.0%} off their "
-                "mean, which `method='difference'` measures"
+                f"derivatives on the two sides differ by {min(kinks):.0%}, and the one given is {min(off):.0%} off "
+                "their mean, which `method='difference'` measures"
             )
         return "; ".join(doubts)
 
@@ -428,8 +429,8 @@ def _compared(
 
 
 _JUMPS = (
-    "the function jumps (it rounds, quantises, or picks by argmax or top-k): its derivative says nothing of the changes "
-    "that it makes, and one that is declared, as a straight-through estimator does, is not its own"
+    "the function jumps (it rounds, quantises, or picks by argmax or top-k): its derivative says nothing of the "
+    "changes that it makes, and one that is declared, as a straight-through estimator does, is not its own"
 )
 
 

@@ -189,12 +189,12 @@ class _Quantised(nn.Module):
 def test_quantised_networks_are_refused(kind, image):
     torch.manual_seed(0)
     model, images = _Quantised(kind, image), torch.rand(2, 3, 32, 32)
-    with pytest.raises(RuntimeError, match="jumps|straight-through"), torch.no_grad():
+    with pytest.raises(RuntimeError, match=r"jumps|straight-through"), torch.no_grad():
         lm.lie_derivative(model, images, "rotation")
-    with pytest.raises(RuntimeError, match="jumps|straight-through"):
+    with pytest.raises(RuntimeError, match=r"jumps|straight-through"):
         lm.lie_derivative(model, images, "rotation")
     metric = lm.LocalEquivarianceError("rotation")
-    with pytest.raises(RuntimeError, match="jumps|straight-through"):
+    with pytest.raises(RuntimeError, match=r"jumps|straight-through"):
         metric.update(model, images)
 
 
@@ -261,7 +261,7 @@ def test_rounding_that_spoils_derivatives_is_told():
     torch.manual_seed(0)
     head = nn.Linear(3, 10)
     model = lambda x: head(((1e6 * x + x) - 1e6 * x).mean((2, 3)))  # noqa: E731
-    with torch.no_grad(), pytest.warns(UserWarning, match="rounding in float32|could not be told"):
+    with torch.no_grad(), pytest.warns(UserWarning, match="rounding in float32"):
         lm.lie_derivative(model, torch.rand(2, 3, 16, 16), "translation")
 
 
