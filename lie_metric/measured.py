@@ -34,6 +34,7 @@ __all__ = [
     "described",
     "evaluated",
     "function_of",
+    "part_of",
     "select_output",
     "validate_inputs",
     "validate_options",
@@ -176,6 +177,13 @@ def _unwrap(returned: Any) -> Tensor:
         return cast(Tensor, returned.logits)
     elif isinstance(returned, (tuple, list)) and returned and isinstance(returned[0], Tensor):
         return returned[0]
+    elif isinstance(returned, (tuple, list)) and returned and all(isinstance(one, Mapping) for one in returned):
+        raise TypeError(
+            f"`output` must say which tensor of the model's output is measured, got a {type(returned).__name__} of "
+            f"mappings with keys {list(returned[0])}, one for each image, as detection models return. Which boxes are "
+            "kept is no smooth function of the images: measure what comes before, e.g. "
+            "`function=lambda model, images: model.backbone(images)['0']`."
+        )
     elif isinstance(returned, (tuple, list)):
         parts, kind, access = dict(enumerate(returned)), f"a {type(returned).__name__} of length", "returned[{!r}]"
     else:
@@ -221,10 +229,11 @@ def call_of(model: Any, function: Function | None) -> Callable[[Tensor], Any]:
             "measured, e.g. `function='encode'`."
         )
     target: Any = getattr(model, "forward", model) if isinstance(model, nn.Module) else model
-    if isinstance(model, nn.Module) and inspect.getattr_static(model, "forward", None) is nn.Module.forward:
+    # That of `LightningModule` calls the one of `nn.Module`.
+    if isinstance(model, nn.Module) and getattr(target, "__qualname__", "") in _UNFORWARDED:
         raise TypeError(
-            f"`model` must have a `forward`, got {type(model).__name__}, which has none. Say what of it is measured, "
-            "e.g. `function='encode'`."
+            f"`model` must have a `forward`, got {_name(model)}, which has none. Say what of it is measured, e.g. "
+            f"`function=lambda model, images: {part_of(model, 'model')}(images)`, or the name of a method."
         )
     if not getattr(model, "_forward_pre_hooks", None):  # these may bring the missing arguments
         try:
@@ -236,9 +245,41 @@ def call_of(model: Any, function: Function | None) -> Callable[[Tensor], Any]:
         except TypeError as error:
             raise TypeError(
                 f"`model` must be callable with the images alone, got {_name(model)}{needed}. Say how it is called, "
-                "e.g. `function=lambda model, images: model(images, ...)`."
+                f"e.g. `function=lambda model, images: model(images{_further(needed)})`."
             ) from error
     return cast(Callable[[Tensor], Any], model)
+
+
+_UNFORWARDED = {"_forward_unimplemented", "LightningModule.forward"}
+
+
+def part_of(model: object, name: str = "module") -> str:
+    """The part of a module that is most likely meant where the module itself cannot be called, as an expression.
+
+    Args:
+        model: The module.
+        name: What it is called.
+
+    Returns:
+        That of the child with the most weights.
+
+    Example:
+        >>> part_of(nn.ModuleDict({"net": nn.Linear(2, 2), "loss": nn.MSELoss()}))
+        'module.net'
+    """
+    children = dict(model.named_children()) if isinstance(model, nn.Module) else {}
+    sizes = {path: sum(weight.numel() for weight in child.parameters()) for path, child in children.items()}
+    return f"{name}.{max(sizes, key=lambda path: sizes[path])}" if sizes else f"{name}.encode"
+
+
+def _further(signature: inspect.Signature) -> str:
+    """The arguments beside the first that have to be given."""
+    needed = [
+        one.name
+        for one in signature.parameters.values()
+        if one.default is one.empty and one.kind not in {one.VAR_POSITIONAL, one.VAR_KEYWORD}
+    ]
+    return "".join(f", {name}=..." for name in needed[1:])
 
 
 def function_of(

@@ -66,6 +66,33 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class WithoutForward(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.loss, self.net = nn.MSELoss(), nn.Conv2d(3, 4, 3)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch).mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Unwritten(WithoutForward):
+    def forward(self, x):
+        raise NotImplementedError
+
+
+class Boxes(Module):
+    """What detection models of torchvision return."""
+
+    def forward(self, x):
+        return [{"boxes": torch.zeros(2, 4), "scores": torch.zeros(2)} for _ in x]
+
+
 class Timed(Module):
     def forward(self, x, t):
         return self.net(x).mean((2, 3)) * t
@@ -126,27 +153,80 @@ REFUSED = {
         {"collate": lambda b: detection(b[:1])},
         "single images at batch[0]",
     ),
-    "list of images": (Module, {"collate": list}, "cannot measure a tensor of shape (3, 8, 8), found in a list"),
+    "boxes": (
+        Boxes,
+        {},
+        "got a list of mappings with keys ['boxes', 'scores'], one for each image, as detection models",
+    ),
+    "list of images": (Module, {"collate": list}, "Pass `EquivarianceMonitor(images=torch.stack)`"),
+    "an unusual key": (
+        Module,
+        {"form": lambda x: {"img": x, "label": 0}},
+        "got a dict with keys ['img', 'label']. Pass `EquivarianceMonitor(images='img')` if",
+    ),
+    "an unusual key, nested": (
+        Module,
+        {"form": lambda x: {"label": 0, "data": {"img": (x * 255).byte()}}},
+        "Pass `EquivarianceMonitor(images=lambda batch: batch['data']['img'].float() / 255)` if",
+    ),
+    "without forward": (
+        WithoutForward,
+        {},
+        "got WithoutForward, which has none. Say what of it is measured, e.g. "
+        "`EquivarianceMonitor(function=lambda model, images: model.net(images))`",
+    ),
+    "forward is not written": (
+        Unwritten,
+        {},
+        "with NotImplementedError. To measure another function pass its name or "
+        "`EquivarianceMonitor(function=lambda module, images: module.net(images))`.",
+    ),
     "two views": (Module, {"form": lambda x: ((x, x), 0)}, "EquivarianceMonitor(images=lambda batch: batch[0][0])"),
-    "labels first": (Module, {"form": lambda x: (0, x)}, "Pass `EquivarianceMonitor(images=1)`"),
+    "labels first": (
+        Module,
+        {"form": lambda x: (0, x)},
+        "found in a list of ['Tensor', 'Tensor']. Pass `EquivarianceMonitor(images=1)` if",
+    ),
+    "labels first, uint8": (
+        Module,
+        {"form": lambda x: (0, (x * 255).byte())},
+        "Pass `EquivarianceMonitor(images=lambda batch: batch[1].float() / 255)` if",
+    ),
     "labels first by key": (
         Module,
         {"form": lambda x: {"x": 0, "pixels": x}},
         "Pass `EquivarianceMonitor(images='pixels')`",
     ),
-    "no images": (Module, {"form": lambda x: {"picture": x}}, "got a dict with keys ['picture']"),
+    "no images": (
+        Module,
+        {"form": lambda x: {"picture": 0}},
+        "a tensor of shape (B, C, H, W), e.g. `lambda batch: batch['picture']`",
+    ),
     "several keys": (Module, {"form": lambda x: {"image": x, "x": x}}, "got ['image', 'x']"),
     "strings": (Module, {"form": lambda x: "text"}, "got a str, found in a list of ['str', 'str'"),
-    "numbers": (Module, {"form": lambda x: 0}, "and torch.int64, found in"),
-    "uint8": (Module, {"form": lambda x: ((x * 255).byte(), 0)}, "`lambda batch: batch[0].float() / 255`"),
+    "numbers": (Module, {"form": lambda x: 0}, ",) and torch.int64. Pass `EquivarianceMonitor(images=...)`"),
+    "uint8": (Module, {"form": lambda x: ((x * 255).byte(), 0)}, "(images=lambda batch: batch[0].float() / 255)`."),
     "not finite": (Module, {"form": lambda x: x / 0}, "must be finite"),
-    "no channels": (Module, {"form": lambda x: x[0]}, "EquivarianceMonitor(images=...)"),
-    "channels last": (Module, {"form": lambda x: x.movedim(0, -1)}, "ChannelsLast()"),
-    "two arguments": (Timed, {}, "EquivarianceMonitor(function=...)"),
-    "takes the batch": (Methods, {}, "EquivarianceMonitor(function=...)"),
+    "no channels": (Module, {"form": lambda x: x[0]}, "EquivarianceMonitor(images=lambda batch: batch[:, None])"),
+    "channels last": (
+        Module,
+        {"form": lambda x: x.movedim(0, -1)},
+        "EquivarianceMonitor(input_representation=lie_metric.representations.ChannelsLast())",
+    ),
+    "two arguments": (Timed, {}, "EquivarianceMonitor(function=lambda model, images: model(images, t=...))"),
+    "takes the batch": (
+        Methods,
+        {},
+        "dimension 4. To measure another function pass its name or "
+        "`EquivarianceMonitor(function=lambda module, images: module.net(images))`",
+    ),
     "tokens": (lambda: Module(tokens), {}, "EquivarianceMonitor(output_representation=...)"),
     "three axes": (lambda: Module(lambda s: s.mean(3)), {}, "EquivarianceMonitor(output_representation=...)"),
-    "hidden states": (lambda: Module(lambda s: HiddenStates(s.flatten(1))), {}, "EquivarianceMonitor(output=...)"),
+    "hidden states": (
+        lambda: Module(lambda s: HiddenStates(s.flatten(1))),
+        {},
+        "EquivarianceMonitor(output=lambda returned: returned.last_hidden_state)",
+    ),
     "dict": (lambda: Module(lambda s: {"last_hidden_state": s}), {}, "last_hidden_state"),
     "classes": (lambda: Module(lambda s: s.mean((2, 3)).argmax(1)), {}, "EquivarianceMonitor(output=...)"),
 }
@@ -192,7 +272,9 @@ def test_misuse_is_refused_before_the_first_step(case, sanity):
         fit(make(), callbacks=[NoStep()], sanity=sanity, **batch)
 
 
-@pytest.mark.parametrize("case", ["two arguments", "uint8", "three axes", "labels first"])
+@pytest.mark.parametrize(
+    "case", ["two arguments", "uint8", "three axes", "labels first", "without forward", "an unusual key"]
+)
 def test_the_layerwise_monitor_refuses_alike(case):
     make, batch, match = REFUSED[case]
     with pytest.raises((TypeError, ValueError), match=re.escape(match.replace("Equivariance", "Layerwise"))):
