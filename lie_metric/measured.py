@@ -36,6 +36,7 @@ __all__ = [
     "function_of",
     "part_of",
     "select_output",
+    "tell_of_rest",
     "validate_inputs",
     "validate_options",
 ]
@@ -392,7 +393,7 @@ def carried(
         return output_representation
     found = infer_output_representation(f, images, model, input_representation)
     found.check(f, "output")
-    if f.ndim == 2 and f.shape[1] in {2, 4, 6, 8} and isinstance(found, Invariant) and _first_time(model):
+    if f.ndim == 2 and f.shape[1] in {2, 4, 6, 8} and isinstance(found, Invariant) and _first_time(model, _GUESSED):
         warn(
             f"The output of {_name(model)} of shape (B, {f.shape[1]}) is taken as invariant, as class scores are. If "
             "these are coordinates, boxes or vectors, they move with the image and the measure is wrong: give an "
@@ -402,16 +403,43 @@ def carried(
     return found
 
 
-_told: WeakSet[Any] = WeakSet()
+_GUESSED: WeakSet[Any] = WeakSet()
+_AT_REST: WeakSet[Any] = WeakSet()
+"""The models of which something was told already."""
 
 
-def _first_time(model: object) -> bool:
+def _first_time(model: object, told: WeakSet[Any]) -> bool:
     try:
-        first = model not in _told
-        _told.add(model)
+        first = model not in told
+        told.add(model)
     except TypeError:  # neither hashed nor referred to weakly
         return True
     return first
+
+
+def tell_of_rest(model: object, moved: Tensor, products: Tensor, method: str) -> None:
+    """Says that an output does not respond to images at all: zeros to the last bit are no sign of symmetry.
+
+    Outputs that only do not change along the generators, such as means of periodic images, leave rounding behind.
+
+    Args:
+        model: The model.
+        moved: Tangents of the images.
+        products: What the model makes of them.
+        method: By which method.
+
+    Warns:
+        UserWarning: If all products are exactly zero where images move, once for each model.
+    """
+    if not products.numel() or bool(products.any()) or not bool(moved.any()) or not _first_time(model, _AT_REST):
+        return
+    finite = "" if method == "difference" else " `method='difference'` measures changes over a finite step instead."
+    warn(
+        f"The output of {_name(model)} does not move: its derivative is exactly zero along every generator for each of "
+        f"{moved.shape[1]} images. Either it does not depend on the images (weights that are zero, as in an untrained "
+        "head, or an output that is kept), or it is constant almost everywhere (it rounds, quantises or picks by "
+        f"argmax). Such zeros say nothing about symmetry.{finite}"
+    )
 
 
 def _name(model: object) -> str:

@@ -130,10 +130,20 @@ class NoStep(Callback):
         raise AssertionError
 
 
-def fit(module, form=lambda image: image, monitor=None, callbacks=(), sanity=2, loader=None, collate=None, **options):
+def fit(
+    module,
+    form=lambda image: image,
+    monitor=None,
+    callbacks=(),
+    sanity=2,
+    loader=None,
+    collate=None,
+    max_epochs=1,
+    **options,
+):
     seed_everything(0, verbose=False)
     trainer = Trainer(
-        max_epochs=1, accelerator="cpu", callbacks=[monitor or lm.EquivarianceMonitor("rotation"), *callbacks],
+        max_epochs=max_epochs, accelerator="cpu", callbacks=[monitor or lm.EquivarianceMonitor("rotation"), *callbacks],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=sanity, **options,
     )  # fmt: skip
@@ -328,6 +338,13 @@ def test_a_model_that_fails_obeys_on_error_at_once():
     assert told
     assert {entry.filename for entry in told} == {__file__}
     assert trainer.callback_metrics["equivariance/rotation"].isnan()
+
+
+def test_an_output_that_does_not_move_is_told_once_a_run():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Module(lambda scores: scores.mean((2, 3)) * torch.zeros(4)), max_epochs=2)
+    assert sum("The output of Module does not move" in str(entry.message) for entry in caught) == 1
 
 
 def test_models_that_take_batches_of_one_size_only():
