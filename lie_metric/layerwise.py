@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from lie_metric.recording import Flow, Operation, Recorder, Variable, recorded
 from lie_metric.representations import Image, Invariant, Representation
 from lie_metric.resampling import Resampling, working_precision
 from lie_metric.running import isolated
+from lie_metric.warning import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -378,19 +378,17 @@ def _warn_of_gaps(report: LayerwiseReport, bound: float, cut: set[str], ungraded
         reasons = [f"It computes without gradients, such as {sorted(ungraded)[:4]}."] if ungraded else []
         reasons += [f"{cuts}."] if cut else []
         reasons += [] if reasons else ["Perhaps a `torch.autograd.Function` has a backward pass of another function."]
-        warnings.warn(
+        warn(
             f"The contributions miss {report.residual[worst]:.1e} of the Lie derivative ({worst}): gradients do not "
             f"follow all that the model computes. {' '.join(reasons)} Shares are of the part that was found.",
-            stacklevel=3,
         )
     elif cut and not checked:
-        warnings.warn(f"{cuts}: no contribution follows them, and perhaps no derivative of the model.", stacklevel=3)
+        warn(f"{cuts}: no contribution follows them, and perhaps no derivative of the model.")
     whole = report.vectors.sum(0).norm(dim=1)
     nothing = [name for name, alike in zip(report.names, (whole <= report.rounding).tolist(), strict=True) if alike]
     if nothing:
-        warnings.warn(
+        warn(
             f"All contributions together are zero or rounding ({', '.join(nothing)}), so that their shares are NaN.",
-            stacklevel=3,
         )
 
 

@@ -14,7 +14,7 @@ from lie_metric.algebra import Generator, spanning_set
 from lie_metric.algebra import generators as resolve
 from lie_metric.jacobian import Check, Method, push
 from lie_metric.jacobian.methods import METHODS
-from lie_metric.measured import Function, Output, carried, function_of, validate_inputs, validate_options
+from lie_metric.measured import Function, Output, carried, function_of, tell_of_rest, validate_inputs, validate_options
 from lie_metric.representations import Image, Representation
 from lie_metric.resampling import Resampling, working_precision
 from lie_metric.running import isolated
@@ -195,6 +195,8 @@ def linearise(
         )
         if torch.is_grad_enabled() and verify:
             _found_right(model)[setting] = by
+        if verify and known is None:
+            tell_of_rest(model, pushed, products, by)
         output_representation = carried(primal, inputs, model, output_representation, input_representation)
         along_basis = products[: len(basis)] - output_representation.tangents(primal, basis, resampling)
         # Inside the isolation, because autocast would combine them in half precision.

@@ -34,7 +34,9 @@ __all__ = [
     "described",
     "evaluated",
     "function_of",
+    "part_of",
     "select_output",
+    "tell_of_rest",
     "validate_inputs",
     "validate_options",
 ]
@@ -176,6 +178,13 @@ def _unwrap(returned: Any) -> Tensor:
         return cast(Tensor, returned.logits)
     elif isinstance(returned, (tuple, list)) and returned and isinstance(returned[0], Tensor):
         return returned[0]
+    elif isinstance(returned, (tuple, list)) and returned and all(isinstance(one, Mapping) for one in returned):
+        raise TypeError(
+            f"`output` must say which tensor of the model's output is measured, got a {type(returned).__name__} of "
+            f"mappings with keys {list(returned[0])}, one for each image, as detection models return. Which boxes are "
+            "kept is no smooth function of the images: measure what comes before, e.g. "
+            "`function=lambda model, images: model.backbone(images)['0']`."
+        )
     elif isinstance(returned, (tuple, list)):
         parts, kind, access = dict(enumerate(returned)), f"a {type(returned).__name__} of length", "returned[{!r}]"
     else:
@@ -221,10 +230,11 @@ def call_of(model: Any, function: Function | None) -> Callable[[Tensor], Any]:
             "measured, e.g. `function='encode'`."
         )
     target: Any = getattr(model, "forward", model) if isinstance(model, nn.Module) else model
-    if isinstance(model, nn.Module) and inspect.getattr_static(model, "forward", None) is nn.Module.forward:
+    # That of `LightningModule` calls the one of `nn.Module`.
+    if isinstance(model, nn.Module) and getattr(target, "__qualname__", "") in _UNFORWARDED:
         raise TypeError(
-            f"`model` must have a `forward`, got {type(model).__name__}, which has none. Say what of it is measured, "
-            "e.g. `function='encode'`."
+            f"`model` must have a `forward`, got {_name(model)}, which has none. Say what of it is measured, e.g. "
+            f"`function=lambda model, images: {part_of(model, 'model')}(images)`, or the name of a method."
         )
     if not getattr(model, "_forward_pre_hooks", None):  # these may bring the missing arguments
         try:
@@ -236,9 +246,41 @@ def call_of(model: Any, function: Function | None) -> Callable[[Tensor], Any]:
         except TypeError as error:
             raise TypeError(
                 f"`model` must be callable with the images alone, got {_name(model)}{needed}. Say how it is called, "
-                "e.g. `function=lambda model, images: model(images, ...)`."
+                f"e.g. `function=lambda model, images: model(images{_further(needed)})`."
             ) from error
     return cast(Callable[[Tensor], Any], model)
+
+
+_UNFORWARDED = {"_forward_unimplemented", "LightningModule.forward"}
+
+
+def part_of(model: object, name: str = "module") -> str:
+    """The part of a module that is most likely meant where the module itself cannot be called, as an expression.
+
+    Args:
+        model: The module.
+        name: What it is called.
+
+    Returns:
+        That of the child with the most weights.
+
+    Example:
+        >>> part_of(nn.ModuleDict({"net": nn.Linear(2, 2), "loss": nn.MSELoss()}))
+        'module.net'
+    """
+    children = dict(model.named_children()) if isinstance(model, nn.Module) else {}
+    sizes = {path: sum(weight.numel() for weight in child.parameters()) for path, child in children.items()}
+    return f"{name}.{max(sizes, key=lambda path: sizes[path])}" if sizes else f"{name}.encode"
+
+
+def _further(signature: inspect.Signature) -> str:
+    """The arguments beside the first that have to be given."""
+    needed = [
+        one.name
+        for one in signature.parameters.values()
+        if one.default is one.empty and one.kind not in {one.VAR_POSITIONAL, one.VAR_KEYWORD}
+    ]
+    return "".join(f", {name}=..." for name in needed[1:])
 
 
 def function_of(
@@ -351,7 +393,7 @@ def carried(
         return output_representation
     found = infer_output_representation(f, images, model, input_representation)
     found.check(f, "output")
-    if f.ndim == 2 and f.shape[1] in {2, 4, 6, 8} and isinstance(found, Invariant) and _first_time(model):
+    if f.ndim == 2 and f.shape[1] in {2, 4, 6, 8} and isinstance(found, Invariant) and _first_time(model, _GUESSED):
         warn(
             f"The output of {_name(model)} of shape (B, {f.shape[1]}) is taken as invariant, as class scores are. If "
             "these are coordinates, boxes or vectors, they move with the image and the measure is wrong: give an "
@@ -361,16 +403,43 @@ def carried(
     return found
 
 
-_told: WeakSet[Any] = WeakSet()
+_GUESSED: WeakSet[Any] = WeakSet()
+_AT_REST: WeakSet[Any] = WeakSet()
+"""The models of which something was told already."""
 
 
-def _first_time(model: object) -> bool:
+def _first_time(model: object, told: WeakSet[Any]) -> bool:
     try:
-        first = model not in _told
-        _told.add(model)
+        first = model not in told
+        told.add(model)
     except TypeError:  # neither hashed nor referred to weakly
         return True
     return first
+
+
+def tell_of_rest(model: object, moved: Tensor, products: Tensor, method: str) -> None:
+    """Says that an output does not respond to images at all: zeros to the last bit are no sign of symmetry.
+
+    Outputs that only do not change along the generators, such as means of periodic images, leave rounding behind.
+
+    Args:
+        model: The model.
+        moved: Tangents of the images.
+        products: What the model makes of them.
+        method: By which method.
+
+    Warns:
+        UserWarning: If all products are exactly zero where images move, once for each model.
+    """
+    if not products.numel() or bool(products.any()) or not bool(moved.any()) or not _first_time(model, _AT_REST):
+        return
+    finite = "" if method == "difference" else " `method='difference'` measures changes over a finite step instead."
+    warn(
+        f"The output of {_name(model)} does not move: its derivative is exactly zero along every generator for each of "
+        f"{moved.shape[1]} images. Either it does not depend on the images (weights that are zero, as in an untrained "
+        "head, or an output that is kept), or it is constant almost everywhere (it rounds, quantises or picks by "
+        f"argmax). Such zeros say nothing about symmetry.{finite}"
+    )
 
 
 def _name(model: object) -> str:

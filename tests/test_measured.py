@@ -257,3 +257,58 @@ def test_a_penalty_has_no_differences():
     with pytest.raises(ValueError, match="`method` must not be 'difference' for a penalty"):
         lm.equivariance_penalty(cnn(), images(), method="difference")
     lm.LocalEquivarianceError(method="difference")
+
+
+def untrained(x):
+    return (x.mean((2, 3)) - 0.5) * torch.zeros(3)
+
+
+AT_REST = {
+    "weights of zero": untrained,
+    "a constant": lambda x: torch.ones(len(x), 3),
+    "quantised": lambda x: (x.mean((2, 3)) / 8).round(),
+    "picked": lambda x: nn.functional.one_hot(x.mean((2, 3)).argmax(1), 3).float(),
+}
+
+
+def rests(kind, measure):
+    """How often a measurement of a new model says that its output does not move."""
+    model = nn.Sequential()
+    model.forward = AT_REST[kind]
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        measure(model, x)
+        measure(model, x)
+    told = [entry for entry in caught if "does not move: its derivative is exactly zero" in str(entry.message)]
+    assert {entry.filename for entry in told} <= {__file__}
+    return len(told)
+
+
+@pytest.mark.parametrize("kind", AT_REST)
+def test_an_output_at_rest_is_told_once_for_each_model(kind):
+    def by_metric(model, x):
+        metric = lm.LocalEquivarianceError("rotation")
+        for _ in range(2):
+            metric.update(model, x)
+
+    for measure in (
+        lm.lie_derivative,
+        torch.no_grad()(lm.lie_derivative),
+        by_metric,
+        functools.partial(lm.lie_derivative, method="difference"),
+    ):
+        with torch.no_grad():
+            assert rests(kind, measure) == 1
+    assert rests(kind, lambda *each: lm.equivariance_penalty(*each, normalise="none")) == 1
+
+
+def test_symmetry_and_images_at_rest_are_not_told():
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in ("fourier", "bspline"):
+            periodic = lm.Resampling(kind, padding="circular")
+            lm.lie_derivative(lambda v: v.mean((2, 3)), x, "translation", resampling=periodic)
+        lm.lie_derivative(lambda v: v.mean((2, 3)), torch.zeros(2, 3, 8, 8), "rotation")
+        lm.lie_derivative(nn.Conv2d(3, 5, 3), x, "rotation", output=lambda s: s[:, :, 0, 0])

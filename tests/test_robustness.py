@@ -2,6 +2,8 @@
 
 import gc
 import resource
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lie_metric as lm
+from lie_metric.lie import linearise
 
 SCALES = st.sampled_from([1e-30, 1e-12, 1.0, 1e12, 1e30])
 
@@ -58,6 +61,69 @@ def test_relative_and_sensitivity_do_not_depend_on_the_scale_of_the_output(scale
         plain = getattr(lm.functional, name)(model, x, "rotation")["rotation"]
         scaled = getattr(lm.functional, name)(lambda v: scale * model(v), x, "rotation")["rotation"]
         assert scaled.item() == pytest.approx(plain.item(), rel=1e-9)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LSTM(3 * 16, 5, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x.movedim(2, 1).flatten(2))[0][:, -1]
+
+
+def of_timm(name, **options):
+    return lambda: pytest.importorskip("timm").create_model(name, num_classes=5, **options)
+
+
+QUIET = {
+    "resnet": (of_timm("resnet10t"), 32),
+    "vit": (of_timm("test_vit", img_size=32), 32),
+    "swin": (of_timm("swin_tiny_patch4_window7_224", img_size=56, depths=(1, 1), num_heads=(2, 2), embed_dim=16), 56),
+    "channels last inside": (of_timm("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)), 64),
+    "pooled, channels last": (
+        lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(
+            memory_format=torch.channels_last
+        ),
+        16,
+    ),
+    "recurrent": (Recurrent, 16),
+    "scripted": (lambda: torch.jit.trace(nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten()), torch.rand(1, 3, 8, 8)), 8),
+}
+
+
+@pytest.mark.parametrize("kind", QUIET)
+def test_torch_warns_of_nothing_that_is_our_doing(kind):
+    make, size = QUIET[kind]
+    model, x = make().eval(), images(2, size).float().contiguous(memory_format=torch.channels_last)
+    for _ in range(2):  # what torch says of the model itself, once, is not ours
+        model(x)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        metric = lm.LocalEquivarianceError("rotation")
+        for _ in range(2):
+            metric.update(model, x)
+        metric.measures()
+        for method in ("forward vmap", "forward loop", "reverse"):
+            with torch.no_grad():
+                linearise(model, x, lm.generators("rotation"), method=method)
+        if kind != "recurrent":
+            lm.lie_derivative(model, x, "rotation")["rotation"].square().sum().backward()
+            lm.layerwise_equivariance_error(model, x, "rotation", probes=1)
+    assert not [f"{entry.category.__name__}: {entry.message}" for entry in caught]
+
+
+@pytest.mark.slow
+def test_a_first_measurement_imports_without_a_word():
+    """What torch imports with the first forward-mode derivative scripts functions: a deprecation, in a new process."""
+    program = """
+import torch, lie_metric as lm, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    lm.lie_derivative(lambda x: x.sigmoid().mean((2, 3)), torch.rand(2, 3, 8, 8), "rotation")
+assert not caught, [str(entry.message) for entry in caught]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
 
 
 @pytest.mark.slow

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["IMAGE_KEYS", "describe", "images_of", "why_no_images"]
+__all__ = ["IMAGE_KEYS", "describe", "images_of", "refusal"]
 
 IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
 """Keys under which images are looked for in a batch that is a mapping."""
@@ -42,11 +42,8 @@ def images_of(batch: Any, images: Selector | None = None, owner: str = "Equivari
     else:
         found = _find_images(batch, owner)
     if not isinstance(found, Tensor) or found.ndim == 0:
-        source = "found in" if images is None else f"selected by images={images!r} from"
-        raise TypeError(
-            f"The images must be a tensor with a batch axis, got {describe(found)}, {source} {describe(batch)}. "
-            f"Pass a key, an index or a callable, e.g. `{owner}(images=lambda batch: batch[0])`."
-        )
+        what = describe(found) if found is batch else f"{describe(found)}, {_source(images)} {describe(batch)}"
+        raise TypeError(f"`{owner}` must be told where the images are in a batch, got {what}. {_advice(batch, owner)}")
     return found
 
 
@@ -74,10 +71,10 @@ def _one_tensor(value: Any, where: str, owner: str) -> Any:
     tensors = [entry for entry in value if isinstance(entry, Tensor)]
     if len(tensors) == len(value) and all(entry.ndim == 3 for entry in tensors):
         raise TypeError(
-            f"The images must be one tensor, got a list of {len(value)} single images at {where}, as detection models "
-            f"take. If they are of one size, pass `{owner}(images=lambda batch: torch.stack(list({where})), "
-            "function=lambda module, images: ...)` with a function that calls the model and returns one tensor, with a "
-            "row for each image."
+            f"`{owner}` must be given one tensor of images, got a list of {len(value)} single images at {where}, as "
+            f"detection models take. Pass `{owner}(images=lambda batch: torch.stack(list({where})), "
+            "function=lambda module, images: module.model.backbone(images)['0'])`, where the function takes one tensor "
+            "and returns one with a row for each image; that one gives features of torchvision's detectors."
         )
     if isinstance(value[0], Tensor) and len(tensors) == 1:
         return value[0]
@@ -87,8 +84,10 @@ def _one_tensor(value: Any, where: str, owner: str) -> Any:
     )
 
 
-def why_no_images(batch: Any, found: Tensor, images: Selector | None, representation: object, owner: str) -> str:
-    """What to do about a tensor that cannot be measured as images.
+def refusal(
+    batch: Any, found: Tensor, images: Selector | None, representation: object, owner: str, error: Exception
+) -> str:
+    """Why a tensor cannot be measured as images, and what to do about it.
 
     Args:
         batch: The batch.
@@ -96,32 +95,66 @@ def why_no_images(batch: Any, found: Tensor, images: Selector | None, representa
         images: How it was selected.
         representation: How it is said to carry the action.
         owner: Whose arguments are named.
+        error: Why it cannot be measured.
 
     Returns:
-        A sentence.
+        Sentences.
     """
-    entries = batch.items() if isinstance(batch, Mapping) else enumerate(batch) if _is_sequence(batch) else ()
-    others = [key for key, entry in entries if _like_images(entry) and entry is not found]
-    if images is None and not _like_images(found) and others:
-        return f"Pass `{owner}(images={others[0]!r})` if the images are batch[{others[0]!r}]."
-    if not found.is_floating_point():
+    got = describe(found) + ("" if found is batch else f", {_source(images)} {describe(batch)}")
+    if representation is not None:
         return (
-            f"Pass `{owner}(images=...)`, a callable that makes of a batch what the model takes, e.g. "
-            "`lambda batch: batch[0].float() / 255`."
+            f"`{owner}` cannot measure {got}: {error} Pass `{owner}(images=...)`, a key, an index or a callable, if "
+            f"these are not the images, or `{owner}(input_representation=...)`, which was given, if their layout is "
+            "another."
         )
-    given = "" if representation is None else ", which was given,"
-    return (
-        f"Pass `{owner}(images=...)`, a key, an index or a callable, if these are not the images, or "
-        f"`{owner}(input_representation=...)`{given} if they have another layout."
-    )
+    if found.ndim == 3:
+        where = next((where for where, value in _entries(batch) if value is found), "batch")
+        advice = f"Pass `{owner}(images=lambda batch: {where}[:, None])` if there is no axis of channels."
+        if isinstance(batch, (tuple, list)) and all(isinstance(one, Tensor) and one.ndim == 3 for one in batch):
+            advice = f"Pass `{owner}(images=torch.stack)` if each tensor is one image. {advice}"
+    elif found.ndim == 4 and found.is_floating_point():
+        return f"`{owner}` cannot measure {got}: {error}"
+    else:
+        advice = _advice(batch, owner, found)
+    kind = "floating-point images" if found.ndim == 4 else "images of shape (B, C, H, W)"
+    return f"`{owner}` must be given {kind}, got {got}. {advice}"
 
 
-def _is_sequence(batch: Any) -> bool:
-    return isinstance(batch, (tuple, list))
+def _source(images: Selector | None) -> str:
+    return "found in" if images is None else f"selected by images={images!r} from"
 
 
-def _like_images(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+def _entries(batch: Any, where: str = "batch", depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """What a batch holds, each with the expression that leads to it.
+
+    Yields:
+        Expressions and objects.
+    """
+    yield where, batch
+    if depth and isinstance(batch, (Mapping, tuple, list)):
+        for key, value in batch.items() if isinstance(batch, Mapping) else enumerate(batch[:8]):
+            yield from _entries(value, f"{where}[{key!r}]", depth - 1)
+
+
+def _advice(batch: Any, owner: str, refused: Tensor | None = None) -> str:
+    """What to pass, by what looks most like images in a batch."""
+    # Numbers of another kind come last: masks may have the shape of images.
+    found = [(where, value) for where, value in _entries(batch) if isinstance(value, Tensor) and value.ndim == 4]
+    found.sort(key=lambda entry: not entry[1].is_floating_point())
+    if not found:
+        example = next((where for where, _ in _entries(batch) if where != "batch"), "batch[0]")
+        return (
+            f"Pass `{owner}(images=...)`, a callable that makes of a batch a tensor of shape (B, C, H, W), e.g. "
+            f"`lambda batch: {example}`, or a key or index."
+        )
+    where, value = found[0]
+    selector = f"lambda batch: {where}"
+    if not value.is_floating_point():
+        selector += ".float() / 255"
+    elif where.count("[") == 1:
+        selector = where.removeprefix("batch[").removesuffix("]")
+    condition = "" if value is refused else f" if the images are {describe(value)} at {where}"
+    return f"Pass `{owner}(images={selector})`{condition}."
 
 
 def describe(value: Any) -> str:

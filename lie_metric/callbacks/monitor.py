@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
-from lie_metric.callbacks.batches import describe, images_of, why_no_images
+from lie_metric.callbacks.batches import describe, images_of, refusal
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import first_batch, is_fitting, refuse_sharded, validation_loaders
 from lie_metric.callbacks.weights import tensors_of
-from lie_metric.measured import validate_inputs
+from lie_metric.measured import call_of, part_of, validate_inputs
 from lie_metric.representations import Representation
 from lie_metric.running import isolated
 from lie_metric.warning import warn
@@ -218,10 +218,8 @@ class Monitor(Callback):
             validate_inputs(lambda x: x, images, self._input_representation)
         except _MISUSE as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            reason = why_no_images(batch, images, self.images, self._input_representation, self._name)
-            raise kind(
-                f"`{self._name}` cannot measure {describe(images)}, found in {describe(batch)}: {error} {reason}"
-            ) from error
+            reason = refusal(batch, images, self.images, self._input_representation, self._name, error)
+            raise kind(self._addressed(reason)) from error
         # Some models take batches of certain sizes only.
         few = images[:2]
         try:
@@ -234,30 +232,27 @@ class Monitor(Callback):
     def _call(self, pl_module: LightningModule, images: Tensor) -> None:
         """Runs what is measured once, so that its own failures are told from those of measuring it."""
         name = self.function_name(pl_module)
-        if isinstance(self.function, str):
-            if not callable(getattr(pl_module, self.function, None)):
-                close = difflib.get_close_matches(self.function, dir(pl_module), 1)
-                raise ValueError(
-                    f"`function` must name a method of the module, got {self.function!r} for a "
-                    f"{type(pl_module).__name__}." + (f" Did you mean {close[0]!r}?" if close else "")
-                )
-            call = getattr(pl_module, self.function)
-        elif self.function is not None:
-            call = lambda x, function=self.function: function(pl_module, x)  # noqa: E731
-        else:
-            call = pl_module
+        try:
+            call = call_of(pl_module, self.function)
+        except _MISUSE as error:
+            raise self.explained(error, name) from error
         try:
             with torch.no_grad(), isolated(pl_module):
                 call(images.clone())
         except Exception as error:
             kind = next((kind for kind in _MISUSE if isinstance(error, kind)), RuntimeError)
-            # What a function raises that is given something else than it expects.
-            kind = ValueError if isinstance(error, (LookupError, AttributeError)) else kind
+            # What a function raises that is given something else than it expects, or that is not there.
+            kind = ValueError if isinstance(error, (LookupError, AttributeError, NotImplementedError)) else kind
+            text = str(error).strip().removesuffix(".")
+            images_too = (
+                ""
+                if isinstance(error, NotImplementedError)
+                else (f"; if these are not the images, `{self._name}(images=lambda batch: batch[1])`, say")
+            )
             raise kind(
                 f"`{self._name}` measures {name}(images), which fails on {describe(images)} with "
-                f"{type(error).__name__}: {error} To measure another function pass "
-                f"`{self._name}(function=...)`, the name of a method or a callable `(module, images) -> output`; if "
-                f"these are not the images, `{self._name}(images=...)`."
+                f"{type(error).__name__}{text and f': {text}'}. To measure another function pass its name or "
+                f"`{self._name}(function=lambda module, images: {part_of(pl_module)}(images))`{images_too}."
             ) from error
 
     def function_name(self, pl_module: LightningModule) -> str:
@@ -286,9 +281,15 @@ class Monitor(Callback):
         kind = next((kind for kind in _MISUSE if isinstance(error, kind)), None)
         if kind is None:
             return error
-        named = next((name for name in _OPTIONS if f"`{name}" in str(error)), None)
-        remedy = f" Here that is `{self._name}({named}=...)`." if named else ""
-        return kind(f"`{self._name}` cannot measure {whose}: {error}{remedy}")
+        text = str(error)
+        told = self._addressed(text)
+        named = next((name for name in _OPTIONS if f"`{name}" in text), None)
+        remedy = f" Here that is `{self._name}({named}=...)`." if named and told == text else ""
+        return kind(f"`{self._name}` cannot measure {whose}: {told}{remedy}")
+
+    def _addressed(self, text: str) -> str:
+        """A text with the options that it names as arguments of the monitor."""
+        return re.sub(rf"`(({'|'.join(_OPTIONS)})=[^`]*)`", rf"`{self._name}(\1)`", text)
 
     def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All processes agree on the rehearsal's outcome, and raise or warn together."""

@@ -18,17 +18,20 @@ __all__ = ["METHODS", "Function", "central_difference", "difference", "raised", 
 Function = Callable[[Tensor], Tensor]
 
 
+_GRADIENTS = "gradients are enabled, and its results could not be differentiated again; measure under `torch.no_grad()`"
+
+
 def _forward(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Forward mode; tensors carry their tangents, those of a chunk share one primal pass."""
     if torch.is_grad_enabled():
-        raise Unsupported("the fused rules have no derivatives of their own")
+        raise Unsupported(_GRADIENTS)
     return _in_chunks(lambda part: push_forward(function, inputs, part), function, inputs, tangents, chunk)
 
 
 def _forward_created(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """The same, where moving tensors are written into such as the function creates."""
     if torch.is_grad_enabled():
-        raise Unsupported("the fused rules have no derivatives of their own")
+        raise Unsupported(_GRADIENTS)
     return _in_chunks(lambda part: push_forward(function, inputs, part, True), function, inputs, tangents, chunk)
 
 

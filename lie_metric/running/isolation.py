@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -187,8 +190,9 @@ class _Differentiable(_Watch):
 
     Batch normalisation by running statistics is one multiplication and one addition: decomposed for tangents it takes
     many passes, a third of the time of a residual network, and on the CPU its own gradient is wrong by 140 % for one
-    image when the cotangent is a transposed view (seen in torch 2.15.0). Recurrent layers have no forward rule
-    in oneDNN.
+    image when the cotangent is a transposed view (seen in torch 2.15.0). Pooling to one pixel is a mean, whose result
+    torch lays out anew where channels come last: that has no batching rule, and torch warns of it. Recurrent layers
+    have no forward rule in oneDNN.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -197,10 +201,21 @@ class _Differentiable(_Watch):
             folded = _fold(*args, **kwargs)
             if folded is not None:
                 return folded
+        if func is nn.functional.adaptive_avg_pool2d and _to_one(*args, **kwargs):
+            return (args[0] if args else kwargs["input"]).mean((-2, -1), keepdim=True)
         if getattr(func, "__name__", "") in _RECURRENT:
-            with torch.backends.mkldnn.flags(enabled=False):
+            enabled = torch._C._get_mkldnn_enabled()
+            # `torch.backends.mkldnn.flags` sets TF32 too, and warns of it on every processor.
+            torch._C._set_mkldnn_enabled(False)
+            try:
                 return func(*args, **kwargs)
+            finally:
+                torch._C._set_mkldnn_enabled(enabled)
         return super().__torch_function__(func, types, args, kwargs)
+
+
+def _to_one(input: Tensor, output_size: Any) -> bool:
+    return output_size == 1 or (isinstance(output_size, (tuple, list)) and tuple(output_size) == (1, 1))
 
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
@@ -228,6 +243,20 @@ def _fold(
     return input * factor.view(shape) + shift.view(shape)
 
 
+@functools.cache
+def _import_decompositions() -> None:
+    """Imports what torch imports with the first forward-mode derivative, because that scripts functions and warns.
+
+    Once and before anything runs: the filters of warnings belong to all threads.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            importlib.import_module("torch._decomp.decompositions_for_jvp")
+        except ImportError:
+            return  # a torch that has none of it has nothing to warn of
+
+
 @contextmanager
 def isolated(model: object) -> Iterator[None]:
     """The conditions under which derivatives of any model are right and leave no trace.
@@ -249,6 +278,7 @@ def isolated(model: object) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(_LOCK)
+        _import_decompositions()
         fast_path = torch.backends.mha.get_fastpath_enabled()
         grad = torch.is_grad_enabled()
         stack.enter_context(torch.inference_mode(False))

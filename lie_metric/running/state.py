@@ -7,10 +7,11 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors as _flat
 
 from lie_metric.running.draws import RandomStates
 from lie_metric.running.modules import OWN, Found
@@ -18,6 +19,8 @@ from lie_metric.running.modules import OWN, Found
 __all__ = ["State"]
 
 _MUTABLE = (dict, list, set, collections.deque)
+# What most attributes of modules are: nothing in them can be changed.
+_ATOMS = frozenset({bool, int, float, str, type(None)})
 
 # How many containers inside one another are kept: an attribute of a module, and what it holds.
 _DEPTH = 2
@@ -55,12 +58,12 @@ class _Kept:
         """Puts the tensor back into its memory, and its values into that."""
         if self.tensor.is_inference():
             return  # a copy stood in its place
-        with torch.no_grad():
-            if _is_ordinary(self.tensor) and (
-                self.tensor.data_ptr() != self.memory.data_ptr() or self.tensor.shape != self.memory.shape
-            ):
-                self.tensor.data = self.memory
-            if self.value is not None:
+        if _is_ordinary(self.tensor) and (
+            self.tensor.data_ptr() != self.memory.data_ptr() or self.tensor.shape != self.memory.shape
+        ):
+            self.tensor.data = self.memory
+        if self.value is not None:
+            with torch.no_grad():
                 self.tensor.copy_(self.value)
 
 
@@ -91,7 +94,7 @@ class State:
         ]
         self._random = RandomStates(found.generators)
         self._modes = [(module, module.training) for _, module in modules]
-        self._references: list[tuple[Any, Any]] = []
+        self._references: list[tuple[Any, _Saved]] = []
         self._empty: list[Any] = []
         self._inference: list[tuple[Any, str]] = []
         self._scripted: list[tuple[Any, dict[str, Any]]] = []
@@ -106,28 +109,29 @@ class State:
         self._tensors: dict[int, _Kept] = {}
         self._gradients: list[tuple[str, Tensor, bool, Tensor | None, int]] = []
         self._memories: dict[int, list[_Kept]] | None = None
+        self._between: _Between | None = None
         for path, module in modules:
             self._keep_module(f"{path}." if path else "", module)
         for value in found.objects:
             if hasattr(value, "__dict__"):
                 self._keep_references(value.__dict__, _DEPTH)
-        self.evaluated()
+        self._stand()
 
     def _keep_module(self, prefix: str, module: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             names = [name for name in module._concrete_type.get_attributes() if name != "training"]
             self._scripted.append((module._c, {name: module._c.getattr(name) for name in names}))
         if type(module) not in self._exchanging:
-            self._keep_references(module.__dict__, _DEPTH)
-            for name, value in module.__dict__.items():
+            for name, value in self._keep_references(module.__dict__, _DEPTH):
                 if isinstance(value, Tensor):
                     self._keep_tensor(prefix + name, value, module.__dict__, name)
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_inference():
                 self._inference.append((module._buffers, name))
             if buffer is not None and id(buffer) not in self._buffers:
-                value = None if buffer.is_meta else buffer.detach().clone()
-                self._buffers[id(buffer)] = _Kept(prefix + name, buffer, buffer.detach(), _version(buffer), value)
+                memory = buffer.detach()
+                value = None if buffer.is_meta else memory.clone()
+                self._buffers[id(buffer)] = _Kept(prefix + name, buffer, memory, _version(buffer), value)
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
@@ -142,17 +146,24 @@ class State:
         if _is_ordinary(value) and not self._sharded and id(value) not in self._tensors:
             self._tensors[id(value)] = _Kept(path, value, value.detach(), _version(value))
 
-    def _keep_references(self, container: Any, depth: int) -> None:
+    def _keep_references(self, container: Any, depth: int) -> list[tuple[Any, Any]]:
+        """Keeps what a container holds, and returns of that what is neither plain nor a container itself."""
         is_dict = isinstance(container, dict)
-        self._references.append((container, dict(container) if is_dict else list(container)))
-        if depth:
-            for value in container.values() if is_dict else container:
-                if isinstance(value, _MUTABLE):
-                    # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
-                    if value:
-                        self._keep_references(value, depth - 1)
-                    else:
-                        self._empty.append(value)
+        self._references.append((container, _saved(container)))
+        if not depth:
+            return []
+        others = []
+        for key, value in container.items() if is_dict else enumerate(container):
+            if type(value) in _ATOMS:
+                continue
+            if not isinstance(value, _MUTABLE):
+                others.append((key, value))
+            # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
+            elif value:
+                self._keep_references(value, depth - 1)
+            else:
+                self._empty.append(value)
+        return others
 
     def leave_inference(self) -> None:
         """Puts copies in the place of tensors made in inference mode: no derivative passes those."""
@@ -166,9 +177,14 @@ class State:
 
     def evaluated(self) -> None:
         """Takes everything as it stands for the state of evaluation: what ``eval()`` made of it is no change."""
+        self._stand()
+        moved = _different(self._buffers.values())
+        same = {key: kept.value for key, kept in self._buffers.items() if key not in moved}
+        self._between = _Between(self._modules, same)
+
+    def _stand(self) -> None:
         standing = [_buffer(module, name) for _, module, name in self._places]
         self._standing = [(buffer, 0 if buffer is None else _version(buffer)) for buffer in standing]
-        self._between = _Between(self._modules, {key: kept.value for key, kept in self._buffers.items()})
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -180,7 +196,8 @@ class State:
         Yields:
             Nothing.
         """
-        self._between.restore()
+        if self._between is not None:
+            self._between.restore()
         counts = list(map(len, self._hooks))
         try:
             yield
@@ -199,9 +216,12 @@ class State:
             self._memories = {}
             for kept in self._tensors.values():
                 self._memories.setdefault(_address(kept.tensor), []).append(kept)
-        for kept in self._memories.get(_address(tensor), ()):
+        address = _address(tensor)
+        for kept in self._memories.get(address, ()):
             if kept.value is None:
                 kept.value = kept.memory.clone()
+        if self._between is not None:
+            self._between.before_write(address)
 
     def restore(self) -> tuple[list[str], list[str]]:
         """Gives everything back; may be called again if it was interrupted.
@@ -246,49 +266,67 @@ class State:
 class _Between:
     """What a model holds between two calls of one measurement: attributes by reference, buffers by value.
 
+    A buffer counts as changed when its count of writes moved, or when torch was seen to write to its memory, as by way
+    of ``.data``. What is written to by other means (through ``.numpy()``, or by compiled code that does not count) is
+    given back after the measurement, but not between its calls.
+
     Args:
         modules: The modules.
         values: Copies of buffers that there are already, by ``id`` of the buffer.
     """
 
     def __init__(self, modules: Iterable[nn.Module], values: Mapping[int, Tensor | None]) -> None:
-        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._containers: list[tuple[Any, Any]] = []
+        self._attributes: list[tuple[dict[str, Any], _Saved]] = []
+        self._containers: list[tuple[Any, _Saved]] = []
         self._buffers: list[tuple[dict[str, Any], str, Any]] = []
         self._tensors: dict[int, list[Any]] = {}
+        self._memories: dict[int, list[list[Any]]] = {}
         for module in modules:
-            own = {key: value for key, value in module.__dict__.items() if key not in OWN}
-            self._attributes.append((module.__dict__, own))
-            for value in own.values():
-                if isinstance(value, _MUTABLE):
-                    self._containers.append((value, dict(value) if isinstance(value, dict) else list(value)))
+            self._attributes.append((module.__dict__, _saved(module.__dict__)))
+            for key, value in module.__dict__.items():
+                if type(value) not in _ATOMS and isinstance(value, _MUTABLE) and key not in OWN:
+                    self._containers.append((value, _saved(value)))
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # its buffers stand in no dictionary
             for name, buffer in module._buffers.items():
                 self._buffers.append((module._buffers, name, buffer))
                 if buffer is not None and _is_ordinary(buffer) and not buffer.is_meta and not buffer.is_inference():
-                    known = values.get(id(buffer))
-                    unchanged = known is not None and known.shape == buffer.shape and _equal(buffer, known)
-                    copy = known if unchanged else buffer.detach().clone()
-                    self._tensors[id(buffer)] = [buffer, copy, buffer._version]
+                    copy = values.get(id(buffer))
+                    copy = buffer.detach().clone() if copy is None else copy
+                    self._tensors[id(buffer)] = [buffer, copy, buffer._version, buffer.data_ptr()]
+
+    def before_write(self, address: int) -> None:
+        """Marks buffers as changed.
+
+        Args:
+            address: Of the memory that is about to be written to.
+        """
+        if not self._memories:
+            for kept in self._tensors.values():
+                self._memories.setdefault(_address(kept[0]), []).append(kept)
+        for kept in self._memories.get(address, ()):
+            kept[2] = -1
 
     def restore(self) -> None:
         """Gives back what a call has changed."""
         for container, saved in self._containers:
             _give_back(container, saved, False)
         for attributes, saved in self._attributes:
-            if len(attributes) != len(saved) + len(OWN) or not all(
-                attributes.get(key, self) is value for key, value in saved.items()
-            ):
-                for key in [key for key in attributes if key not in OWN and key not in saved]:
-                    del attributes[key]
-                attributes.update(saved)
+            if _holds(attributes, saved):
+                continue
+            own = {key: value for key, value in zip(*saved, strict=True) if key not in OWN}
+            for key in [key for key in attributes if key not in OWN and key not in own]:
+                del attributes[key]
+            attributes.update(own)
         for place, name, buffer in self._buffers:
             if place.get(name) is not buffer:
                 place[name] = buffer
         for kept in self._tensors.values():
-            buffer, value, version = kept
-            if buffer._version != version:
+            buffer, value, version, pointer = kept
+            if buffer.data_ptr() != pointer or buffer.shape != value.shape:
+                buffer.data = value.clone()  # its own memory is given back after the measurement
+                kept[2:] = buffer._version, buffer.data_ptr()
+            elif buffer._version != version:
                 with torch.no_grad():
                     buffer.copy_(value)
                 kept[2] = buffer._version
@@ -311,33 +349,49 @@ def _changed(module: nn.Module, name: str, standing: Tensor | None, version: int
     return present is not standing and (present is None or not _equal(present, standing))
 
 
-def _give_back(container: Any, saved: Any, sharded: bool) -> None:
+# Keys and values; a copy of a dictionary would be several times as large.
+_Saved = tuple[tuple[Any, ...], tuple[Any, ...]]
+
+
+def _saved(container: Any) -> _Saved:
+    """What a container holds; a list or set has no keys."""
+    return (tuple(container), tuple(container.values())) if isinstance(container, dict) else ((), tuple(container))
+
+
+def _holds(container: Any, saved: _Saved) -> bool:
+    """Whether a container has the same objects under the same keys, in the same order."""
+    keys, values = saved
+    if len(container) != len(values):
+        return False
     if not isinstance(container, dict):
-        if len(container) != len(saved) or not all(map(operator.is_, container, saved)):
-            container.clear()
-            (container.update if isinstance(container, set) else container.extend)(saved)
+        return all(map(operator.is_, container, values))
+    return all(map(operator.is_, container.values(), values)) and all(map(operator.is_, container, keys))
+
+
+def _give_back(container: Any, saved: _Saved, sharded: bool) -> None:
+    if _holds(container, saved):
         return
-    if (
-        len(container) == len(saved)
-        and all(map(operator.is_, container.values(), saved.values()))
-        and all(map(operator.is_, container, saved))
-    ):
+    keys, values = saved
+    if not isinstance(container, dict):
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(values)
         return
+    entries = dict(zip(keys, values, strict=True))
     if sharded:
         present = {key: value for key, value in container.items() if isinstance(value, Tensor)}
-        saved = {key: value for key, value in saved.items() if not isinstance(value, Tensor)} | present
-    if list(container) != list(saved):
+        entries = {key: value for key, value in entries.items() if not isinstance(value, Tensor)} | present
+    if list(container) != list(entries):
         container.clear()
-    container.update(saved)
+    container.update(entries)
 
 
 def _different(buffers: Iterable[_Kept]) -> dict[int, _Kept]:
     """Those whose values are no longer those that were kept, with one wait for each device."""
     found: dict[int, _Kept] = {}
-    unequal: dict[torch.device, list[tuple[_Kept, Tensor]]] = {}
+    alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor, _Kept]]] = {}
     for kept in buffers:
         tensor, value = kept.tensor, kept.value
-        if tensor.is_inference() or value is None:
+        if value is None or tensor.is_inference():
             continue
         if not _is_ordinary(tensor):
             if _version(tensor) != kept.version:
@@ -345,12 +399,18 @@ def _different(buffers: Iterable[_Kept]) -> dict[int, _Kept]:
         elif tensor.shape != value.shape or tensor.dtype != value.dtype or tensor.device != value.device:
             found[id(tensor)] = kept
         else:
-            unequal.setdefault(tensor.device, []).append((kept, (tensor.detach() != value).any()))
-    for candidates in unequal.values():
-        flags = torch.stack([flag for _, flag in candidates]).tolist()
-        for (kept, _), flag in zip(candidates, flags, strict=True):
-            if flag and not _equal(kept.tensor, cast(Tensor, kept.value)):
-                found[id(kept.tensor)] = kept
+            alike.setdefault((tensor.device, tensor.dtype), []).append((tensor, value, kept))
+    unequal: dict[torch.device, list[tuple[list[tuple[Tensor, Tensor, _Kept]], Tensor]]] = {}
+    with torch.no_grad():
+        for (device, _), group in alike.items():
+            # Networks have many small buffers: all of a kind are compared at once.
+            present, values, _ = map(list, zip(*group, strict=True))
+            unequal.setdefault(device, []).append((group, (_flat(present) != _flat(values)).any()))
+    for groups in unequal.values():
+        flags = torch.stack([flag for _, flag in groups]).tolist()
+        for (group, _), flag in zip(groups, flags, strict=True):
+            if flag:
+                found |= {id(tensor): kept for tensor, value, kept in group if not _equal(tensor, value)}
     return found
 
 

@@ -66,6 +66,33 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class WithoutForward(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.loss, self.net = nn.MSELoss(), nn.Conv2d(3, 4, 3)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch).mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Unwritten(WithoutForward):
+    def forward(self, x):
+        raise NotImplementedError
+
+
+class Boxes(Module):
+    """What detection models of torchvision return."""
+
+    def forward(self, x):
+        return [{"boxes": torch.zeros(2, 4), "scores": torch.zeros(2)} for _ in x]
+
+
 class Timed(Module):
     def forward(self, x, t):
         return self.net(x).mean((2, 3)) * t
@@ -103,10 +130,20 @@ class NoStep(Callback):
         raise AssertionError
 
 
-def fit(module, form=lambda image: image, monitor=None, callbacks=(), sanity=2, loader=None, collate=None, **options):
+def fit(
+    module,
+    form=lambda image: image,
+    monitor=None,
+    callbacks=(),
+    sanity=2,
+    loader=None,
+    collate=None,
+    max_epochs=1,
+    **options,
+):
     seed_everything(0, verbose=False)
     trainer = Trainer(
-        max_epochs=1, accelerator="cpu", callbacks=[monitor or lm.EquivarianceMonitor("rotation"), *callbacks],
+        max_epochs=max_epochs, accelerator="cpu", callbacks=[monitor or lm.EquivarianceMonitor("rotation"), *callbacks],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=sanity, **options,
     )  # fmt: skip
@@ -126,27 +163,80 @@ REFUSED = {
         {"collate": lambda b: detection(b[:1])},
         "single images at batch[0]",
     ),
-    "list of images": (Module, {"collate": list}, "cannot measure a tensor of shape (3, 8, 8), found in a list"),
+    "boxes": (
+        Boxes,
+        {},
+        "got a list of mappings with keys ['boxes', 'scores'], one for each image, as detection models",
+    ),
+    "list of images": (Module, {"collate": list}, "Pass `EquivarianceMonitor(images=torch.stack)`"),
+    "an unusual key": (
+        Module,
+        {"form": lambda x: {"img": x, "label": 0}},
+        "got a dict with keys ['img', 'label']. Pass `EquivarianceMonitor(images='img')` if",
+    ),
+    "an unusual key, nested": (
+        Module,
+        {"form": lambda x: {"label": 0, "data": {"img": (x * 255).byte()}}},
+        "Pass `EquivarianceMonitor(images=lambda batch: batch['data']['img'].float() / 255)` if",
+    ),
+    "without forward": (
+        WithoutForward,
+        {},
+        "got WithoutForward, which has none. Say what of it is measured, e.g. "
+        "`EquivarianceMonitor(function=lambda model, images: model.net(images))`",
+    ),
+    "forward is not written": (
+        Unwritten,
+        {},
+        "with NotImplementedError. To measure another function pass its name or "
+        "`EquivarianceMonitor(function=lambda module, images: module.net(images))`.",
+    ),
     "two views": (Module, {"form": lambda x: ((x, x), 0)}, "EquivarianceMonitor(images=lambda batch: batch[0][0])"),
-    "labels first": (Module, {"form": lambda x: (0, x)}, "Pass `EquivarianceMonitor(images=1)`"),
+    "labels first": (
+        Module,
+        {"form": lambda x: (0, x)},
+        "found in a list of ['Tensor', 'Tensor']. Pass `EquivarianceMonitor(images=1)` if",
+    ),
+    "labels first, uint8": (
+        Module,
+        {"form": lambda x: (0, (x * 255).byte())},
+        "Pass `EquivarianceMonitor(images=lambda batch: batch[1].float() / 255)` if",
+    ),
     "labels first by key": (
         Module,
         {"form": lambda x: {"x": 0, "pixels": x}},
         "Pass `EquivarianceMonitor(images='pixels')`",
     ),
-    "no images": (Module, {"form": lambda x: {"picture": x}}, "got a dict with keys ['picture']"),
+    "no images": (
+        Module,
+        {"form": lambda x: {"picture": 0}},
+        "a tensor of shape (B, C, H, W), e.g. `lambda batch: batch['picture']`",
+    ),
     "several keys": (Module, {"form": lambda x: {"image": x, "x": x}}, "got ['image', 'x']"),
     "strings": (Module, {"form": lambda x: "text"}, "got a str, found in a list of ['str', 'str'"),
-    "numbers": (Module, {"form": lambda x: 0}, "and torch.int64, found in"),
-    "uint8": (Module, {"form": lambda x: ((x * 255).byte(), 0)}, "`lambda batch: batch[0].float() / 255`"),
+    "numbers": (Module, {"form": lambda x: 0}, ",) and torch.int64. Pass `EquivarianceMonitor(images=...)`"),
+    "uint8": (Module, {"form": lambda x: ((x * 255).byte(), 0)}, "(images=lambda batch: batch[0].float() / 255)`."),
     "not finite": (Module, {"form": lambda x: x / 0}, "must be finite"),
-    "no channels": (Module, {"form": lambda x: x[0]}, "EquivarianceMonitor(images=...)"),
-    "channels last": (Module, {"form": lambda x: x.movedim(0, -1)}, "ChannelsLast()"),
-    "two arguments": (Timed, {}, "EquivarianceMonitor(function=...)"),
-    "takes the batch": (Methods, {}, "EquivarianceMonitor(function=...)"),
+    "no channels": (Module, {"form": lambda x: x[0]}, "EquivarianceMonitor(images=lambda batch: batch[:, None])"),
+    "channels last": (
+        Module,
+        {"form": lambda x: x.movedim(0, -1)},
+        "EquivarianceMonitor(input_representation=lie_metric.representations.ChannelsLast())",
+    ),
+    "two arguments": (Timed, {}, "EquivarianceMonitor(function=lambda model, images: model(images, t=...))"),
+    "takes the batch": (
+        Methods,
+        {},
+        "dimension 4. To measure another function pass its name or "
+        "`EquivarianceMonitor(function=lambda module, images: module.net(images))`",
+    ),
     "tokens": (lambda: Module(tokens), {}, "EquivarianceMonitor(output_representation=...)"),
     "three axes": (lambda: Module(lambda s: s.mean(3)), {}, "EquivarianceMonitor(output_representation=...)"),
-    "hidden states": (lambda: Module(lambda s: HiddenStates(s.flatten(1))), {}, "EquivarianceMonitor(output=...)"),
+    "hidden states": (
+        lambda: Module(lambda s: HiddenStates(s.flatten(1))),
+        {},
+        "EquivarianceMonitor(output=lambda returned: returned.last_hidden_state)",
+    ),
     "dict": (lambda: Module(lambda s: {"last_hidden_state": s}), {}, "last_hidden_state"),
     "classes": (lambda: Module(lambda s: s.mean((2, 3)).argmax(1)), {}, "EquivarianceMonitor(output=...)"),
 }
@@ -192,7 +282,9 @@ def test_misuse_is_refused_before_the_first_step(case, sanity):
         fit(make(), callbacks=[NoStep()], sanity=sanity, **batch)
 
 
-@pytest.mark.parametrize("case", ["two arguments", "uint8", "three axes", "labels first"])
+@pytest.mark.parametrize(
+    "case", ["two arguments", "uint8", "three axes", "labels first", "without forward", "an unusual key"]
+)
 def test_the_layerwise_monitor_refuses_alike(case):
     make, batch, match = REFUSED[case]
     with pytest.raises((TypeError, ValueError), match=re.escape(match.replace("Equivariance", "Layerwise"))):
@@ -246,6 +338,13 @@ def test_a_model_that_fails_obeys_on_error_at_once():
     assert told
     assert {entry.filename for entry in told} == {__file__}
     assert trainer.callback_metrics["equivariance/rotation"].isnan()
+
+
+def test_an_output_that_does_not_move_is_told_once_a_run():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Module(lambda scores: scores.mean((2, 3)) * torch.zeros(4)), max_epochs=2)
+    assert sum("The output of Module does not move" in str(entry.message) for entry in caught) == 1
 
 
 def test_models_that_take_batches_of_one_size_only():

@@ -211,3 +211,13 @@ def test_hooks_that_a_model_installs_in_its_first_call_are_not_installed_again_a
     torch.testing.assert_close(found, lm.lie_derivative(hooked, x, "rotation"))
     report = lm.layerwise_equivariance_error(hooked, x, "rotation")
     assert report.residual["rotation"] < 1e-10
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [1, (1, 1), (1, 2), (None, 1), 2])
+def test_pooling_inside_is_that_of_torch(size, layout):
+    x = images(2, 8).contiguous(memory_format=layout)
+    model = nn.AdaptiveAvgPool2d(size)
+    wanted = model(x)
+    with isolated(model):
+        assert torch.equal(model(x), wanted)
