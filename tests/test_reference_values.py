@@ -13,8 +13,17 @@ timm = pytest.importorskip("timm")
 CASES = json.loads((Path(__file__).parent / "reference_values.json").read_text())["end_to_end"]
 
 
-@pytest.mark.parametrize("method", ["auto", "forward", "forward vmap", "reverse", "double_backward"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["model"])
+METHODS = ("auto", "forward", "forward vmap", "reverse", "double_backward")
+# All of both models; of the larger one, only what is chosen by itself is in the fast suite.
+RUNS = [
+    pytest.param(case, method, id=f"{case['model']}-{method}", marks=pytest.mark.slow if late else ())
+    for case in CASES
+    for method in METHODS
+    for late in [case["model"] == "resnet18" and method != "auto"]
+]
+
+
+@pytest.mark.parametrize(("case", "method"), RUNS)
 def test_end_to_end_values(case, method):
     torch.set_default_dtype(torch.float64)
     try:

@@ -150,10 +150,10 @@ def test_no_rounding_flips_the_side(size):
     ids=str,
 )
 def test_derivatives_of_every_order_and_mode(resampling):
-    image = torch.randn(2, 1, 4, 5, dtype=torch.float64, requires_grad=True)
+    image = torch.randn(2, 1, 3, 4, dtype=torch.float64, requires_grad=True)
     # Away from the kinks of the bilinear stencil.
     step = (
-        torch.rand(2, 4, 5, 2, dtype=torch.float64) * 0.8 + 0.1 + torch.randint(-3, 3, (2, 4, 5, 2))
+        torch.rand(2, 3, 4, 2, dtype=torch.float64) * 0.8 + 0.1 + torch.randint(-3, 3, (2, 3, 4, 2))
     ).requires_grad_()
 
     def function(a, b):
@@ -162,7 +162,9 @@ def test_derivatives_of_every_order_and_mode(resampling):
     torch.autograd.gradcheck(
         function, (image, step), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
     )
-    torch.autograd.gradgradcheck(function, (image, step), check_fwd_over_rev=True)
+    # One image is enough here: that none sees another shows in the first derivatives.
+    one = tuple(value[:1].detach().requires_grad_() for value in (image, step))
+    torch.autograd.gradgradcheck(function, one, check_fwd_over_rev=True)
 
 
 def test_the_fraction_of_a_pixel_is_as_exact_far_from_the_corner():

@@ -208,7 +208,7 @@ def _check(
     products: Tensor,
 ) -> Check:
     def run(f: Function, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return METHODS[name](f, x, t, 1)
+        return METHODS[name](f, x, t, len(t))
 
     return verify(run, name, function, precise, inputs, tangents, value, products)
 

@@ -149,7 +149,9 @@ def _worker(rank, directory):
 def results(tmp_path_factory):
     """What one process found, and what each of two found."""
     directory = tmp_path_factory.mktemp("distributed")
-    context = torch.multiprocessing.start_processes(_worker, (str(directory),), 2, join=False, start_method="spawn")
+    context = torch.multiprocessing.start_processes(
+        _worker, (str(directory),), 2, join=False, start_method="forkserver"
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     single = scenarios(1, 0, directory / "single")

@@ -19,10 +19,17 @@ def test_trained_models(example, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "layers-cnn-anti-aliased.png").stat().st_size > 10_000
 
 
-def test_any_timm_model(example, tmp_path, capsys):
-    attribution = example("layerwise_attribution")
-    results = attribution.main(
-        ["--models", "test_resnet", "--num-images", "1", "--probes", "1", "--out", str(tmp_path)]
-    )
+def test_any_timm_model(example, tmp_path, capsys, monkeypatch):
+    import timm
+
+    attribution, config = example("layerwise_attribution"), timm.data.resolve_model_data_config
+
+    def smaller(model):
+        channels, height, width = config(model)["input_size"]
+        return {"input_size": (channels, height // 2, width // 2)}
+
+    monkeypatch.setattr(timm.data, "resolve_model_data_config", smaller)
+    arguments = ["--models", "test_resnet", "--num-images", "1", "--probes", "1", "--threads", "1"]
+    results = attribution.main([*arguments, "--out", str(tmp_path)])
     assert "share of the error" in capsys.readouterr().out
     assert set(results["test_resnet"]) == {"bilinear", "bspline", "fourier"}

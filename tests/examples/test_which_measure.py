@@ -8,10 +8,10 @@ pytest.importorskip("matplotlib")
 
 def test_table(example, tmp_path, capsys, monkeypatch):
     which = example("which_measure")
-    few = which.digits()[0][:200]
+    few = which.digits()[0][:100]
     monkeypatch.setattr(which, "digits", lambda: (Set(few), Set(few), 1, 10))
-    monkeypatch.setattr(which, "points", lambda count, reach, seed: few)
-    results = which.main(["--epochs", "1", "--num-images", "24", "--out", str(tmp_path)])
+    monkeypatch.setattr(which, "points", lambda count, reach, seed: tuple(part[:count] for part in few))
+    results = which.main(["--epochs", "1", "--num-images", "16", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert set(results) == {"points", "digits"}
     truth = results["digits"]["truth: two whole pixels"]

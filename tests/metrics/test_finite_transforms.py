@@ -271,7 +271,7 @@ def test_random_elements_depend_on_the_seed_and_the_image_alone():
         {"output_representation": lm.representations.Invariant()},
         {"output": lambda y: y[:, :1]},
     ],
-    ids=str,
+    ids=["probabilities", "resampling", "representation", "callable"],
 )
 def test_options_are_passed_on(options):
     x = images(4)

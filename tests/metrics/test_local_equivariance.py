@@ -492,31 +492,43 @@ def test_directions_of_nothing_measured_or_not_finite_are_nan():
         F.principal_directions(Net(), images(), normalise="output")
 
 
-def _work(rank, path, counts, results):
+COUNTS = [(6, 5), (6, 0)]
+
+
+def _work(rank, path, results):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
     try:
-        x = images(11)[rank::2][: counts[rank]]
-        metric = lm.LocalEquivarianceError(NAMES, lee_output="probabilities", seed=1)
-        for part in x.split(2) if len(x) else ():
-            metric.update(Net(), part)
-        results[rank] = (metric.measures(), metric.compute(), metric.gram, metric.principal_directions("input"))
+        for counts in COUNTS:
+            x = images(11)[rank::2][: counts[rank]]
+            metric = lm.LocalEquivarianceError(NAMES, lee_output="probabilities", seed=1)
+            for part in x.split(2) if len(x) else ():
+                metric.update(Net(), part)
+            found = (metric.measures(), metric.compute(), metric.gram, metric.principal_directions("input"))
+            results[counts, rank] = found
     finally:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("counts", [(6, 5), (6, 0)])
-def test_two_processes_give_the_values_of_one(tmp_path, counts):
-    results = mp.Manager().dict()
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two processes found, for each number of images that they had."""
+    found = mp.Manager().dict()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mp.spawn(_work, (str(tmp_path / "store"), counts, results), nprocs=2)
+        path = tmp_path_factory.mktemp("processes") / "store"
+        mp.start_processes(_work, (str(path), found), nprocs=2, start_method="forkserver")
+        return dict(found)
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_two_processes_give_the_values_of_one(results, counts):
     single = lm.LocalEquivarianceError(NAMES, lee_output="probabilities", seed=1)
     x = images(11)
     if counts == (6, 5):
         single.update(Net(), x)
         for rank in (0, 1):
-            measures, value, gram, directions = results[rank]
+            measures, value, gram, directions = results[counts, rank]
             torch.testing.assert_close(directions, single.principal_directions("input"), rtol=1e-6, atol=1e-9)
             torch.testing.assert_close(measures, single.measures(), rtol=1e-8, atol=1e-12)
             torch.testing.assert_close(value, single.compute(), rtol=1e-9, atol=1e-12)
@@ -524,4 +536,4 @@ def test_two_processes_give_the_values_of_one(tmp_path, counts):
     else:
         single.update(Net(), x[::2])
         for rank in (0, 1):
-            torch.testing.assert_close(results[rank][1], single.compute(), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(results[counts, rank][1], single.compute(), rtol=1e-9, atol=1e-12)

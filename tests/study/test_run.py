@@ -119,7 +119,7 @@ def test_killed_in_the_middle(tmp_path, named, small, process):
     names = [*named("ab"), *named(["slow"]), *named("c")]
     running = process("study", *names, *small, "--out", out, STUDY_WAIT=str(wait))
     table = out / "rows-1-of-1.csv"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # the machine may be busy
     while not (table.exists() and table.read_text().count("\nb,") == 9):
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
