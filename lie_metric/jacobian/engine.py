@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lie_metric.jacobian.carrying import Unsupported, WrittenInto
-from lie_metric.jacobian.methods import METHODS, Function, difference
+from lie_metric.jacobian.methods import METHODS, Function, alone, difference
 from lie_metric.jacobian.verification import Check, Declared, Disagreement, Jump, verify
 from lie_metric.warning import warn
 
@@ -180,7 +180,7 @@ def _first_that_works(
             "the function as it is."
         )
     raise RuntimeError(
-        f"`model` must be differentiable by method {asked!r}, but an operation lacks a rule ({_told(reasons)}). "
+        f"`model` must be differentiable by method {asked!r}, but none could be used ({_told(reasons)}). "
         "Replace it, choose another method, or pass `method='difference'`."
     )
 
@@ -268,7 +268,7 @@ def _survey(function: Function, inputs: Tensor) -> _Survey | None:
     survey = _Survey()
     try:
         with torch.no_grad(), survey:
-            first = function(inputs[:1])
+            first = alone(function, inputs[:1])
     except torch.OutOfMemoryError:
         raise
     except Exception:

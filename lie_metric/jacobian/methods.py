@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, cast
@@ -13,7 +14,7 @@ from lie_metric.jacobian import rules  # noqa: F401  # they register themselves
 from lie_metric.jacobian.carrying import Unsupported, push_forward
 from lie_metric.warning import warn
 
-__all__ = ["METHODS", "Function", "central_difference", "difference", "raised", "size_of"]
+__all__ = ["METHODS", "Function", "alone", "central_difference", "difference", "raised", "size_of"]
 
 Function = Callable[[Tensor], Tensor]
 
@@ -118,6 +119,21 @@ METHODS: dict[str, Callable[[Function, Tensor, Tensor, int], tuple[Tensor, Tenso
     "double_backward": _double_backward,
 }
 """By automatic differentiation: from a function, inputs, tangents and how many of them to push at a time."""
+
+
+def alone(function: Function, image: Tensor) -> Tensor:
+    """A function of one image, which says nothing of its own if it is one of batches.
+
+    Args:
+        function: The function.
+        image: Shape (1, ...).
+
+    Returns:
+        Its value.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(std|var)\w*\(\): degrees of freedom")
+        return function(image)
 
 
 def raised(function: Function, precise: Function | None, inputs: Tensor) -> tuple[Function, Tensor, Tensor]:

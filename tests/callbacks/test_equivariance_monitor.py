@@ -530,7 +530,7 @@ def test_sanity_check_rehearses_and_logs_nothing():
         def on_sanity_check_end(self, trainer, pl_module):
             assert not [key for key in trainer.callback_metrics if key.startswith("equivariance")]
             assert 2 in sizes
-            assert set(sizes) <= {1, 2}
+            assert set(sizes) <= {1, 2, 4}  # the check moves one image four times
 
     class Counted(Classifier):
         def forward(self, x):
@@ -823,7 +823,7 @@ def test_empty_loader(sanity_steps):
 @pytest.mark.parametrize(
     ("form", "images", "error", "match"),
     [
-        (lambda image: {"picture": image}, None, TypeError, "images=lambda batch: batch\\[0\\]"),
+        (lambda image: {"picture": image}, None, TypeError, r"Pass `EquivarianceMonitor\(images='picture'\)`"),
         (lambda image: (0.0, image), 0, TypeError, "selected by images=0"),
         (lambda image: {"image": image, "x": image}, None, ValueError, "got \\['image', 'x'\\]"),
         (lambda image: {"picture": image}, "image", ValueError, "must be a key or index of the batch, got 'image'"),
@@ -854,9 +854,12 @@ def test_sharded_strategies():
 @pytest.mark.parametrize(
     ("images", "match"),
     [
-        ((IMAGES * 10).byte(), "`inputs` must have a floating-point dtype, got torch.uint8"),
+        (
+            (IMAGES * 10).byte(),
+            r"torch.uint8, .* Pass `EquivarianceMonitor\(images=lambda batch: batch\[0\].float\(\) / 255\)`",
+        ),
         (IMAGES.clone().fill_(torch.nan), "`inputs` must be finite"),
-        (IMAGES[:, 0], "`inputs` must be non-empty with axes"),
+        (IMAGES[:, 0], r"of shape \(B, C, H, W\), got a tensor of shape .* no axis of channels"),
     ],
 )
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
