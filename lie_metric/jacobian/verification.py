@@ -467,8 +467,14 @@ class _Coarsest(TorchDispatchMode):
 
 def _level(function: Function, x: Tensor) -> _Level:
     """The coarsest precision that a function computes in, whatever the type of its inputs is."""
-    with _Coarsest() as mode:
-        value = function(x)
+    mode = _Coarsest()
+    try:
+        with mode:
+            value = function(x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        value = function(x)  # what runs beneath a mode of dispatch, as another one does, says nothing of its types
     eps = max(mode.eps, torch.finfo(value.dtype).eps)
     return next((level for level in _LEVELS if eps <= level.eps), _LEVELS[-1])
 
