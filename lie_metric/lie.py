@@ -92,7 +92,8 @@ def lie_derivative(
         method: ``"forward"``: forward mode, tangents vectorised over one shared primal pass. ``"reverse"``: one
             backward pass for each output element, for few outputs; needs images that do not influence one another.
             ``"double_backward"``: works where an operation lacks a forward rule. ``"auto"``: the cheapest of them,
-            falling back, with a warning, where an operation lacks a rule.
+            falling back, with a warning, where an operation lacks a rule. ``"difference"``: central differences, for
+            models that have no right derivative; under ``torch.no_grad()``.
         chunk_size: How many tangents are pushed at a time; it bounds the memory and does not change the result. By
             default all, or with ``"auto"`` half of them where those of the largest tensor on the way exceed 128 MiB.
 

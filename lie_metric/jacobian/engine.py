@@ -173,11 +173,12 @@ def _first_that_works(
             why = "others do not agree with the function" if wrong else "an operation lacks a rule"
             warn(f"Method {name!r} is used, because {why} ({_told(reasons | wrong)}).")
         return Products(value, products, name, made)
+    lost = {tried: reason for tried, reason in reasons.items() if "out of torch" in reason or "its address" in reason}
     if wrong:
         raise RuntimeError(
             f"`model` must have a derivative that agrees with its own central differences, but by method {asked!r} "
-            f"none does ({_told(wrong | reasons)}). Mend what is named, or pass `method='difference'`, which measures "
-            "the function as it is."
+            f"none does ({_told(lost | wrong | reasons)}). Mend what is named, or pass `method='difference'`, which "
+            "measures the function as it is, without gradients."
         )
     raise RuntimeError(
         f"`model` must be differentiable by method {asked!r}, but none could be used ({_told(reasons)}). "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lie_metric.jacobian import rules  # noqa: F401  # they register themselves
 from lie_metric.jacobian.carrying import Unsupported, push_forward
+from lie_metric.jacobian.precision import coarsest
 from lie_metric.warning import warn
 
 __all__ = ["METHODS", "Function", "alone", "central_difference", "difference", "raised", "size_of"]
@@ -203,6 +204,8 @@ _STEPS = {torch.float64: (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}
 _FEW_STEPS = (1e-2, 3e-3, 1e-3)
 # Differences of neighbouring steps that are as near as this have converged.
 _CONVERGED = 1e-2
+# Differences of small and large steps that are further apart are those of different functions.
+_APART = 1e-2
 
 
 def difference(
@@ -232,6 +235,11 @@ def difference(
         total = sum((t * s for t, s in zip(moved, sizes, strict=True) if bool(t.any())), torch.zeros_like(points))
         steps = _STEPS.get(value.dtype, _FEW_STEPS)
         found = [central_difference(chosen, points, total, step) for step in steps]
+        if len(steps) > len(_FEW_STEPS) and coarsest(chosen, points) > torch.finfo(torch.float64).eps:
+            # What is computed in float32 on the way, or leaves torch and comes back so, is at rest for small steps.
+            large = [central_difference(chosen, points, total, step) for step in _FEW_STEPS]
+            if max(float((part - large[-1]).norm()) for part in found[3:]) > _APART * float(large[-1].norm()):
+                steps, found = _FEW_STEPS, large
         moves = any(bool(part.any()) for part in found)
         apart = [
             float((a - b).norm() / b.norm()) if bool(b.any()) else (torch.inf if moves else 0.0)

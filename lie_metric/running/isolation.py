@@ -67,7 +67,7 @@ def _evaluation(model: object, mode: type[_Watch]) -> Iterator[None]:
         try:
             state.leave_inference()
             for root in found.roots:
-                root.eval()
+                _to_evaluation(root)
             state.evaluated()
             MEASURED.append(state)
             try:
@@ -77,6 +77,15 @@ def _evaluation(model: object, mode: type[_Watch]) -> Iterator[None]:
                 MEASURED.pop()
         finally:
             _restore(state, watch)
+
+
+def _to_evaluation(root: nn.Module) -> None:
+    """Calls ``.eval()``, which exported programs refuse: they run in the mode that they were exported in."""
+    try:
+        root.eval()
+    except NotImplementedError:
+        if not isinstance(root, torch.fx.GraphModule):
+            raise
 
 
 def _restore(state: State, watch: _Watch) -> None:

@@ -93,7 +93,8 @@ class State:
             if key in _HOOKS and isinstance(value, dict)
         ]
         self._random = RandomStates(found.generators)
-        self._modes = [(module, module.training) for _, module in modules]
+        # Frozen scripted modules have no mode.
+        self._modes = [(module, module.training) for _, module in modules if hasattr(module, "training")]
         self._references: list[tuple[Any, _Saved]] = []
         self._empty: list[Any] = []
         self._inference: list[tuple[Any, str]] = []
@@ -118,7 +119,7 @@ class State:
         self._stand()
 
     def _keep_module(self, prefix: str, module: nn.Module) -> None:
-        if isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, torch.jit.ScriptModule) and hasattr(module, "_concrete_type"):  # frozen ones keep nothing
             names = [name for name in module._concrete_type.get_attributes() if name != "training"]
             self._scripted.append((module._c, {name: module._c.getattr(name) for name in names}))
         if type(module) not in self._exchanging:

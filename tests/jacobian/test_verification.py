@@ -274,3 +274,52 @@ def test_a_model_at_rest_is_no_jump():
     assert checked(off, images)[1].status == "agrees"
     nn.init.zeros_(off[3].weight)
     assert checked(off, images)[1].status == "agrees"
+
+
+class _Leak(nn.Module):
+    """Divides by a spread that leaves torch and comes back, in single precision or not."""
+
+    def __init__(self, back):
+        super().__init__()
+        self.back = back
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        z = self.stem(x).tanh()
+        return self.head((z / self.back(z.flatten(1).std(1)).view(-1, 1, 1, 1)).mean((2, 3)))
+
+
+LEAKS = {
+    "list": lambda s: torch.tensor(s.tolist()),
+    "numpy": lambda s: torch.from_numpy(s.detach().numpy().astype("float32")),
+    "item": lambda s: torch.stack([torch.tensor(part.item()) for part in s]),
+    "in double precision": lambda s: torch.tensor([float(part) for part in s], dtype=torch.float64).to(s.dtype),
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", LEAKS)
+def test_numbers_that_come_back_are_not_lost(kind, seed):
+    torch.manual_seed(seed)
+    model = _Leak(LEAKS[kind])
+    images = nn.functional.interpolate(torch.randn(2, 3, 8, 8), scale_factor=4, mode="bicubic")
+    for measured in (
+        lambda: lm.LocalEquivarianceError("rotation").update(model, images),
+        lambda: lm.lie_derivative(model, images, "rotation"),
+    ):
+        with pytest.raises(RuntimeError, match=r"out of torch|by its address|lost|not that of the function"):
+            measured()
+    with torch.no_grad():
+        found = lm.lie_derivative(model, images, "rotation", method="difference")["rotation"]
+        model.back = lambda s: s
+        true = lm.lie_derivative(model, images, "rotation")["rotation"]
+    assert (found - true).norm() < 1e-3 * true.norm()
+
+
+def test_one_draw_is_told_from_rounding():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+    drawn = lambda x: nn.functional.dropout(model(x), 0.5)  # noqa: E731
+    with torch.no_grad(), pytest.warns(UserWarning, match="draws random numbers") as seen:
+        lm.lie_derivative(drawn, torch.rand(2, 3, 8, 8), "rotation")
+    assert not any("rounding" in str(one.message) for one in seen)

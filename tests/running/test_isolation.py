@@ -221,3 +221,18 @@ def test_pooling_inside_is_that_of_torch(size, layout):
     wanted = model(x)
     with isolated(model):
         assert torch.equal(model(x), wanted)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "exported"])
+def test_programs_without_a_mode_are_measured(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    x = torch.rand(2, 3, 8, 8)
+    if kind == "frozen":
+        program = torch.jit.freeze(torch.jit.trace(model, x))
+    else:
+        program = torch.export.export(model, (x,)).module()
+    wanted = lm.lie_derivative(model, x, "rotation")["rotation"]
+    for given in (program, lambda v: program(v)):
+        with torch.no_grad():
+            torch.testing.assert_close(lm.lie_derivative(given, x, "rotation")["rotation"], wanted)
