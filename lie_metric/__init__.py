@@ -15,6 +15,7 @@ from lie_metric.metrics import (
     PredictionConsistency,
     RelativeStability,
     RelaxedEquivarianceError,
+    StencilError,
 )
 from lie_metric.resampling import PAPER, Resampling
 
@@ -35,6 +36,7 @@ __all__ = [
     "RelativeStability",
     "RelaxedEquivarianceError",
     "Resampling",
+    "StencilError",
     "__version__",
     "equivariance_penalty",
     "figures",

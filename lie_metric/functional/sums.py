@@ -78,25 +78,29 @@ def moments(output: Tensor, representation: Representation) -> dict[str, Tensor]
 
 
 def spread(sums: Sums) -> Tensor:
-    """Σ‖f - E f‖², each element about its own mean, positions of an image pooled; NaN at rounding level.
+    r"""n / (n - 1) Σ‖f - E f‖² over n images, each element about its own mean, positions of an image pooled.
+
+    The factor makes it an unbiased estimate of n times the variance, from few images as from many.
 
     Args:
-        sums: ``square``, ``total`` and ``weight`` as in :func:`moments`, and ``rounding``, the output's precision.
+        sums: ``square``, ``total`` and ``weight`` as in :func:`moments`, the number of ``images``, and ``rounding``, the
+            output's precision.
 
     Returns:
-        The spread, without the trailing axis of ``total``.
+        The spread, without the trailing axis of ``total``; NaN at rounding level and for a single image.
 
     Example:
         >>> values = torch.tensor([[1.0], [3.0]]).double()
-        >>> parts = {"square": values.square().sum(), "total": values.sum(0), "weight": torch.tensor([2.0]).double()}
-        >>> spread(parts | {"rounding": torch.tensor(1e-16)}).item()
-        2.0
+        >>> two = torch.tensor(2.0).double()
+        >>> parts = {"square": values.square().sum(), "total": values.sum(0), "weight": two[None], "images": two}
+        >>> spread(parts | {"rounding": torch.tensor(1e-16)}).item()  # 2 · (1 + 1) / 1
+        4.0
     """
-    square = sums["square"]
+    square, images = sums["square"], sums["images"]
     mean_part = torch.where(sums["weight"] > 0, sums["total"].square() / sums["weight"].clamp(min=1), 0.0).sum(-1)
     found = square - mean_part
     floor = square * ((ROUNDINGS * sums["rounding"]) ** 2).clamp(min=_CANCELLATION)
-    return torch.where(found > floor, found, torch.nan)
+    return torch.where((found > floor) & (images > 1), found * images / (images - 1), torch.nan)
 
 
 def totals(sums: Sums) -> dict[str, Tensor]:

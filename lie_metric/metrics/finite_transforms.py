@@ -22,7 +22,7 @@ from lie_metric.functional.finite_transforms import (
 )
 from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
-from lie_metric.orbits import Orbits, RandomOrbit
+from lie_metric.orbits import Border, Orbits, RandomOrbit
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 
@@ -77,6 +77,7 @@ class _FiniteTransforms(ModelMetric):
         self.resampling = resampling or Resampling()
         self.seed = seed
         self.loss: Loss | None = None
+        self.border: Border | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,8 +96,8 @@ class _FiniteTransforms(ModelMetric):
             ValueError: If the outputs have another width than before.
         """
         indices = self._indices(images)
-        sums, described = _finite_transforms_update(
-            model, images, indices=indices, targets=targets, **self._given_options()
+        sums, described, self.border = _finite_transforms_update(
+            model, images, indices=indices, targets=targets, border=self.border, **self._given_options()
         )
         self._add(sums, len(indices), described)
 

@@ -42,7 +42,7 @@ class LocalEquivarianceError(ModelMetric):
 
     - :meth:`relative`: :math:`\sqrt{\sum\|L_X f\|^2 / \sum\|f - E f\|^2}`, output standard deviations per unit of t;
     - :meth:`lee`: :math:`E\|L_X f\|^2 / \dim f` (Gruver et al. 2023, Eq. 4);
-    - :meth:`sensitivity`: :math:`\sqrt{E\|L_X f\|^2 / E\|Df\,u\|^2}`, u noise with the norm of X·x;
+    - :meth:`sensitivity`: :math:`\sqrt{E\|L_X f\|^2 / E\|Df\,u\|^2}`, u noise with the spectrum of X·x, if asked for;
     - :attr:`gram`: :math:`G_{ij} = E\langle L_i f, L_j f\rangle / \dim f`, from which :meth:`directional` and
       :meth:`principal_directions` follow.
 
@@ -67,7 +67,8 @@ class LocalEquivarianceError(ModelMetric):
         resampling: The stencil; the default is ``Resampling()``.
         method: See :func:`~lie_metric.lie_derivative`.
         chunk_size: See :func:`~lie_metric.lie_derivative`.
-        with_noise: Whether the noise direction that :meth:`sensitivity` needs is pushed along; it costs one tangent.
+        with_noise: Whether the noise that :meth:`sensitivity` needs is pushed along, as many tangents again; by default
+            if ``measure`` is ``"sensitivity"``.
         seed: Fixes the noise images.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
@@ -86,7 +87,7 @@ class LocalEquivarianceError(ModelMetric):
         >>> brightness = lambda x: x.mean((1, 2, 3))
         >>> metric.update(brightness, torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8))
         >>> {name: round(value.item(), 4) for name, value in metric.compute().items()}
-        {'rotation': 0.0, 'saturation': 2.2361}
+        {'rotation': 0.0, 'saturation': 1.5811}
         >>> metric.lee()["saturation"].item()
         5.0
     """
@@ -118,7 +119,7 @@ class LocalEquivarianceError(ModelMetric):
         resampling: Resampling | None = None,
         method: Method = "auto",
         chunk_size: int | None = None,
-        with_noise: bool = True,
+        with_noise: bool | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -135,6 +136,7 @@ class LocalEquivarianceError(ModelMetric):
             chunk_size,
             seed,
         )
+        with_noise = measure == "sensitivity" if with_noise is None else with_noise
         if measure == "sensitivity" and not with_noise:
             raise ValueError("`with_noise` must be True when `measure` is 'sensitivity', got False.")
         count = len(asked)
