@@ -121,7 +121,7 @@ def _sum(
         indices,
     )
     if result.further is None:
-        sums["noise"] = torch.full((GROUPS, len(asked)), torch.nan, dtype=wide, device=f.device)
+        sums["noise"] = torch.zeros((GROUPS, len(asked)), dtype=wide, device=f.device)
     sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=wide, device=f.device)
     return sums
 

@@ -103,7 +103,8 @@ def stencil_error(
 ) -> dict[str, Tensor]:
     r"""What two stencils make of the same images and the same model, in the units of :func:`relative`: a floor.
 
-    .. math:: \sqrt{ \sum_i \| \hat L_X f(x_i) - \hat L'_X f(x_i) \|^2 / \sum_i \|f(x_i) - E f\|^2 }
+    .. math:: \sqrt{ \frac{1}{n} \sum_i \| \hat L_X f(x_i) - \hat L'_X f(x_i) \|^2 \Big/
+        \frac{1}{n - 1} \sum_i \|f(x_i) - E f\|^2 }
 
     :math:`\hat L` is by the stencil given and :math:`\hat L'` by the Fourier stencil (by the B-spline where Fourier is
     given): Lie derivatives, exact but for the tangents that go in. Where both are off in their own way, as for the high
