@@ -221,7 +221,7 @@ class ModelMetric(Metric):
             >>> metric.update(lambda x: x.mean((2, 3)), images)
             >>> low, high = metric.interval()["saturation"]  # of the mean of 1, 4, 9
             >>> round(low.item(), 3), round((low * high).item(), 3)
-            (0.52, 21.778)
+            (0.543, 21.778)
         """
         ends = self.replicates(measure).interval(level, logarithmic=not self.decibels)
         upper = getattr(self, "plot_upper_bound", None)
