@@ -67,12 +67,13 @@ class Comparison:
         level: Probability of the intervals; verdicts are at the level of significance 1 - level.
         trainings: How many pairs of trainings.
         images: Over how many images.
+        decibels: Whether a and b are decibels.
 
     Example:
         >>> row = Compared("rotation", 1.0, 2.0, 0.5, 0.4, 0.625, 0.001, 0.001, "a is less", 0.1, math.nan)
         >>> print(Comparison((row,), "relative", 0.95, 1, 256))
-        relative        a      b  a / b  95 % interval      p  verdict
-        rotation        1      2    0.5   0.4 to 0.625  0.001  a is less
+        relative  a  b  a / b  95 % interval      p  verdict
+        rotation  1  2    0.5   0.4 to 0.625  0.001  a is less
         Errors are over 256 images, the same for both, of one training each: they do not cover the spread between
         trainings. Standard error of log(a / b): over images 0.1.
     """
@@ -82,6 +83,7 @@ class Comparison:
     level: float
     trainings: int
     images: int
+    decibels: bool = False
 
     def __iter__(self) -> Iterator[Compared]:
         return iter(self.rows)
@@ -110,8 +112,8 @@ class Comparison:
         images = spelled([row.over_images for row in self.rows])
         if self.over == "trainings":
             told = (
-                f"Errors are over {self.trainings} pairs of trainings (Student's t on logarithms of ratios). Standard error "
-                f"of log(a / b): over trainings {spelled([row.over_trainings for row in self.rows])}; over the "
+                f"Errors are over {self.trainings} pairs of trainings (Student's t on logarithms of ratios). Standard "
+                f"error of log(a / b): over trainings {spelled([row.over_trainings for row in self.rows])}; over the "
                 f"{self.images} images, the same for all, {images}."
             )
         else:
@@ -121,14 +123,16 @@ class Comparison:
             )
         if len(self.rows) > 1:
             told += (
-                f" Verdicts are corrected for {len(self.rows)} comparisons (Holm) at {1 - self.level:.2g}; p values and "
-                "intervals are of one each."
+                f" Verdicts are corrected for {len(self.rows)} comparisons (Holm) at {1 - self.level:.2g}; p values "
+                "and intervals are of one each."
             )
+        if self.decibels:
+            told += " Values are decibels; a / b is the ratio of the mean squared errors behind them."
         return told
 
     def __str__(self) -> str:
         head = (self.measure, "a", "b", "a / b", f"{100 * self.level:g} % interval", "p", "verdict")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for row in self.rows:
             numbers = (row.a, row.b, row.ratio)
             p = "< 0.0001" if row.p < 1e-4 else f"{row.p:.2g}"
@@ -156,9 +160,9 @@ def compare(a: Side, b: Side, measure: str | None = None, level: float = 0.95) -
     van der Leeden 1999, Eq. 2.3), so that what makes some images harder for both cancels; the interval is
     :math:`\exp(d \pm q\,\mathrm{se})` with q of Student's t with as many degrees of freedom as groups, less one.
 
-    Of sequences, one training each, entries are paired in their order (give the same seeds in the same order): interval
-    and p value are those of Student's t on the m logarithms of ratios, with m - 1 degrees of freedom. Both errors are in
-    the result; that over images is the jackknife of the mean of the logarithms.
+    Of sequences, one training each, entries are paired in their order (give the same seeds in the same order):
+    interval and p value are those of Student's t on the m logarithms of ratios, with m - 1 degrees of freedom. Both
+    errors are in the result; that over images is the jackknife of the mean of the logarithms.
 
     Verdicts are at the level of significance 1 - level after Holm's correction (1979, Scand. J. Statist. 6) for as many
     comparisons as there are names.
@@ -175,8 +179,8 @@ def compare(a: Side, b: Side, measure: str | None = None, level: float = 0.95) -
 
     Raises:
         TypeError: If something else is given.
-        ValueError: If the two cannot be compared: other images, stencil, units, generators or options; if fewer than two
-            pairs of trainings, or not as many of one as of the other, are given.
+        ValueError: If the two cannot be compared: other images, stencil, units, generators or options; if fewer than
+            two pairs of trainings, or not as many of one as of the other, are given.
 
     Warns:
         UserWarning: If a value is zero or not finite, so that there is no ratio.
@@ -205,8 +209,8 @@ def compare(a: Side, b: Side, measure: str | None = None, level: float = 0.95) -
         )
     if several[0] and len(left) < 2:
         raise ValueError(
-            f"`a` and `b` must hold at least 2 pairs of trainings, got {len(left)}: a spread between trainings needs two. "
-            "Pass single metrics for errors over images, or train with further seeds."
+            f"`a` and `b` must hold at least 2 pairs of trainings, got {len(left)}: a spread between trainings needs "
+            "two. Pass single metrics for errors over images, or train with further seeds."
         )
     first = left[0]
     for other in (*left[1:], *right):
@@ -239,7 +243,7 @@ def compare(a: Side, b: Side, measure: str | None = None, level: float = 0.95) -
     undefined = [row.name for row in rows if math.isnan(row.ratio)]
     if undefined:
         warn(f"`ratio` is NaN for {undefined}: a value is zero or NaN in one of the two.")
-    return Comparison(judged(rows, level), first.measure, level, len(logs), first.images)
+    return Comparison(judged(rows, level), first.measure, level, len(logs), first.images, first.decibels)
 
 
 def around(centre: float, error: float, freedom: float, level: float) -> tuple[float, float, float, float]:
@@ -278,8 +282,8 @@ def over_trainings(values: Sequence[float]) -> tuple[float, float, float]:
         Mean, standard error, degrees of freedom.
 
     Example:
-        >>> over_trainings([1.0, 2.0, 3.0])
-        (2.0, 0.5773502691896258, 2)
+        >>> over_trainings([1.0, 2.0])
+        (1.5, 0.5, 1)
     """
     count = len(values)
     mean = math.fsum(values) / count
@@ -388,10 +392,8 @@ SIZES = "Errors per half side or radian are of other sizes in pixels there: meas
 
 
 def _records(side: Side, name: str, measure: str | None) -> list[Record]:
-    given = (
-        [side] if isinstance(side, (ModelMetric, Record)) else list(side) if isinstance(side, (tuple, list)) else None
-    )
-    if given is None or not all(isinstance(one, (ModelMetric, Record)) for one in given):
+    given: list[Any] = list(side) if isinstance(side, (tuple, list)) else [side]
+    if not all(isinstance(one, (ModelMetric, Record)) for one in given):
         raise TypeError(
             f"`{name}` must be a metric of this library, a record, or a list of them, got {side!r}. Pass e.g. a "
             "`LocalEquivarianceError` that was updated, or `lie_metric.read_record(path)`."
@@ -402,8 +404,8 @@ def _records(side: Side, name: str, measure: str | None) -> list[Record]:
             found.append(one.record(measure))
         elif measure is not None and one.measure != measure:
             raise ValueError(
-                f"`measure` must be that of the records, got {measure!r} for a record of {one.measure!r}. Leave it out, "
-                "or read the other record."
+                f"`measure` must be that of the records, got {measure!r} for a record of {one.measure!r}. Leave it "
+                "out, or read the other record."
             )
         else:
             found.append(one)
