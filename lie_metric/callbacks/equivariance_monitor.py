@@ -20,6 +20,7 @@ from lie_metric.algebra import Generator
 from lie_metric.callbacks import tensorboard
 from lie_metric.callbacks.batches import images_of
 from lie_metric.callbacks.monitor import Function, Monitor
+from lie_metric.callbacks.records import keep
 from lie_metric.callbacks.selection import Gathering, Share
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, number_of_batches, validation_loaders
@@ -97,6 +98,10 @@ class EquivarianceMonitor(Monitor):
         *Several processes*: ``num_images`` is the total. Each process measures its share of the images, the
         padding of a distributed sampler is left out, and the sums are added up; the values are those of one process
         over the same images. Sharded modules (FSDP, DeepSpeed, model parallel) are refused.
+
+        *Comparisons*: with a logger that has a directory, ``<log_dir>/<prefix>.jsonl`` keeps of each measured epoch
+        what :func:`lie_metric.compare`, :func:`lie_metric.read_runs` and ``lie-metric compare`` need: values without
+        each group of images, settings, and what tells the images from others.
 
         *Tests*: nothing is measured in ``trainer.test()``, which a warning says; ``trainer.validate()`` measures any
         loader.
@@ -365,7 +370,8 @@ class EquivarianceMonitor(Monitor):
             pl_module: The module.
         """
         super().on_validation_epoch_end(trainer, pl_module)
-        if self._untrained is not None:
+        baseline = self._untrained is not None
+        if baseline:
             self._untrained, self._measuring_start = None, False
             starts = [loader.start for loader in self._loaders]
             start = {key: value.item() for key, value in self._values(trainer, pl_module, starts).items()}
@@ -376,6 +382,7 @@ class EquivarianceMonitor(Monitor):
             # Lightning from warning that values might differ.
             values = self._values(trainer, pl_module, [loader.curve for loader in self._loaders])
             pl_module.log_dict(values, sync_dist=True, batch_size=1, add_dataloader_idx=False)
+        keep(trainer, pl_module, self.prefix, self.measures, self._loaders, baseline=baseline)
         self._measuring, self._loaders = False, []
 
     @override

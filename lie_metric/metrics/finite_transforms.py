@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from lie_metric.functional.finite_transforms import (
     default_curve,
     default_shifts,
 )
+from lie_metric.functional.sums import Sums
 from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.orbits import Border, Orbits, RandomOrbit
@@ -84,22 +85,34 @@ class _FiniteTransforms(ModelMetric):
         """The orbits' names, in the order of all results."""
         return tuple(orbit.name for orbit in self.orbits)
 
-    def update(self, model: Callable[..., Any], images: Tensor, targets: Any = None) -> None:
+    def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
+        """The measure as a function of the sums."""
+        return {self.measure: STATISTICS[self.measure][0]}
+
+    def update(
+        self,
+        model: Callable[..., Any],
+        images: Tensor,
+        targets: Any = None,
+        groups: Sequence[int] | Tensor | None = None,
+    ) -> None:
         """Adds a batch of images.
 
         Args:
             model: A module or callable, see :func:`~lie_metric.lie_derivative`.
             images: Shape (B, C, H, W), floating point and finite.
             targets: What the loss compares outputs with; only :class:`OrbitVariance` has one.
+            groups: For each image an integer, alike for those that belong together, such as crops of one photo: the
+                jackknife leaves them out as one, by the number modulo 64. By default images are independent.
 
         Raises:
             ValueError: If the outputs have another width than before.
         """
-        indices = self._indices(images)
+        indices = self._indices(images, groups)
         sums, described, self.border = _finite_transforms_update(
             model, images, indices=indices, targets=targets, border=self.border, **self._given_options()
         )
-        self._add(sums, len(indices), described)
+        self._add(images, indices, sums, described)
 
     def compute(self) -> dict[str, Tensor]:
         """The measure of each orbit.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lie_metric.figures import unit_of
 from lie_metric.functional.local_equivariance import (
     _STATISTICS,
     LeeOutput,
@@ -24,7 +25,7 @@ from lie_metric.functional.local_equivariance import (
     _validate_normalise,
     _value,
 )
-from lie_metric.functional.sums import standard_error
+from lie_metric.functional.sums import Sums, standard_error
 from lie_metric.jacobian import Check, Method
 from lie_metric.lie import Generators
 from lie_metric.measured import Function, Output, described
@@ -167,17 +168,28 @@ class LocalEquivarianceError(ModelMetric):
         """The generators' names, in the order of all results."""
         return tuple(generator.name for generator in self.generators)
 
-    def update(self, model: Callable[..., Any], images: Tensor) -> None:
+    @property
+    def parameter_units(self) -> tuple[str, ...]:
+        """For each generator the unit of t."""
+        return tuple(unit_of(name) for name in self.names)
+
+    def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
+        """Every measure as a function of the sums; ``"sensitivity"`` only of a metric with noise."""
+        return {name: value for name, value in _STATISTICS.items() if name != "sensitivity" or self.with_noise}
+
+    def update(self, model: Callable[..., Any], images: Tensor, groups: Sequence[int] | Tensor | None = None) -> None:
         """Adds a batch of images.
 
         Args:
             model: A module or callable, see :func:`~lie_metric.lie_derivative`.
             images: Shape (B, C, H, W), floating point and finite.
+            groups: For each image an integer, alike for those that belong together, such as crops of one photo: the
+                jackknife leaves them out as one, by the number modulo 64. By default images are independent.
 
         Raises:
             ValueError: If the outputs have another width than before.
         """
-        indices = self._indices(images)
+        indices = self._indices(images, groups)
         asked = self._given_options()
         # A method that was found right for this model and these options is kept; anything else is probed anew.
         setting = told_apart([*asked.items(), images.shape[1:], images.dtype, images.device]) if indices else ""
@@ -185,9 +197,8 @@ class LocalEquivarianceError(ModelMetric):
         if known:
             asked["method"] = self.method_used
         sums, result = _local_equivariance_update(model, images, indices=indices, verify=not known, **asked)
-        self._add(
-            sums, len(indices), described(result.output, result.representation, self.output_representation, self.output)
-        )
+        told = described(result.output, result.representation, self.output_representation, self.output)
+        self._add(images, indices, sums, told)
         if not known:
             self.method_used, self.check = result.method, result.check
             self._verified = _remembered(model, setting)

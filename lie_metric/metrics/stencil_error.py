@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from lie_metric.functional.stencil_error import (
     _stencil_error_update,
     _stencil_error_validate,
 )
+from lie_metric.functional.sums import Sums
 from lie_metric.jacobian import Method
 from lie_metric.lie import Generators
 from lie_metric.measured import Function, Output
@@ -47,6 +48,7 @@ class StencilError(ModelMetric):
         True
     """
 
+    measure = "stencil_error"
     options: ClassVar[tuple[str, ...]] = (
         "generators",
         "output",
@@ -96,19 +98,29 @@ class StencilError(ModelMetric):
         """The generators' names, in the order of all results."""
         return tuple(generator.name for generator in self.generators)
 
-    def update(self, model: Callable[..., Any], images: Tensor) -> None:
+    @property
+    def parameter_units(self) -> tuple[str, ...]:
+        """For each generator the unit of t."""
+        return tuple(unit_of(name) for name in self.names)
+
+    def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
+        """The measure as a function of the sums."""
+        return {self.measure: _stencil_error}
+
+    def update(self, model: Callable[..., Any], images: Tensor, groups: Sequence[int] | Tensor | None = None) -> None:
         """Adds a batch of images.
 
         Args:
             model: A module or callable, see :func:`~lie_metric.lie_derivative`.
             images: Shape (B, C, H, W), floating point and finite.
+            groups: See :meth:`lie_metric.LocalEquivarianceError.update`.
 
         Raises:
             ValueError: If the outputs have another width than before.
         """
-        indices = self._indices(images)
+        indices = self._indices(images, groups)
         sums, described = _stencil_error_update(model, images, indices=indices, **self._given_options())
-        self._add(sums, len(indices), described)
+        self._add(images, indices, sums, described)
 
     def compute(self) -> dict[str, Tensor]:
         """The error of each generator, in output standard deviations per unit of t.
