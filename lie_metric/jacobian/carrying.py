@@ -16,7 +16,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -55,7 +55,17 @@ WITHOUT_DERIVATIVE: set[str] = set()
 
 
 class Unsupported(RuntimeError):
-    """A function does something that tangents carried by tensors cannot follow."""
+    """A function does something that tangents carried by tensors cannot follow.
+
+    Attributes:
+        first: The first of a run: a function may catch it and go on as if nothing had happened.
+    """
+
+    first: ClassVar[Unsupported | None] = None
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        Unsupported.first = Unsupported.first or self
 
 
 class WrittenInto(Unsupported):
@@ -279,9 +289,13 @@ def push_forward(
     moving = Tangents(tangents)
     moving.sharing.append(lambda: tangents)  # the caller's, who may still need them
     start = wrap(inputs, moving)
+    Unsupported.first = None
     with _Created(len(tangents)) if created else _Fused():
         result = function(start)
     del start
+    refused, Unsupported.first = Unsupported.first, None
+    if refused is not None:
+        raise refused.with_traceback(None)
     if not isinstance(result, Tensor):
         raise Unsupported(f"the function returns {type(result).__name__}")
     if not isinstance(result, Dual):
