@@ -77,6 +77,17 @@ def test_products_have_gradients(method, of_inputs):
         torch.testing.assert_close(found, (3 * scale**3 * X.square()).detach())
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("method", ["forward vmap", "forward loop", "reverse", "double_backward"])
+def test_an_output_that_depends_on_weights_alone_is_at_rest(method, gradients):
+    weights = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    with torch.set_grad_enabled(gradients):
+        value, products = METHODS[method](lambda x: weights.exp().expand(len(x), 2), X, TANGENTS, 2)
+    torch.testing.assert_close(value.detach(), torch.full((3, 2), math.e, dtype=torch.float64))
+    assert products.shape == (5, 3, 2)
+    assert not products.any()
+
+
 def test_random_numbers_are_the_same_for_all_tangents():
     seeded = lambda x: (x * torch.rand_like(x)).flatten(1)  # noqa: E731
     torch.manual_seed(0)
@@ -131,6 +142,19 @@ def test_differences_in_float32_are_taken_in_float64_where_that_is_possible():
     value, products, fine = difference(narrow, lambda v: v.exp().flatten(1), x, t)
     assert torch.equal(value, x.exp().flatten(1))
     assert (products - wanted).norm() < 3e-7 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("steep", "factor"),
+    [(1e4, lambda: 1.0), (1.0, lambda: torch.ones(1).exp().log().round())],
+    ids=["steep", "single precision beside it"],
+)
+def test_steps_are_small_where_that_is_right(steep, factor):
+    """Large ones would see another slope of the one, and are not needed for the other."""
+    _, products, step = difference(lambda v: factor() * (steep * v).sin().flatten(1), None, X, TANGENTS)
+    wanted = steep * ((steep * X).cos() * TANGENTS).flatten(2)
+    assert (products - wanted).norm() < 1e-5 * wanted.norm()
+    assert 0 < step < 1e-3
 
 
 def test_differences_that_do_not_converge_are_told_and_those_of_the_largest_step_given():
@@ -302,6 +326,41 @@ def test_one_image_alone_need_not_make_a_batch():
     assert push(lambda x: x.sum(0, keepdim=True).sin().flatten()[:1], X, TANGENTS).method == "forward"
 
 
+def test_what_autograd_declares_is_asked_for_once(monkeypatch):
+    """Other methods of autograd have the same derivative."""
+    straight = lambda x: x.exp() + (2 * x).detach()  # noqa: E731
+    tried = planned(monkeypatch, forward=Unsupported("not here"))
+    with pytest.raises(
+        RuntimeError, match=r"\(forward vmap: the derivative that autograd gives .*; forward: not here\)"
+    ):
+        push(straight, X, TANGENTS)
+    assert tried == ["forward", "forward vmap"]
+
+
+@pytest.mark.parametrize("cause", ["a number is taken out of torch", "memory is read by its address"])
+def test_causes_come_before_what_they_lead_to(monkeypatch, cause):
+    wrong = {name.replace(" ", "_"): lambda p: 1.01 * p for name in METHODS}
+    planned(monkeypatch, **wrong | {"forward": Unsupported(cause)})
+    with pytest.raises(RuntimeError, match=rf"none does \(forward: {cause}; forward vmap"):
+        push(FUNCTIONS["maps"], X, TANGENTS)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_what_could_not_be_told_is_not_trusted_where_following_the_function_failed(monkeypatch, gradients):
+    def noisy(x):
+        return SMOOTH(x) + (0.05 * (x * 1e8).sin().flatten(1)[:, :4]).detach()
+
+    planned(monkeypatch, forward=Unsupported("not here"))
+    with torch.set_grad_enabled(gradients):
+        if gradients:
+            result, text = told(noisy, X, TANGENTS)
+            assert (result.method, result.check.status) == ("forward vmap", "inconclusive")
+            assert "could not be told" in text
+            return
+        with pytest.raises(RuntimeError, match=r"none does \(forward vmap.*could not be told.*forward: not here"):
+            push(noisy, X, TANGENTS)
+
+
 def test_a_fault_of_the_function_is_shown_as_it_is():
     with pytest.raises(KeyError, match="mine"):
         push(lambda x: {}["mine"], X, TANGENTS)
@@ -322,6 +381,10 @@ def test_a_defect_of_a_rule_is_told(monkeypatch):
     assert "report" not in told(lambda x: x.sin().flatten(1), X, TANGENTS)[1]
 
 
+def planted_shortage():
+    raise torch.OutOfMemoryError
+
+
 def test_memory_that_does_not_suffice(monkeypatch):
     parts = []
 
@@ -335,6 +398,8 @@ def test_memory_that_does_not_suffice(monkeypatch):
     result, text = told(FUNCTIONS["maps"], X, TANGENTS, "forward", verified=False)
     assert parts == [5, 3, 2, 1]
     assert "chunk_size=2" in text
+    with pytest.raises(torch.OutOfMemoryError):
+        push(lambda x: planted_shortage(), X, TANGENTS[:0], "forward")
     torch.testing.assert_close(result.products, true(FUNCTIONS["maps"]))
     tried = planned(monkeypatch, forward=torch.OutOfMemoryError())
     with pytest.raises(torch.OutOfMemoryError):
@@ -469,7 +534,9 @@ def test_products_that_are_not_those_of_the_method_are_found():
                 checked(function, change=change)
         with pytest.raises(Disagreement, match="linear"):
             checked(function, x=X.float(), tangents=TANGENTS.float(), change=lambda p: 1.05 * p)
+    # Sums in another order round otherwise.
     assert checked(SMOOTH, change=lambda p: (1 + 1e-9) * p).status == "agrees"
+    assert checked(SMOOTH, x=X.float(), tangents=TANGENTS.float(), change=lambda p: (1 + 5e-4) * p).status == "agrees"
 
 
 def test_nothing_to_compare():
@@ -623,6 +690,55 @@ def test_jumps_beside_kinks_are_refused():
     assert checked(sound, x=x).reason == ""
     with pytest.raises(Disagreement, match="jumps"):
         checked(lambda v: sound(v) + (1e4 * v.flatten(1)[:, :4] + 0.37).round() / 10, x=x)
+    assert checked(lambda v: sound(v) + (1e4 * v.flatten(1)[:, :4] + 0.37).round() / 1e7, x=x).status == "agrees"
+
+
+@pytest.mark.parametrize("grain", [0.02, 0.005, 0.001])
+def test_rounding_that_differences_see_as_noise_is_a_jump(grain):
+    """In single precision, where steps are so large that a fine grain changes the slope by a few percent alone."""
+
+    def rounded(x):
+        if x.dtype != torch.float32:
+            raise RuntimeError("float32 alone")
+        return SMOOTH(x).div(grain).round() * grain
+
+    straight = lambda f, x, t: (f(x), METHODS["forward"](SMOOTH, x, t, len(t))[1])  # noqa: E731
+    with pytest.raises(Jump):
+        checked(rounded, straight, X.float(), TANGENTS.float())
+
+
+@pytest.mark.parametrize("x", [X, X.float()], ids=["float64", "float32"])
+def test_differences_that_are_not_finite_show_nothing(x):
+    """Powers have a derivative at zero, which black images are, and no value below it."""
+    black, tangents = x.clamp(min=0), TANGENTS.to(x.dtype)
+    power = lambda v: v.pow(2.2).flatten(1)  # noqa: E731
+    check = checked(power, x=black, tangents=tangents)
+    assert check.status == "agrees"
+    assert 0 < check.difference < 1e-4
+    for factor in (1.5, 0.99, 0.0):
+        with pytest.raises(Disagreement):
+            checked(power, off_by(factor), x=black, tangents=tangents)
+
+
+def test_a_function_that_has_no_values_beside_the_inputs_is_inconclusive():
+    """It is linear where it has values; transposition still tells of what is lost."""
+    known = lambda v: (v.flatten(1) @ W.to(v.dtype)) / torch.isin(v, torch.cat([X, X.float().double()]).to(v)).all()  # noqa: E731
+    linear = lambda v: v.flatten(1) @ W.to(v.dtype)  # noqa: E731
+    run = lambda f, v, t: (f(v), METHODS["forward"](linear, v, t, len(t))[1])  # noqa: E731
+    check = checked(known, run)
+    assert check.status == "inconclusive"
+    assert check.reason == "the function is not finite beside the inputs"
+    assert math.isnan(check.difference)
+
+
+def test_a_derivative_that_is_wrong_at_the_image_alone_is_told():
+    """A mask of zeros times the image is the image, and its derivative by a product's rule lacks the black pixels."""
+    masked = lambda v: SMOOTH(v * (v != 0))  # noqa: E731
+    x = X.clamp(min=0)
+    check = checked(masked, x=x)
+    assert check.status == "agrees"
+    assert "off the change that is seen on both sides" in check.warning
+    assert not checked(SMOOTH, x=x).warning
 
 
 def test_a_method_that_does_not_run_in_float64_is_checked_in_float32():
