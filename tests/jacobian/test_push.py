@@ -56,6 +56,13 @@ def test_products_are_those_of_the_jacobian(method, name, gradients):
             torch.testing.assert_close(products.detach(), wanted[:count], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(6,), (1, 2, 3), (2, 1, 3, 1)])
+def test_inputs_of_any_number_of_axes(method, shape):
+    _, products = METHODS[method](FUNCTIONS["rows"], X.reshape(3, *shape), TANGENTS.reshape(5, 3, *shape), 2)
+    torch.testing.assert_close(products.detach(), true(FUNCTIONS["rows"]), rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", ["forward vmap", "forward loop", "reverse", "double_backward"])
 @pytest.mark.parametrize("of_inputs", [False, True])
 def test_products_have_gradients(method, of_inputs):
@@ -705,6 +712,25 @@ def test_rounding_that_differences_see_as_noise_is_a_jump(grain):
     straight = lambda f, x, t: (f(x), METHODS["forward"](SMOOTH, x, t, len(t))[1])  # noqa: E731
     with pytest.raises(Jump):
         checked(rounded, straight, X.float(), TANGENTS.float())
+
+
+@pytest.mark.parametrize("steep", [1.0, 40.0])
+def test_half_precision_has_steps_of_its_own(steep):
+    """Of a sine of forty periods in an image the largest see the other side."""
+    x, tangents = fixed(3, 6, 100, seed=1), fixed(5, 3, 6, 100, seed=2)
+
+    def run(factor):
+        smooth = lambda v: (steep * v).sin().flatten(1)  # noqa: E731
+        return lambda f, v, t: (f(v), factor * METHODS["forward"](smooth, v, t, len(t))[1])
+
+    coarse = lambda v: (steep * v).sin().bfloat16().to(v.dtype).flatten(1)  # noqa: E731
+    check = checked(coarse, run(1.0), x, tangents)
+    assert check.status == "agrees"
+    assert check.difference < 0.1
+    assert "half precision" in check.warning
+    for factor in (3.0, -1.0):
+        with pytest.raises(Disagreement):
+            checked(coarse, run(factor), x, tangents)
 
 
 @pytest.mark.parametrize("x", [X, X.float()], ids=["float64", "float32"])
