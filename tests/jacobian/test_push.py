@@ -9,7 +9,7 @@ from torch.autograd.functional import jacobian
 
 from lie_metric.jacobian import carrying, engine, push
 from lie_metric.jacobian.carrying import Unsupported, WrittenInto
-from lie_metric.jacobian.methods import METHODS, central_difference, difference, raised
+from lie_metric.jacobian.methods import METHODS, alone, central_difference, difference, raised
 from lie_metric.jacobian.verification import Check, Disagreement, Jump, verify
 
 
@@ -368,6 +368,19 @@ def test_what_could_not_be_told_is_not_trusted_where_following_the_function_fail
             push(noisy, X, TANGENTS)
 
 
+def test_one_image_is_looked_at_without_a_word_of_its_own():
+    """What torch says of a batch of one is of no interest; what the function says is."""
+
+    def spread(x):
+        warnings.warn("mine", UserWarning, stacklevel=1)
+        return x.std(0, keepdim=True)
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        alone(spread, X[:1])
+    assert [str(warning.message) for warning in found] == ["mine"]
+
+
 def test_a_fault_of_the_function_is_shown_as_it_is():
     with pytest.raises(KeyError, match="mine"):
         push(lambda x: {}["mine"], X, TANGENTS)
@@ -625,6 +638,13 @@ def test_ties_and_kinks_at_the_inputs_are_no_disagreement():
             checked(lambda v: SMOOTH(v.relu()) + v.flatten(1)[:, :4], off_by(0.99), x=x)
 
 
+def test_one_image_that_depends_on_what_is_beside_it():
+    """Where nothing shows that images are apart, several places on a line are no batch."""
+    check = checked(lambda v: SMOOTH(v) / SMOOTH(v).norm(), x=X[:1], tangents=TANGENTS[:, :1])
+    assert check.status == "agrees"
+    assert check.difference < 1e-8
+
+
 def test_a_check_says_the_same_again_and_leaves_random_states():
     before = torch.get_rng_state()
     assert checked(SMOOTH) == checked(SMOOTH)
@@ -714,6 +734,23 @@ def test_rounding_that_differences_see_as_noise_is_a_jump(grain):
         checked(rounded, straight, X.float(), TANGENTS.float())
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_jumps_far_away_matter_where_there_is_no_derivative_alone(scale):
+    """A hundredth of the image's norm away, and on the way a kink, so that differences of several steps are taken."""
+    x = X.clamp(min=0)
+    step = lambda v: ((v - x[-1]).flatten(1)[:, :1] > 0.01 * x[-1].norm()).to(v)  # noqa: E731
+    assert checked(lambda v: scale * (SMOOTH(v.relu()) + step(v)), x=x).status == "agrees"
+    with pytest.raises(Jump):
+        checked(lambda v: scale * (1 + step(v)), x=x)
+
+
+def test_rounding_of_derivatives_that_are_nothing_beside_the_values_is_not_told():
+    cancelled = lambda v: ((1e6 * v + v) - 1e6 * v).flatten(1)[:, :4] + 1e9  # noqa: E731
+    check = checked(cancelled, x=X.float(), tangents=TANGENTS.float())
+    assert check.status == "agrees"
+    assert not check.warning
+
+
 @pytest.mark.parametrize("steep", [1.0, 40.0])
 def test_half_precision_has_steps_of_its_own(steep):
     """Of a sine of forty periods in an image the largest see the other side."""
@@ -731,6 +768,9 @@ def test_half_precision_has_steps_of_its_own(steep):
     for factor in (3.0, -1.0):
         with pytest.raises(Disagreement):
             checked(coarse, run(factor), x, tangents)
+    if steep == 1:
+        with pytest.raises(Jump):
+            checked(lambda v: coarse(v) + 5 * (4 * v.flatten(1)[:, :1]).round(), run(1.0), x, tangents)
 
 
 @pytest.mark.parametrize("x", [X, X.float()], ids=["float64", "float32"])

@@ -274,6 +274,7 @@ def test_what_is_computed_in_another_way_inside():
         for size in (1, (1, 1), [1, 1]):
             assert made_by(F.adaptive_avg_pool2d(x, size)) == made_by(F.adaptive_avg_pool2d(input=x, output_size=size))
             assert made_by(F.adaptive_avg_pool2d(x, size)) == "MeanBackward1"
+            torch.testing.assert_close(F.adaptive_avg_pool2d(x[0], size), x[0].mean((1, 2), keepdim=True))
         assert made_by(F.adaptive_avg_pool2d(x, (1, 2))) == "AdaptiveAvgPool2DBackward"
 
 
@@ -284,3 +285,11 @@ def test_a_measurement_that_fails_is_not_taken_for_one_that_goes_on():
     with isolated(None):
         assert len(MEASURED) == 1
     assert not MEASURED
+
+
+@pytest.mark.parametrize("size", [1, (1, 1), [1, 1]])
+def test_pooling_to_one_pixel_is_laid_out_as_a_mean_is(size):
+    """What torch makes of it where channels come last has no batching rule, and is warned of."""
+    x = images(4, 8).contiguous(memory_format=torch.channels_last)
+    with isolated(None):
+        assert nn.functional.adaptive_avg_pool2d(x, size).stride() == x.mean((-2, -1), keepdim=True).stride()
