@@ -603,6 +603,28 @@ def test_a_part_that_is_lost_is_named():
     assert "(reverse mode" in str(check)
 
 
+def test_another_derivative_by_reverse_mode_that_is_at_right_angles_to_the_product_is_told():
+    straight = lambda x: torch.cat([SMOOTH(x), SMOOTH(x) - SMOOTH(x).detach()], 1)  # noqa: E731
+    check = checked(straight)
+    assert check.status == "agrees"
+    assert check.reason.startswith("reverse mode gives another")
+
+
+def test_what_is_lost_in_the_images_that_depend_on_the_last_is_found():
+    """The last image holds the largest number: its own value and derivative are right."""
+    x = X.clone()
+    x[-1] *= 4
+
+    def lost(function, v, t):
+        _, products = METHODS["forward"](SMOOTH, v, t, len(t))
+        _, largest = METHODS["forward"](lambda u: u.flatten(1).amax(1), v, t, len(t))
+        own = (v.flatten(1).amax(1) == v.amax()).to(v)
+        return function(v), products * v.amax() + SMOOTH(v) * (own * largest)[..., None]
+
+    with pytest.raises(Disagreement):
+        checked(lambda v: SMOOTH(v) * v.amax(), lost, x=x)
+
+
 def test_no_reverse_mode_is_said():
     class Forward(torch.autograd.Function):
         @staticmethod
