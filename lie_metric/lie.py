@@ -201,7 +201,6 @@ def linearise(
         output_representation = carried(primal, inputs, model, output_representation, input_representation)
         along_basis = products[: len(basis)] - output_representation.tangents(primal, basis, resampling)
         # Inside the isolation, because autocast would combine them in half precision.
-        matrix = matrix.to(inputs.device, torch.float32 if inputs.device.type == "mps" else torch.float64)
         return Linearisation(
             primal,
             _combine(matrix, along_basis, primal.shape),
@@ -253,4 +252,4 @@ def _combine(matrix: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     """Linear combinations of the leading axis."""
     if matrix.shape[0] == matrix.shape[1]:
         return values
-    return (matrix.to(values.dtype) @ values.flatten(1)).reshape(-1, *shape)
+    return (matrix.to(values) @ values.flatten(1)).reshape(-1, *shape)

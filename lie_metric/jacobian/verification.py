@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal, NamedTuple
 
 import torch
@@ -139,7 +140,7 @@ def verify(
     """
     if len(tangents) == 0 or products.numel() == 0:
         return Check("not made", method, reason="there is nothing to compare")
-    if not bool(torch.isfinite(products).all() & torch.isfinite(value).all()):
+    if not _finite(products) or not _finite(value):
         return Check("not made", method, reason="outputs or derivatives are not finite")
     with torch.no_grad():
         apart = _value_apart(function, inputs, value)
@@ -306,9 +307,10 @@ class _Comparison:
     def _at_length(self, t: Tensor, given: Tensor) -> Check:
         """Differences of several steps, beside the inputs, where ties and kinks are no longer."""
         function, point, _ = raised(self.function, self.precise, self.x)
-        near = point + _OFF_KINKS * size_of(point) * _unit(self._noise(point), point)
-        if not bool(torch.isfinite(function(near)).all()):
-            near = point
+        noise, size = self._noise(point), _OFF_KINKS * size_of(point)
+        # The second is inside where black is on the border, as of roots and powers.
+        beside = (point + size * _unit(direction, point) for direction in (noise, 1 + noise.abs()))
+        near = next((place for place in beside if _finite(function(place))), point)
         try:
             self.run(function, near, t.to(point)[None])
         except Exception:
@@ -353,6 +355,8 @@ class _Comparison:
             why = "central differences do not converge, as where a network rounds" + (
                 " in half precision" if inside is _LEVELS[2] else " or uses a straight-through estimator"
             )
+            if not any(map(_finite, found)):
+                why = "the function is not finite beside the inputs"
             return Check("inconclusive", self.method, error, transposition, why)
         return Check("agrees", self.method, error, transposition, _OTHERWISE if otherwise else why)
 
@@ -420,7 +424,12 @@ class _Comparison:
             kinks.append(_relative(ahead - at, at - behind))
             mean = (ahead - behind) / (2 * step)
             off.append(float((exact - mean).norm() / mean.norm()))
-        if min(kinks) > _DOUBTFUL and min(off) > _DOUBTFUL:
+        if min(off) > _DOUBTFUL >= min(kinks):
+            doubts.append(
+                f"at the image itself its derivative is {min(off):.0%} off the change that is seen on both sides, as "
+                "where what is exactly zero is masked: `method='difference'` measures that change"
+            )
+        elif min(off) > _DOUBTFUL:
             doubts.append(
                 "at the image itself it has a kink, as a maximum or ReLU has on areas that are exactly constant: the "
                 f"derivatives on the two sides differ by {min(kinks):.0%}, and the one given is {min(off):.0%} off "
@@ -443,6 +452,9 @@ def _compared(
     Returns:
         The verdict, and the relative distance.
     """
+    found = [part for part in found if _finite(part)]
+    if not found:
+        return "inconclusive", float("nan")
     errors = [_relative(product, part) for part in found]
     if min(errors) <= level.tolerance:
         return "agrees", min(errors)
@@ -452,12 +464,12 @@ def _compared(
         return "agrees", min(errors)  # both are zero as far as can be told
     # What the rounding of the two values makes of a difference, and what differences of other steps make of it.
     scale = max(float(product.norm()), *(float(part.norm()) for part in found))
+    pairs = combinations(found, 2)
     nearest = min(
-        max(float((a - b).norm()), 1e-300) / max(float(product.norm()), float(a.norm()), float(b.norm()), 1e-300)
-        for i, a in enumerate(found)
-        for b in found[:i]
+        (float((a - b).norm()) / max(float(product.norm()), float(a.norm()), float(b.norm())) for a, b in pairs),
+        default=float("inf"),
     )
-    unsure = max(level.eps * size / step / max(scale, 1e-300), nearest)
+    unsure = max(level.eps * size / step / scale, nearest)
     if not unsure <= _UNSURE:
         return "inconclusive", min(errors)
     return ("differs" if min(errors) > 10 * unsure else "agrees"), min(errors)
@@ -516,13 +528,17 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).norm() <= 1e4 * torch.finfo(other.dtype).eps * other.norm())
 
 
+def _finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
+
+
 def _near(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).norm() <= _COARSE * other.norm())
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
     size = float(torch.maximum(one.norm(), other.norm()))
-    return float((one - other).norm()) / size if size > 0 else 0.0
+    return float((one - other).norm()) / size if size != 0 else 0.0
 
 
 def _by_transposition(function: Function, x: Tensor, along: Tensor, product: Tensor) -> tuple[float, str]:

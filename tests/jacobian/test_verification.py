@@ -1,12 +1,15 @@
 """When products are taken for those of the function, and when they are refused."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 import lie_metric as lm
 from lie_metric.jacobian import methods, push
-from lie_metric.lie import linearise
+from lie_metric.lie import _found_right, linearise
 from lie_metric.representations import Invariant
 
 torch.manual_seed(0)
@@ -116,7 +119,23 @@ def test_a_penalty_is_checked_for_each_output_and_keeps_its_method():
         passes(output=detached)
     with pytest.raises(RuntimeError, match="agrees"):
         passes(output=detached)
+    with pytest.raises(RuntimeError, match="agrees"):
+        passes(function=lambda whole, x: detached(whole(x)))
     assert passes() == second
+    assert checked(model, images)[1].status == "agrees", "without gradients it is checked each time"
+
+
+def test_options_of_a_penalty_are_not_kept_alive():
+    model, images = nn.Sequential(*NET), torch.rand(2, 3, 8, 8)
+
+    def gone(name, option):
+        lm.lie_derivative(model, images, "rotation", output_representation=Invariant(), **{name: option})
+        return weakref.ref(option)
+
+    options = [gone("output", lambda y: 2 * y), gone("function", lambda whole, x: whole(x) + 1)]
+    gc.collect()
+    assert [option() for option in options] == [None, None]
+    assert _found_right(model) == {}
 
 
 def test_what_was_right_in_the_first_step_is_used_in_the_second(monkeypatch):

@@ -239,8 +239,9 @@ def test_lazy_layers_are_refused_and_stay_lazy(wrap):
         pass
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, lambda size: nn.InstanceNorm2d(size, track_running_stats=True)])
 @pytest.mark.parametrize("own", [False, True])
-def test_batch_norm_that_runs_in_training_mode_is_told_and_given_back(own):
+def test_batch_norm_that_runs_in_training_mode_is_told_and_given_back(own, kind):
     """One that hides where nothing finds it, and one that a model keeps in training mode itself."""
 
     class Norm(nn.Sequential):
@@ -253,15 +254,16 @@ def test_batch_norm_that_runs_in_training_mode_is_told_and_given_back(own):
         def __call__(self, x):
             return REGISTRY[0]()(x)
 
-    model = Norm(nn.BatchNorm2d(3))
+    model = Norm(kind(3))
     REGISTRY[:] = [lambda: model]
     before = held(model)
     place = r"\['0'\]" if own else r"\['a module of 3 channels that is out of sight'\]"
     with (
-        pytest.warns(UserWarning, match=f"Batch norm ran in training mode in {place}"),
+        pytest.warns(UserWarning, match=f"Batch norm ran in training mode in {place}") as told,
         isolated(model if own else Hidden()),
     ):
         model(x())
+    assert len(told) == 1, "that its statistics changed is part of it"
     assert same(before, held(model))
 
 
