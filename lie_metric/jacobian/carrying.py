@@ -55,17 +55,21 @@ WITHOUT_DERIVATIVE: set[str] = set()
 
 
 class Unsupported(RuntimeError):
-    """A function does something that tangents carried by tensors cannot follow.
+    """A function does something that tangents carried by tensors cannot follow."""
+
+
+class NumberTaken(Unsupported):
+    """A number is taken out of torch.
 
     Attributes:
-        first: The first of a run: a function may catch it and go on as if nothing had happened.
+        happened: Whether it was in this run: a function may catch the error and go on as if nothing had happened.
     """
 
-    first: ClassVar[Unsupported | None] = None
+    happened: ClassVar[bool] = False
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        Unsupported.first = Unsupported.first or self
+    def __init__(self) -> None:
+        super().__init__("a number is taken out of torch (`.item()`, `float()`)")
+        NumberTaken.happened = True
 
 
 class WrittenInto(Unsupported):
@@ -289,13 +293,12 @@ def push_forward(
     moving = Tangents(tangents)
     moving.sharing.append(lambda: tangents)  # the caller's, who may still need them
     start = wrap(inputs, moving)
-    Unsupported.first = None
+    NumberTaken.happened = False
     with _Created(len(tangents)) if created else _Fused():
         result = function(start)
     del start
-    refused, Unsupported.first = Unsupported.first, None
-    if refused is not None:
-        raise refused.with_traceback(None)
+    if NumberTaken.happened:
+        raise NumberTaken
     if not isinstance(result, Tensor):
         raise Unsupported(f"the function returns {type(result).__name__}")
     if not isinstance(result, Dual):
@@ -401,7 +404,7 @@ def _refuse(reason: str) -> Rule:
 
 def _scalar(func: Any, args: tuple, kwargs: dict) -> Any:
     if carries(args[0]):
-        raise Unsupported("a number is taken out of torch (`.item()`, `float()`)")
+        raise NumberTaken
     return func(*plain(args))
 
 

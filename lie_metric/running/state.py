@@ -176,6 +176,8 @@ class State:
                 continue
             if isinstance(value, Tensor):
                 self._keep_tensor(f"{prefix}{key}", value, container, key)
+            elif key in OWN and isinstance(value, dict) and value:
+                self._references.append((value, _saved(value)))  # what is in them is looked at by itself
             elif isinstance(value, (*_MUTABLE, tuple)):
                 # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
                 if value and depth:
