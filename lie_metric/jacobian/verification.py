@@ -377,8 +377,9 @@ class _Comparison:
         places = zip((*level.steps, _JUMP_STEP), (*found, far), strict=True)
         if self._jumps(line, inside, product, list(places), size, status == "inconclusive" or otherwise):
             raise Jump(_JUMPS)
-        # Differences that are unsure are none, where reverse mode says otherwise as well.
-        unsure = status == "inconclusive" or error > max(level.tolerance, _COARSE)
+        # Differences that are unsure are none, where reverse mode says otherwise as well and neither is about rounding.
+        moves = float(product.norm()) > level.rounding * level.eps * size
+        unsure = status == "inconclusive" or (moves and error > max(level.tolerance, _COARSE))
         if status == "differs" or (unsure and transposition > max(level.tolerance, _COARSE)):
             raise _what_differs(product, not otherwise)
         if status == "inconclusive":

@@ -178,7 +178,7 @@ class State:
                 self._keep_tensor(f"{prefix}{key}", value, container, key)
             elif key in OWN and isinstance(value, dict) and value:
                 self._references.append((value, _saved(value)))  # what is in them is looked at by itself
-            elif isinstance(value, (*_MUTABLE, tuple)):
+            elif isinstance(value, _MUTABLE) or type(value) is tuple:
                 # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
                 if value and depth:
                     self._keep_entries(f"{prefix}{key}.", value, depth - 1)
