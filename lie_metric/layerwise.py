@@ -116,7 +116,7 @@ class LayerwiseReport:
     @property
     def measurable(self) -> Tensor:
         """Shape (K,): whether L f is more than rounding, so that there are shares of it."""
-        return self._sizes > self.rounding
+        return ~(self._sizes <= self.rounding)
 
     @property
     def missed(self) -> Tensor:
@@ -289,7 +289,7 @@ def share(sums: Sums) -> Tensor:
         >>> share({"part": part, "whole": whole, "rounding": torch.tensor([1e-9])}).flatten().tolist()
         [0.25, 0.75]
     """
-    whole = sums["whole"].where(sums["whole"] > sums["rounding"], torch.nan)
+    whole = sums["whole"].where(~(sums["whole"] <= sums["rounding"]), torch.nan)
     return sums["part"] / whole[..., None, :]
 
 

@@ -19,6 +19,8 @@ from lie_metric import layerwise
 from lie_metric import representations as R
 from lie_metric.lie import linearise
 
+pytestmark = pytest.mark.filterwarnings("ignore:Shares of")
+
 TWO = ("rotation", "translation_x", "scale")
 
 
@@ -68,7 +70,7 @@ def test_contributions_add_up_to_the_vector(name, batch):
     if name == "vit":
         pytest.importorskip("timm")
     model, x = MODELS[name](), images(batch)
-    report = lm.layerwise_equivariance_error(model, x, TWO)
+    report = lm.layerwise_equivariance_error(model, x, TWO, probes="exact")
     L = lm.lie_derivative(model, x, TWO, method="double_backward")
     for k, generator in enumerate(TWO):
         found = report.vectors.sum(0)[k]
@@ -91,9 +93,11 @@ def test_outputs_that_move(make, options):
 
 
 def test_dense_output_exactly():
-    report = lm.layerwise_equivariance_error(nn.Conv2d(3, 1, 3, padding=1).double(), images(1, 6), "rotation")
+    report = lm.layerwise_equivariance_error(
+        nn.Conv2d(3, 1, 3, padding=1).double(), images(1, 6), "rotation", probes="exact"
+    )
     L = lm.lie_derivative(nn.Conv2d(3, 1, 3).double(), images(1, 6), "rotation")["rotation"]
-    assert report.vectors.shape == (2, 1, 36)
+    assert report.vectors.shape == (3, 1, 36)
     assert report.by("module")[0].squared_norm > 0.01 * L.square().mean()
 
 
@@ -110,7 +114,12 @@ def test_values_of_modules_computed_independently(case):
         torch.set_default_dtype(torch.float32)
     generator = {"translation": "translation_x"}.get(case["transform"], case["transform"])
     report = lm.layerwise_equivariance_error(
-        model, waves(case["batch"], case["size"]), generator, output="probabilities", resampling=lm.PAPER
+        model,
+        waves(case["batch"], case["size"]),
+        generator,
+        probes="exact",
+        output="probabilities",
+        resampling=lm.PAPER,
     )
     found = {row.name: row.squared_norm * report.dimension for row in report.by("module")}
     for path, wanted in case["squared_norm"].items():
@@ -124,7 +133,7 @@ def test_contribution_of_a_module_by_hand():
     f, g = nn.Conv2d(3, 4, 3, padding=1).double(), nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.Tanh()).double()
     h = nn.Sequential(nn.Flatten(), nn.Linear(256, 3)).double()
     model, x = nn.Sequential(f, g, h), images(1)
-    report = lm.layerwise_equivariance_error(model, x, "rotation")
+    report = lm.layerwise_equivariance_error(model, x, "rotation", probes="exact")
     y = f(x).detach()
     local = lm.lie_derivative(g, y, "rotation")["rotation"].detach()
     _, wanted = torch.func.jvp(h, (g(y).detach(),), (local,))
@@ -136,20 +145,21 @@ def test_contribution_of_a_module_by_hand():
 
 def test_granularities():
     model = Tricky().double()
-    report = lm.layerwise_equivariance_error(model, images(2), ("rotation", "scale"))
+    report = lm.layerwise_equivariance_error(model, images(2), ("rotation", "scale"), probes="exact")
     for rows in (report.by("op"), report.by("type"), report.by("module", depth=0), report.by("module", depth=1)):
         for generator in report.names:
             assert sum(row.share for row in rows if row.generator == generator) == pytest.approx(1, abs=1e-9)
         assert sum(row.calls for row in rows) == 2 * len(report.operations)
     modules = {row.name: row for row in report.by("module") if row.generator == "rotation"}
     assert set(modules) == {"", "conv", "twice", "act", "head"}
-    assert modules["twice"].calls == 2
+    assert modules["twice"].calls == 4  # each pads, and convolves
     assert modules["act"].calls == 2
     L = lm.lie_derivative(model, images(2), "rotation")["rotation"]
     assert modules[""].squared_norm == pytest.approx(L.square().mean().item(), rel=1e-9)
     assert modules[""].share == pytest.approx(1)
     kinds = {row.name for row in report.by("type")}
     assert {
+        "padding",
         "convolution",
         "activation",
         "addition of a constant",
@@ -161,22 +171,27 @@ def test_granularities():
 
 
 def test_random_probes_agree_with_exact_ones():
-    model, x = MODELS["cnn"](), images(2)
-    exact = {row.name: row for row in lm.layerwise_equivariance_error(model, x, "rotation").by("module", 1)}
-    random = lm.layerwise_equivariance_error(model, x, "rotation", probes=800, seed=1)
-    for row in random.by("module", 1):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(196, 40)).double()
+    x = images(1)
+    exact = {row.name: row for row in lm.layerwise_equivariance_error(model, x, "rotation", probes="exact").by("op")}
+    random = lm.layerwise_equivariance_error(model, x, "rotation", probes=30, seed=1)
+    assert not random.exact
+    for row in random.by("op"):
         wanted = exact[row.name]
         assert abs(row.squared_norm - wanted.squared_norm) <= 4 * row.standard_error + 1e-20
-        assert row.share == pytest.approx(wanted.share, abs=0.2)
-    other = lm.layerwise_equivariance_error(model, x, "rotation", probes=3, seed=2)
-    assert not torch.equal(other.vectors[..., :3], random.vectors[..., :3])
+        assert row.share == pytest.approx(wanted.share, rel=1e-11, abs=1e-13)  # no matter of probes
+    other = lm.layerwise_equivariance_error(model, x, "rotation", probes=30, seed=2)
+    assert not torch.equal(other.vectors, random.vectors)
+    torch.testing.assert_close(other.products, random.products, rtol=1e-12, atol=1e-14)
 
 
 def test_chunks_and_float32():
     model, x = MODELS["cnn"](), images(2)
-    wanted = lm.layerwise_equivariance_error(model, x)
-    chunked = lm.layerwise_equivariance_error(model, x, chunk_size=2)
+    wanted = lm.layerwise_equivariance_error(model, x, probes=3)
+    chunked = lm.layerwise_equivariance_error(model, x, probes=3, chunk_size=2)
     torch.testing.assert_close(chunked.vectors, wanted.vectors, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(chunked.products, wanted.products, rtol=1e-9, atol=1e-12)
     single = lm.layerwise_equivariance_error(model.float(), x.float())
     assert max(single.residual.values()) < 1e-3
 
@@ -184,10 +199,10 @@ def test_chunks_and_float32():
 def test_actions_of_hidden_tensors_are_shown_and_can_be_given():
     model = cnn(3)
     x = images(1)
-    assumed = lm.layerwise_equivariance_error(model, x, "rotation")
+    assumed = lm.layerwise_equivariance_error(model, x, "rotation", probes="exact")
     assert assumed.assumed["Image()"] >= 6
     assert assumed.assumed["Invariant()"] >= 2
-    given = lm.layerwise_equivariance_error(model, x, "rotation", representations={"0": R.Invariant()})
+    given = lm.layerwise_equivariance_error(model, x, "rotation", probes="exact", representations={"0": R.Invariant()})
     assert given.operations[0].representation == "Invariant()"
     assert given.residual["rotation"] < 1e-11
     first = [report.by("module", 1)[0].squared_norm for report in (assumed, given)]
@@ -199,7 +214,7 @@ def test_a_position_embedding_is_seen():
     pytest.importorskip("timm")
     rows = lm.layerwise_equivariance_error(vit(), images(1), "translation_x").by("op")
     row = next(row for row in rows if row.name.endswith(":model:add"))
-    assert row.squared_norm > 0
+    assert row.share != 0
 
 
 def test_the_model_is_left_as_it_was():
@@ -258,7 +273,7 @@ def test_what_is_no_torch_function_is_an_operation_as_well():
     conv = nn.Conv2d(3, 2, 3, 2).double()
     head = lambda y: conv(y).flatten(1)[:, :4]  # noqa: E731
     x = images(1)
-    report = lm.layerwise_equivariance_error(lambda x: head(OldSquare.apply(x)), x, "rotation")
+    report = lm.layerwise_equivariance_error(lambda x: head(OldSquare.apply(x)), x, "rotation", probes="exact")
     torch.testing.assert_close(_vector(report, "OldSquare"), _by_hand(OldSquare.apply, head, x), rtol=1e-9, atol=1e-12)
     assert report.residual["rotation"] < 1e-11
 
@@ -266,7 +281,7 @@ def test_what_is_no_torch_function_is_an_operation_as_well():
         sine, cosine = SinCos.apply(x)
         return head(sine * 2) + head(cosine.exp())
 
-    report = lm.layerwise_equivariance_error(both, x, "rotation")
+    report = lm.layerwise_equivariance_error(both, x, "rotation", probes="exact")
     assert report.residual["rotation"] < 1e-11
     stacked = lambda x: torch.cat(SinCos.apply(x), 1)  # noqa: E731
     rest = lambda y: head(y[:, :3] * 2) + head(y[:, 3:].exp())  # noqa: E731
@@ -402,7 +417,7 @@ def test_a_view_of_a_tensor_that_changes():
 
 
 def test_a_zero_derivative_has_an_absolute_residual():
-    with pytest.warns(UserWarning, match=r"zero or rounding \(rotation\), so that their shares are NaN"):
+    with pytest.warns(UserWarning, match=r"zero or rounding \(rotation\), so that shares of it are NaN"):
         report = lm.layerwise_equivariance_error(lambda x: x.flatten(1)[:, :2] * 0, images(1), "rotation")
     assert report.residual["rotation"] == 0
 
@@ -419,7 +434,7 @@ def test_no_shares_of_rounding(dtype, probes):
         report = lm.layerwise_equivariance_error(
             model, images(2).to(dtype), both, probes=probes, resampling=stencil, representations={"": R.Invariant()}
         )
-    assert [entry.filename for entry in told] == [__file__]
+    assert [entry.filename for entry in told] == [__file__] * 2
     assert report.residual["translation_x"] < 1e4 * torch.finfo(dtype).eps  # the absolute one
     shares = {(row.name, row.generator): row.share for row in report.by("module")}
     assert all(math.isnan(shares[name, "translation_x"]) for name in ("", "0", "3"))
@@ -452,11 +467,11 @@ class Frozen(nn.Module):
 def test_a_backbone_without_gradients_is_named():
     torch.manual_seed(0)
     with pytest.warns(
-        UserWarning, match=r"contributions miss .* such as \['conv2d in backbone'\]\. Shares are of the part"
+        UserWarning, match=r"contributions miss .* such as \['conv2d in backbone'\]\. Shares do not add up to 1"
     ):
         report = lm.layerwise_equivariance_error(Frozen().double(), images(1), "rotation")
     assert report.residual["rotation"] > 1e-2
-    assert sum(row.share for row in report.by("op")) == pytest.approx(1)
+    assert abs(sum(row.share for row in report.by("op")) - 1) == pytest.approx(report.residual["rotation"], rel=1e-9)
 
 
 class Cuts(nn.Module):
@@ -469,7 +484,7 @@ class Cuts(nn.Module):
 def test_a_detached_branch_is_missed():
     """The Lie derivative is that of the function; gradients do not see what is detached."""
     model = nn.Sequential(Cuts(), cnn())
-    with pytest.warns(UserWarning, match=r"contributions miss .*detaches tensors.*'detach in 0'.* of the part"):
+    with pytest.warns(UserWarning, match=r"contributions miss .*detaches tensors.*'detach in 0'.* do not add up to 1"):
         report = lm.layerwise_equivariance_error(model, images(1), "rotation")
     assert report.residual["rotation"] > 1e-2
 
@@ -531,8 +546,8 @@ def test_another_function_than_forward(function):
     model, x = Encoder(), images(1)
     report = lm.layerwise_equivariance_error(model, x, "rotation", function=function)
     wanted = lm.layerwise_equivariance_error(model.body, x, "rotation")
-    torch.testing.assert_close(report.vectors, wanted.vectors, rtol=1e-12, atol=0)
-    assert [op.path for op in report.operations[:2]] == ["body.0", "body.1"]
+    torch.testing.assert_close(report.products, wanted.products, rtol=1e-12, atol=0)
+    assert [op.path for op in report.operations[:3]] == ["body.0", "body.0", "body.1"]
 
 
 def test_calls_that_depend_on_the_image():
@@ -595,20 +610,20 @@ def test_a_module_in_two_places():
     report = lm.layerwise_equivariance_error(Shared().double(), images(1), "rotation")
     calls = {row.name: row.calls for row in report.by("module")}
     assert calls == {
-        "": 8,
-        "first": 2,
-        "first.0": 2,
-        "first.0.0": 1,
+        "": 10,
+        "first": 3,
+        "first.0": 3,
+        "first.0.0": 2,
         "first.0.1": 1,
-        "second": 3,
-        "second.0": 2,
-        "second.0.0": 1,
+        "second": 4,
+        "second.0": 3,
+        "second.0.0": 2,
         "second.0.1": 1,
         "second.1": 1,
         "head": 1,
     }
     rows = report.by("module", depth=1)
-    assert sum(row.calls for row in rows) == 8
+    assert sum(row.calls for row in rows) == 10
     given = lm.layerwise_equivariance_error(
         Shared().double(), images(1), "rotation", representations={"second.0": R.Invariant()}
     )
@@ -657,7 +672,7 @@ MASKED = {
 def test_masked_attention(name, dtype):
     """Masks carry no action; a query that is masked everywhere attends to nothing, and moves nothing."""
     x = images(1).to(dtype)
-    report = lm.layerwise_equivariance_error(MASKED[name], x, TWO)
+    report = lm.layerwise_equivariance_error(MASKED[name], x, TWO, probes="exact")
     found = report.vectors.sum(0)
     wanted = _whole(MASKED[name], x)
     assert wanted.isfinite().all()
@@ -737,7 +752,7 @@ def _beside_a_residual(construct):
 @pytest.mark.parametrize("name", CONSTRUCTS)
 def test_contributions_of_what_torch_functions_hide(name):
     model, x = _beside_a_residual(CONSTRUCTS[name]), images(2)
-    report = lm.layerwise_equivariance_error(model, x, TWO)
+    report = lm.layerwise_equivariance_error(model, x, TWO, probes="exact")
     torch.testing.assert_close(report.vectors.sum(0), _whole(model, x), rtol=1e-10, atol=1e-12)
 
 
@@ -754,9 +769,9 @@ def test_complex_tensors_are_invariant_unless_told():
 
     whole = nn.Sequential(Spectrum(), Magnitude()).double()
     x = images(1)
-    free = lm.layerwise_equivariance_error(whole, x, "rotation")
+    free = lm.layerwise_equivariance_error(whole, x, "rotation", probes="exact")
     assert free.operations[0].representation == "Invariant()"
-    told = lm.layerwise_equivariance_error(whole, x, "rotation", representations={"0": R.Image()})
+    told = lm.layerwise_equivariance_error(whole, x, "rotation", probes="exact", representations={"0": R.Image()})
     assert told.operations[0].representation == "Image()"
     moved = R.Image().tangents(x, lm.generators("rotation"), lm.Resampling())[0]
     z = torch.fft.fft2(x)
@@ -774,17 +789,23 @@ class Magnitude(nn.Module):
 
 @pytest.mark.parametrize("probes", ["exact", 5])
 def test_norms_and_standard_errors_by_hand(probes):
-    """Means and their standard errors over images, or over probes, of the rows of vectors."""
-    report = lm.layerwise_equivariance_error(cnn(4), images(3), ("rotation", "scale"), probes=probes)
+    """Means and their standard errors over images of the rows of vectors; over probes for one image."""
+    torch.manual_seed(0)
+    model, names = nn.Sequential(nn.Conv2d(3, 2, 3, 2), nn.Tanh(), nn.Flatten()).double(), ("rotation", "scale")
+    report = lm.layerwise_equivariance_error(model, images(3), names, probes=probes)
     for row in report.by("type"):
         chosen = [i for i, operation in enumerate(report.operations) if operation.kind == row.name]
-        sums = report.vectors[chosen].sum(0)[report.names.index(row.generator)]
-        samples = sums.square() / 12 if probes == 5 else sums.reshape(3, 4).square().mean(1)
+        sums = report.vectors[chosen].sum(0)[report.names.index(row.generator)].reshape(3, -1)
+        samples = sums.square().mean(1) / (98 if probes == 5 else 1)
         assert row.squared_norm == pytest.approx(float(samples.mean()), rel=1e-12, abs=1e-30)
-        error = float(samples.std()) / math.sqrt(len(samples))
+        error = float(samples.std()) / math.sqrt(3)
         assert row.standard_error == pytest.approx(error, rel=1e-12, abs=1e-30)
-    one = lm.layerwise_equivariance_error(cnn(4), images(1), "rotation")
-    assert all(math.isnan(row.standard_error) for row in one.by("type"))
+    one = lm.layerwise_equivariance_error(model, images(1), "rotation", probes=probes)
+    for row in one.by("op"):
+        samples = one.vectors[int(row.name.split(":")[0]), 0].square() / 98
+        wanted = math.nan if probes == "exact" else float(samples.std()) / math.sqrt(5)
+        assert row.standard_error == pytest.approx(wanted, nan_ok=True)
+        assert math.isnan(row.share_standard_error)
 
 
 def test_frame_and_plot(tmp_path):
@@ -792,19 +813,22 @@ def test_frame_and_plot(tmp_path):
     pytest.importorskip("matplotlib")
     report = lm.layerwise_equivariance_error(cnn(), images(2), ("rotation", "scale"), probes=2)
     frame = report.to_frame("type")
-    assert list(frame.columns) == ["name", "generator", "squared_norm", "share", "calls", "standard_error"]
+    assert list(frame.columns) == [
+        "name", "generator", "squared_norm", "share", "calls", "standard_error", "share_standard_error"
+    ]  # fmt: skip
     assert frame.groupby("generator")["share"].sum().tolist() == pytest.approx([1, 1])
     figure = report.plot()
     line = figure.axes[1].get_lines()[0].get_ydata()
-    whole = report.by("module", 0)[0].squared_norm
-    assert line[-1] == pytest.approx(whole**0.5)
+    assert line[-1] == pytest.approx(1)
+    first = next(row for row in report.by("op") if row.generator == "rotation")
+    assert line[0] == pytest.approx(first.share)
     figure.savefig(tmp_path / "layers.png")
 
 
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"probes": 0}, ValueError, "`probes` must be 'exact' or a positive integer, got 0"),
+        ({"probes": 0}, ValueError, r"`probes` must be None \(shares alone\), a positive integer .* or 'exact', got 0"),
         ({"probes": "all"}, ValueError, "`probes` must be"),
         ({"seed": -1}, ValueError, "`seed` must be"),
         (

@@ -37,7 +37,7 @@ class LayerwiseMonitor(Monitor):
     ``layerwise_<generator>_se/<type>``
         Its standard error over images.
     ``layerwise_<generator>_squared_norm/<type>``
-        With ``probes``, ‖c‖² / dim in squared output units per squared unit of t, the mean over processes; squared norms
+        With ``probes``, ‖c‖² / dim in squared output units per squared unit of t, the mean over processes; they
         do not add up to that of the model.
 
     In TensorBoard the tab Images shows the attribution, and a heat map of modules over epochs. Training, logged values
