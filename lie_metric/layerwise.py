@@ -24,7 +24,7 @@ from lie_metric.algebra import generators as resolve
 from lie_metric.functional.sums import Sums, grouped, standard_error, totals
 from lie_metric.lie import Generators, linearise
 from lie_metric.measured import Function, Output, function_of, validate_inputs, validate_options
-from lie_metric.randomness import validate_seed
+from lie_metric.randomness import noise, validate_seed
 from lie_metric.recording import Flow, Operation, Recorder, Variable, recorded
 from lie_metric.representations import Image, Invariant, Representation
 from lie_metric.resampling import Resampling, working_precision
@@ -318,7 +318,7 @@ def layerwise_equivariance_error(
 
     .. math:: \sum_x \langle c_i, L_X f \rangle \Big/ \sum_x \| L_X f \|^2
 
-    over images x, with a standard error by the jackknife. Images are measured one by one. How a sum splits does
+    over images x, with a standard error by the jackknife. Large images are measured one by one. How a sum splits does
     depend on those actions: they are assumed from the layout, (B, C, H, W), (B, H, W, C) or tokens on a grid, and named
     in the report; every other tensor counts as invariant. Padded maps move as what they were padded around, so that the
     border that a padding makes up is a contribution of its own, of type "padding"; a convolution of maps that pads them
@@ -445,22 +445,16 @@ def attributed(
             )
     basis, matrix = simplest_basis(asked)
     matrix = matrix.to(inputs.device)
-    source = torch.Generator().manual_seed(seed)
-    products: list[Tensor] = []
-    squares: list[Tensor] = []
-    levels: list[Tensor] = []
-    vectors: list[Tensor] = []
-    wholes: list[Tensor] = []
-    operations: tuple[Operation, ...] = ()
-    cut: set[str] = set()
-    ungraded: set[str] = set()
-    method = "auto"
-    # One image at a time: windows and shuffles inside a model may mix images, whose cotangents are their own.
-    for image in inputs.split(1):
+    count = probes if isinstance(probes, int) else 0
+    method, checked = "auto", False
+
+    def part(start: int, stop: int) -> _Part:
+        nonlocal method, checked
+        images = inputs[start:stop]
         with torch.no_grad():
             whole = linearise(
                 model,
-                image,
+                images,
                 asked,
                 output=output,
                 function=function,
@@ -469,25 +463,26 @@ def attributed(
                 resampling=resampling,
                 method=method,
                 chunk_size=chunk_size,
-                verify=not products,
+                verify=method == "auto",
             )
-        if not products:
+        if method == "auto":
             # The others are measured by what was found right for the first.
             method = whole.method
             checked = whole.check is not None and whole.check.status == "agrees"
-            dimension = whole.output[0].numel()
-            count = probes if isinstance(probes, int) else 0
-            exact = probes == "exact" or dimension <= len(asked) + count
-        derivative = whole.lie_derivatives.flatten(1).double()
-        size = derivative.norm(dim=1)
+        dimension = whole.output[0].numel()
+        exact = probes == "exact" or dimension <= len(asked) + count
+        derivative = whole.lie_derivatives.flatten(2).double()
+        size = derivative.norm(dim=2)
         if exact:
-            cotangents = torch.eye(dimension, dtype=torch.float64, device=size.device)
+            unit = torch.eye(dimension, dtype=torch.float64, device=size.device)
+            cotangents = unit[:, None].expand(-1, len(images), -1)
         else:
-            drawn = torch.randn(count, dimension, generator=source, dtype=torch.float64)
-            cotangents = torch.cat([derivative / size.where(size > 0, 1)[:, None], drawn.to(size.device)])
+            drawn = noise(derivative.new_zeros(len(images), count, dimension), range(start, stop), seed)
+            along = derivative / size.where(size > 0, 1)[..., None]
+            cotangents = torch.cat([along, drawn.transpose(0, 1)])
         cotangents = cotangents.to(whole.output)
         with isolated(model), torch.enable_grad():
-            leaf = working_precision(image).detach().clone().requires_grad_()
+            leaf = working_precision(images).detach().clone().requires_grad_()
             recorder = Recorder(leaf, input_representation or Image(), modules, overrides)
             measured = function_of(model, output, function, frozen=True)
             with recorded(recorder, modules):
@@ -504,45 +499,89 @@ def attributed(
                 resampling,
                 chunk_size,
             )
-        if operations and [(op.path, op.function) for op in operations] != [
-            (op.path, op.function) for op in recorder.operations
-        ]:
-            raise RuntimeError(
-                "`model` must call the same functions for every image, but calls others for one image than for the "
-                "one before it. Measure such images one by one."
-            )
-        operations = tuple(recorder.operations)
-        cut |= recorder.cut
-        ungraded |= recorder.ungraded
-        found = torch.einsum("kr,orp->okp", matrix, along_basis)
-        total = derivative @ cotangents.double().mT
+        found = torch.einsum("kr,orbp->okbp", matrix, along_basis)
+        total = torch.einsum("kbc,pbc->kbp", derivative, cotangents.double())
         if exact:
-            products.append((found * total).sum(2))
+            products = (found * total).sum(3)
         else:
-            products.append(found[:, :, : len(asked)].diagonal(dim1=1, dim2=2) * size)
-        squares.append(size.square())
+            own = range(len(asked))
+            products = found[:, own, :, own].permute(1, 0, 2) * size
+            found, total = found[..., len(asked) :], total[..., len(asked) :]
         # Of the output as a whole: a cotangent sees of its rounding what the cotangent's length makes of it.
-        levels.append(level.square() * dimension / cotangents.double().square().sum().clamp(min=_TINY))
-        if exact or count:
-            first = 0 if exact else len(asked)
-            vectors.append(found[:, :, first:])
-            wholes.append(total[:, first:])
+        level *= dimension * len(images) / cotangents.double().square().sum().clamp(min=_TINY)
+        return _Part(
+            tuple(recorder.operations),
+            products,
+            size.square(),
+            found,
+            total,
+            _ROUNDINGS * matrix.abs() @ level.sqrt(),
+            exact,
+            dimension,
+            1e-6 if whole.output.dtype == torch.float64 else 1e-2,
+            recorder.cut,
+            recorder.ungraded,
+        )
+
+    # Small images are measured together, which is faster, if the first has the contributions that it has alone: a model
+    # may mix images, and its tensors may not begin with an axis of images.
+    first = part(0, 1)
+    together = min(len(inputs), max(1, _TOGETHER // inputs[0].numel()))
+    if together > 1:
+        several = part(0, together)
+        first, together = (several, together) if several.begins_with(first) else (first, 1)
+    parts = [first, *(part(start, start + together) for start in range(together, len(inputs), together))]
+    if any(other.calls != first.calls for other in parts):
+        raise RuntimeError(
+            "`model` must call the same functions for every image, but calls others for one image than for the "
+            "one before it. Measure such images one by one."
+        )
     report = LayerwiseReport(
         tuple(generator.name for generator in asked),
-        operations,
-        torch.stack(products, 2),
-        torch.stack(squares, 1),
-        torch.cat(vectors, dim=2) if vectors else None,
-        torch.cat(wholes, dim=1) if vectors else None,
-        _ROUNDINGS * matrix.abs() @ torch.stack(levels).sum(0).sqrt(),
-        _visited(modules, operations),
-        exact,
+        first.operations,
+        torch.cat([one.products for one in parts], 2),
+        torch.cat([one.squares for one in parts], 1),
+        torch.cat([one.vectors for one in parts], 2).flatten(2) if first.exact or count else None,
+        torch.cat([one.total for one in parts], 1).flatten(1) if first.exact or count else None,
+        torch.stack([one.rounding for one in parts]).square().sum(0).sqrt(),
+        _visited(modules, first.operations),
+        first.exact,
         len(inputs),
-        dimension,
+        first.dimension,
         resampling,
     )
-    _warn_of_gaps(report, 1e-6 if whole.output.dtype == torch.float64 else 1e-2, cut, ungraded, checked)
+    cut, ungraded = (set().union(*sets) for sets in zip(*((one.cut, one.ungraded) for one in parts), strict=True))
+    _warn_of_gaps(report, first.bound, cut, ungraded, checked)
     return report
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is found for B images that were measured together; shapes as in the report, with images and probes apart."""
+
+    operations: tuple[Operation, ...]
+    products: Tensor
+    squares: Tensor
+    vectors: Tensor
+    total: Tensor
+    rounding: Tensor
+    exact: bool
+    dimension: int
+    bound: float
+    cut: set[str]
+    ungraded: set[str]
+
+    @property
+    def calls(self) -> list[tuple[str, str]]:
+        return [(operation.path, operation.function) for operation in self.operations]
+
+    def begins_with(self, alone: _Part) -> bool:
+        """Whether the first image has the contributions that it has alone."""
+        if self.calls != alone.calls:
+            return False
+        error = (self.products[:, :, 0] - alone.products[:, :, 0]).abs().amax(0)
+        square = alone.squares[:, 0]
+        return bool((error < torch.maximum(self.bound * square, alone.rounding * square.sqrt())).all())
 
 
 def validate_probes(probes: object) -> None:
@@ -614,16 +653,17 @@ def _contributions(
     resampling: Resampling,
     chunk_size: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """The products of all contributions with the cotangents, and how precise they are.
+    """The products of all contributions with the cotangents, by image, and how precise they are.
 
-    Shapes are (operations, generators, probes) and (generators,); the latter is the norm over probes of one rounding of
-    all that flows.
+    Shapes are (operations, generators, images, probes) and (generators,); the latter is the sum over images and probes
+    of the square of one rounding of all that flows. Products are NaN where a tensor cannot be split into images.
 
     What a cotangent u makes of an operation's contribution is ⟨uJ, Df[X·in]⟩ - ⟨uJ, X·out⟩: what flows in, the
     products of X·in with the gradient through the operation, less what flows out, which flows into later operations.
     """
+    images, probes = recorder.images, len(cotangents)
     balance = torch.zeros(
-        len(recorder.operations), len(basis), len(cotangents), dtype=torch.float64, device=result.device
+        len(recorder.operations), len(basis), images, probes, dtype=torch.float64, device=result.device
     )
     level = balance.new_zeros(len(basis))
     if end is None or not basis:
@@ -659,18 +699,29 @@ def _contributions(
                 if flow in gradients:
                     # For complex tensors autograd's gradient is that of the real inner product.
                     gradient = gradients.pop(flow).to(precise)
-                    amount[:, part] = (action.to(precise) @ gradient.mH).real.double()
+                    amount[..., part] = _by_image(action.to(precise), gradient, images)
                     level += _rounding(action, gradient, variable.value)
                 book(flow, amount)
     wanted = representation.tangents(end.value, basis, resampling).flatten(1)
-    balance[-1] -= (wanted @ cotangents.flatten(1).mT).double()
+    balance[-1] -= _by_image(wanted, cotangents.flatten(1), images)
     level += _rounding(wanted, cotangents.flatten(1), end.value)
     for flow, operation in implied:
         book(flow, -balance[operation] if flow.operation == operation else balance[operation].clone())
-    return balance, level.sqrt()
+    return balance, level
+
+
+def _by_image(actions: Tensor, gradients: Tensor, images: int) -> Tensor:
+    """Inner products of what each image makes of two tensors: (R, n) and (P, n) to (R, images, P)."""
+    if actions.shape[1] % images:
+        return actions.new_full((len(actions), images, len(gradients)), torch.nan, dtype=torch.float64)
+    first, second = (one.reshape(len(one), images, -1).transpose(0, 1) for one in (actions, gradients))
+    return (first @ second.mH).real.transpose(0, 1).double()
 
 
 _TINY = 1e-300
+
+# How many numbers the images have that are measured together: 42 images of 32 pixels, or one of 224.
+_TOGETHER = 2**17
 
 # Up to how many times the rounding of all that flows a sum of contributions is taken for rounding.
 _ROUNDINGS = 1e3

@@ -550,7 +550,9 @@ def test_another_function_than_forward(function):
     assert [op.path for op in report.operations[:3]] == ["body.0", "body.0", "body.1"]
 
 
-def test_calls_that_depend_on_the_image():
+def test_calls_that_depend_on_the_image(monkeypatch):
+    monkeypatch.setattr(layerwise, "_TOGETHER", 1)
+
     def model(x):
         return (x.sin() if x.mean() > 0 else x).flatten(1)[:, :3]
 
