@@ -186,6 +186,208 @@ def test_random_probes_agree_with_exact_ones():
     torch.testing.assert_close(other.products, random.products, rtol=1e-12, atol=1e-14)
 
 
+SMALL = {
+    "cnn": lambda: cnn(12),
+    "tricky": lambda: Tricky().double(),
+    "down": lambda: nn.Sequential(*[nn.Conv2d(3, 3, 3, 2, 1), nn.ReLU()] * 3, nn.Flatten(), nn.Linear(12, 7)).double(),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_shares_are_those_of_one_hot_cotangents(name):
+    """One cotangent for each generator gives what one for each element of the output gives."""
+    torch.manual_seed(1)
+    model, x = SMALL[name](), images(4)
+    some = "rotation", "translation_x"
+    alone, exact = (lm.layerwise_equivariance_error(model, x, some, probes=p) for p in (None, "exact"))
+    assert alone.vectors is None
+    assert not alone.exact
+    for one, other in zip(alone.by("op"), exact.by("op"), strict=True):
+        assert one.share == pytest.approx(other.share, rel=1e-12, abs=1e-12)
+        assert one.share_standard_error == pytest.approx(other.share_standard_error, rel=1e-9, abs=1e-12)
+        assert (one.squared_norm, one.standard_error) == (None, None)
+    L = lm.lie_derivative(model, x, some)
+    whole = torch.stack([L[generator].flatten(1) for generator in some])
+    torch.testing.assert_close(alone.squares, whole.square().sum(2), rtol=1e-11, atol=0)
+    by_image = (exact.vectors.reshape(-1, *whole.shape) * whole).sum(3)
+    torch.testing.assert_close(alone.products, by_image, rtol=1e-10, atol=1e-13)
+
+
+def test_few_outputs_are_taken_one_by_one():
+    """As many backward passes as there are elements give everything, and cost no more."""
+    model, x = cnn(3), images(2)
+    for generators, probes, exact in (
+        (TWO, None, True),
+        (TWO[:2], None, False),
+        (TWO[:1], 2, True),
+        (TWO[:1], 1, False),
+    ):
+        report = lm.layerwise_equivariance_error(model, x, generators, probes=probes)
+        assert report.exact == exact
+        assert (report.vectors is None) == (not exact and probes is None)
+
+
+@pytest.mark.parametrize("count", [5, 70])
+def test_standard_errors_of_shares_by_a_loop(count):
+    """Leave out each group of images in turn: image i is in group i mod 64, and groups are of two sizes."""
+    report = lm.layerwise_equivariance_error(cnn(5), images(count, 8), ("rotation", "scale"))
+    groups = [[i for i in range(count) if i % 64 == g] for g in range(min(count, 64))]
+    for row in report.by("type"):
+        k = report.names.index(row.generator)
+        chosen = [i for i, operation in enumerate(report.operations) if operation.kind == row.name]
+        part, whole = report.products[chosen].sum(0)[k].tolist(), report.squares[k].tolist()
+        share = sum(part) / sum(whole)
+        assert row.share == pytest.approx(share, rel=1e-10, abs=1e-15)
+        variance = 0.0
+        pseudo = []
+        for group in groups:
+            h = count / len(group)
+            kept = [i for i in range(count) if i not in group]
+            pseudo.append((h, h * share - (h - 1) * sum(part[i] for i in kept) / sum(whole[i] for i in kept)))
+        mean = sum(value for _, value in pseudo) / len(groups)
+        variance = sum((value - mean) ** 2 / (h - 1) for h, value in pseudo) / len(groups)
+        assert row.share_standard_error == pytest.approx(math.sqrt(variance), rel=1e-9, abs=1e-14)
+
+
+class Shuffles(nn.Module):
+    """Images do not influence one another, but inside they do not come first: windows do."""
+
+    def forward(self, x):
+        y = x.unflatten(3, (2, -1)).permute(3, 0, 1, 2, 4).flatten(0, 1)  # (windows · images, C, H, W / 2)
+        y = (y.sin() * 3).tanh().unflatten(0, (2, -1)).permute(1, 2, 3, 0, 4).flatten(3)
+        return y.mean((2, 3)).cos()
+
+
+class Mixes(nn.Module):
+    """The images of a batch influence one another."""
+
+    def forward(self, x):
+        return (x * (1 + x.sin().mean(0, keepdim=True))).flatten(1)[:, :5]
+
+
+class NoSplit(nn.Module):
+    """A tensor that holds all images and cannot be split into them."""
+
+    def forward(self, x):
+        y = torch.cat([x.sin(), x.new_zeros(1, *x.shape[1:])])
+        return (y * 2).exp()[: len(x)].flatten(1)[:, 100:105]
+
+
+@pytest.mark.parametrize("make", [Shuffles, Mixes, NoSplit, lambda: cnn(5)])
+def test_images_are_measured_together_only_where_that_is_the_same(make, monkeypatch):
+    model, x = make(), images(3)
+    many = lm.layerwise_equivariance_error(model, x, "rotation")
+    monkeypatch.setattr(layerwise, "_TOGETHER", 1)
+    one = lm.layerwise_equivariance_error(model, x, "rotation")
+    torch.testing.assert_close(many.products, one.products, rtol=1e-9, atol=1e-12 * float(one.squares.max()))
+    torch.testing.assert_close(many.squares, one.squares, rtol=1e-9, atol=0)
+    assert max(many.residual.values()) < 1e-11
+
+
+@pytest.mark.parametrize("count", [1, 29, 30])
+def test_few_images_are_told_of(count):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        lm.layerwise_equivariance_error(cnn(5), images(count, 8), "rotation")
+    told = [str(warning.message) for warning in seen if "Shares of" in str(warning.message)]
+    assert len(told) == (count < 30)
+    assert all(f"Shares of {count} image" in message and "51 to 201 %" in message for message in told)
+
+
+@pytest.mark.parametrize("probes", [None, 2, "exact"])
+def test_the_residual_sees_a_flow_that_is_lost(probes, monkeypatch):
+    """Half of what flows into the first calls is left out: shares no longer add up to 1, and by so much."""
+    model, x = Tricky().double(), images(3)
+    true = lm.layerwise_equivariance_error(model, x, "rotation", probes=probes)
+    right = layerwise._gradients
+
+    def halved(flows, *rest):
+        found = right(flows, *rest)
+        return {flow: gradient / (2 if flow.variable.producer is None else 1) for flow, gradient in found.items()}
+
+    monkeypatch.setattr(layerwise, "_gradients", halved)
+    with pytest.warns(UserWarning, match=r"The contributions miss .* Shares do not add up to 1"):
+        report = lm.layerwise_equivariance_error(model, x, "rotation", probes=probes)
+    assert true.residual["rotation"] < 1e-11
+    # All that flows in comes from the image: Df[X·x] = L f, for an output that is invariant.
+    assert sum(row.share for row in report.by("op")) == pytest.approx(0.5, abs=1e-9)
+    assert report.residual["rotation"] == pytest.approx(0.5, abs=1e-9)
+
+
+class TwoSteps(nn.Module):
+    """A padding and a convolution without, written by hand."""
+
+    def __init__(self, conv, mode):
+        super().__init__()
+        self.conv, self.mode = conv, mode
+
+    def forward(self, x):
+        padded = F.pad(x, (2, 2, 1, 1), mode=self.mode)
+        return F.conv2d(padded, self.conv.weight, self.conv.bias, self.conv.stride)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_is_told_apart(mode, stride):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, (3, 5), stride, (1, 2), padding_mode=mode).double()
+    tail, x = nn.Sequential(nn.Tanh(), nn.Flatten(), nn.Linear(4 * (16 // stride) ** 2, 6)).double(), images(2)
+    one = lm.layerwise_equivariance_error(nn.Sequential(conv, tail), x, TWO)
+    two = lm.layerwise_equivariance_error(
+        nn.Sequential(TwoSteps(conv, {"zeros": "constant"}.get(mode, mode)), tail), x, TWO
+    )
+    names = [operation.function for operation in one.operations]
+    assert names == [operation.function for operation in two.operations]
+    assert [operation.kind for operation in one.operations[:2]] == [
+        "padding", "convolution" if stride == 1 else "strided convolution"
+    ]  # fmt: skip
+    torch.testing.assert_close(one.products, two.products, rtol=1e-10, atol=1e-12)
+    assert max(one.residual.values()) < 1e-12
+
+
+def test_same_padding_of_even_kernels():
+    conv = nn.Conv2d(3, 4, 4, padding="same", dilation=(1, 2)).double()
+    model = nn.Sequential(conv, nn.Flatten(), nn.Linear(1024, 6).double())
+    report = lm.layerwise_equivariance_error(model, images(1), TWO)
+    assert report.operations[0].representation == repr(R.Padded(R.Image(), (3, 3, 1, 2)))
+    assert max(report.residual.values()) < 1e-12
+
+
+def test_a_padding_moves_with_the_image_but_at_the_border():
+    """An image that is zero near its edges moves alike with a border of zeros: its padding adds nothing."""
+    x = torch.zeros(1, 3, 24, 24, dtype=torch.float64)
+    x[:, :, 8:16, 8:16] = images(1, 8)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 24**2, 6)).double()
+    report = lm.layerwise_equivariance_error(model, x, ("translation_x", "rotation", "scale"))
+    shares = {row.name: row.share for row in report.by("type") if row.generator == "rotation"}
+    assert abs(shares["padding"]) < 1e-3  # the spline's tail, 0.27 a pixel
+    full = lm.layerwise_equivariance_error(model, images(1, 24), "rotation")
+    assert abs(next(row.share for row in full.by("type") if row.name == "padding")) > 1e-2
+
+
+def test_borders_go_with_the_windows_that_they_were_made_for():
+    class Padded(nn.Module):
+        def forward(self, x):
+            y = F.pad(x, (0, 2, 0, 2)).permute(0, 2, 3, 1)
+            y = F.pad(F.pad(x, (2, 2, 2, 2)).relu() + 1, (1, 1, 1, 1))  # 22 pixels, 3 of them around
+            y = F.max_pool2d(F.avg_pool2d(y, 3, 1), kernel_size=3, stride=1)  # 18
+            return F.interpolate(y, size=(16, 16)).flatten(1)[:, 130:136]
+
+    report = lm.layerwise_equivariance_error(Padded(), images(1), "rotation")
+    made = [(operation.function, operation.representation) for operation in report.operations]
+    around = lambda n: repr(R.Padded(R.Image(), (n,) * 4))  # noqa: E731
+    assert made[:1] == [("pad", repr(R.Padded(R.Image(), (0, 2, 0, 2))))]
+    assert made[2:7] == [
+        ("pad", around(2)),
+        ("relu", around(2)),
+        ("add", around(2)),
+        ("pad", around(3)),
+        ("avg_pool2d", around(2.0)),
+    ]
+    assert [name for _, name in made[7:9]] == [around(1.0), "Image()"]
+
+
 def test_chunks_and_float32():
     model, x = MODELS["cnn"](), images(2)
     wanted = lm.layerwise_equivariance_error(model, x, probes=3)
