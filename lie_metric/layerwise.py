@@ -319,11 +319,12 @@ def layerwise_equivariance_error(
     .. math:: \sum_x \langle c_i, L_X f \rangle \Big/ \sum_x \| L_X f \|^2
 
     over images x, with a standard error by the jackknife. Every image is measured as it is alone, also by a model in
-    which the images of a batch influence one another. How a sum splits does depend on those actions: they are assumed from the layout, (B, C, H, W), (B, H, W, C) or tokens on a grid, and named
-    in the report; every other tensor counts as invariant. Padded maps move as what they were padded around, so that the
-    border that a padding makes up is a contribution of its own, of type "padding"; a convolution of maps that pads them
-    is taken apart into both. Padding of pooling and of transposed convolutions stays in their own types.
-    A contribution is no proof that a hidden feature "violates" anything.
+    which the images of a batch influence one another. How a sum splits does depend on those actions: they are assumed
+    from the layout, (B, C, H, W), (B, H, W, C) or tokens on a grid, and named in the report; every other tensor counts
+    as invariant. Padded maps move as what they were padded around, so that the border that a padding makes up is a
+    contribution of its own, of type "padding"; a convolution of maps that pads them is taken apart into both. Padding
+    of pooling and of transposed convolutions stays in their own types. A contribution is no proof that a hidden feature
+    "violates" anything.
 
     Convention:
         As in :func:`lie_metric.lie_derivative`. Hidden maps have the same units: half of their shorter side.
