@@ -23,6 +23,7 @@ from statistics import median
 import torch
 
 import lie_metric as lm
+from lie_metric.layerwise import attributed
 from lie_metric.lie import linearise
 
 METHODS = ("forward", "forward vmap", "double_backward")
@@ -39,7 +40,7 @@ def load(name: str, batch: int, size: int, device: str) -> tuple[torch.nn.Module
         device: Where both are put.
 
     Returns:
-        The model and the images.
+        The model, in which no matrix is left at zero, and the images.
     """
     import timm
 
@@ -49,6 +50,10 @@ def load(name: str, batch: int, size: int, device: str) -> tuple[torch.nn.Module
         model = timm.create_model(name, **options)
     except TypeError:
         model = timm.create_model(name)
+    for parameter in model.parameters():
+        # A head that begins at zero gives an output that does not move, of which there is nothing to measure.
+        if parameter.ndim > 1 and not bool(parameter.any()):
+            torch.nn.init.trunc_normal_(parameter, std=0.02)
     return model.eval().to(device), torch.randn(batch, 3, size, size, device=device)
 
 
@@ -143,7 +148,7 @@ def peak_memory(arguments: argparse.Namespace, name: str, label: str) -> float:
         MiB.
     """
     command = [sys.executable, __file__, name, "--memory-of", label, "--batch", str(arguments.batch)]
-    command += ["--layerwise", str(arguments.layerwise or 1)]
+    command += ["--layerwise", str(arguments.layerwise or 0)]
     command += ["--size", str(arguments.size), "--threads", str(arguments.threads), "--device", arguments.device]
     # Memory that was freed goes back at once: what is in use is counted, not what the C library keeps of it.
     malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -195,56 +200,55 @@ def report(arguments: argparse.Namespace, name: str) -> dict[str, float]:
 
 
 def report_layers(arguments: argparse.Namespace, name: str) -> float:
-    """Measures the attribution by layer of one image, in plain forward passes of it, and prints the line.
+    """Measures the attribution by layer, in plain forward passes of one image, and prints the lines.
 
     Args:
         arguments: The command line.
         name: The model.
 
     Returns:
-        Median cost in forward passes.
+        Median cost of an image after the first, in forward passes.
     """
-    model, images = load(name, 1, arguments.size, arguments.device)
+    model, images = load(name, 3, arguments.size, arguments.device)
     probes = arguments.layerwise
     passes = layer_runs(model, images, probes)
     times: dict[str, list[float]] = {label: [] for label in passes}
     with torch.no_grad():
-        model(images)
+        model(images[:1])
         for _ in range(arguments.repeats):
             for label, run in passes.items():
                 times[label].append(seconds(run, arguments.device))
-    plain, taken, usual = times.values()
-    cost = median(t / f for t, f in zip(taken, plain, strict=True))
-    other = 6 * probes * median(t / f for t, f in zip(usual, plain, strict=True))
+    plain, one, three, usual = map(median, times.values())
+    cost = (three - one) / 2 / plain
+    what = f"shares, and squared norms by {probes} probes" if probes else "shares alone"
     print(
-        f"by layer, one image, K=6, {probes} probes: {cost:.0f} forward passes, {cost / (7 + probes):.1f} (1 + K + n);"
-        f"\ndouble backward for each transform and probe: {other:.0f}, {other / cost:.0f} times as much",
+        f"by layer, 9 generators (K=6), {what}: {cost:.0f} forward passes an image, {one / plain - cost:.0f} once for "
+        f"the check;\none double backward, of one generator: {usual / plain:.1f}",
         flush=True,
     )
     if not arguments.no_memory:
         peaks = [f"{label}: {peak_memory(arguments, name, label):.0f}" for label in passes]
-        print("peak MiB of one image: " + "; ".join(peaks), flush=True)
+        print("peak MiB: " + "; ".join(peaks), flush=True)
     return cost
 
 
 def layer_runs(model: torch.nn.Module, images: torch.Tensor, probes: int) -> dict[str, Callable[[], object]]:
-    """A plain pass, the attribution by layer, and one of the double backwards that would take its place.
+    """A plain pass, the attribution by layer of one image and of all, and a double backward to compare it with.
 
     Args:
         model: The model.
-        images: One image.
-        probes: Number of probes.
+        images: Some images.
+        probes: Number of probes; 0 for shares alone.
 
     Returns:
         A function for each label.
     """
-    rotation = lm.generators("rotation")
+    rotation, one = lm.generators("rotation"), images[:1]
     return {
-        "plain forward, one image": lambda: model(images),
-        "by layer": lambda: lm.layerwise_equivariance_error(model, images, "affine", probes=probes),
-        "double_backward, one image": lambda: linearise(
-            model, images, rotation, method="double_backward", verify=False
-        ),
+        "plain forward, one image": lambda: model(one),
+        "by layer, one image": lambda: attributed(model, one, "affine", probes=probes or None),
+        "by layer, three images": lambda: attributed(model, images, "affine", probes=probes or None),
+        "double_backward, one image": lambda: linearise(model, one, rotation, method="double_backward", verify=False),
     }
 
 
@@ -314,7 +318,7 @@ def report_epoch(arguments: argparse.Namespace) -> float:
 
     def measure(count: int) -> None:
         metric = lm.EquivarianceMonitor()._metric()
-        metric.trust(checked)  # as in training, where a model is checked once
+        metric.expect(checked)  # as in training, where the method that was found is checked in each epoch
         for start in range(0, count, 128):
             metric.update(model, images[: min(128, count - start)])
         metric.measures()
@@ -352,7 +356,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the table shows the median")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--no-memory", action="store_true", help="skip the peak memory, which takes a process each")
-    parser.add_argument("--layerwise", type=int, metavar="PROBES", help="measure the attribution by layer as well")
+    help_layers = "measure the attribution by layer as well: shares, and with probes squared norms"
+    parser.add_argument("--layerwise", type=int, nargs="?", const=0, metavar="PROBES", help=help_layers)
     parser.add_argument("--companions", action="store_true", help="measure what each metric costs as well")
     parser.add_argument(
         "--epoch", action="store_true", help="measure the monitor's share of a CIFAR-sized epoch as well"
@@ -364,13 +369,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     if arguments.memory_of:
         model, images = load(arguments.models[0], arguments.batch, arguments.size, arguments.device)
         with torch.no_grad():
-            passes = runs(model, images) | layer_runs(model, images[:1], arguments.layerwise or 1)
+            passes = runs(model, images) | layer_runs(model, images[:3], arguments.layerwise or 0)
             print(json.dumps(memory_above_start(passes[arguments.memory_of], arguments.device)))
         return {}
     ratios = {}
     for name in arguments.models:
         ratios[name] = report(arguments, name)
-        if arguments.layerwise:
+        if arguments.layerwise is not None:
             ratios[name]["by layer"] = report_layers(arguments, name)
         if arguments.companions:
             ratios[name] |= report_companions(arguments, name)

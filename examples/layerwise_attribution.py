@@ -112,7 +112,7 @@ def report(name: str, model: nn.Module, images: Tensor, probes: int, out: Path) 
         name: The model's name.
         model: The model.
         images: Images to measure.
-        probes: Number of random probes.
+        probes: Number of random probes of the squared norms.
         out: Folder for the picture.
 
     Returns:
@@ -123,18 +123,20 @@ def report(name: str, model: nn.Module, images: Tensor, probes: int, out: Path) 
         for stencil, resampling in STENCILS.items()
     }
     for generator in GENERATORS:
-        print(f"\n{name}, {generator}: share of the error (squared norm / dim) by type and stencil")
+        print(f"\n{name}, {generator}: share of the error ± standard error (squared norm / dim) by type and stencil")
         rows = {
             stencil: {row.name: row for row in found.by("type") if row.generator == generator}
             for stencil, found in reports.items()
         }
-        print(f"  {'type':24}" + "".join(f"{stencil:>24}" for stencil in STENCILS))
+        print(f"  {'type':24}" + "".join(f"{stencil:>30}" for stencil in STENCILS))
         for kind in rows["bspline"]:
-            cells = [f"{100 * row[kind].share:6.1f} % ({row[kind].squared_norm:.1e})" for row in rows.values()]
+            found = [row[kind] for row in rows.values()]
+            shares = [f"{100 * one.share:6.1f} ± {100 * one.share_standard_error:.1f} %" for one in found]
+            cells = [f"{share} ({one.squared_norm:.1e})" for share, one in zip(shares, found, strict=True)]
             if any(abs(row[kind].share) > 5e-3 for row in rows.values()):
-                print(f"  {kind:24}" + "".join(f"{cell:>24}" for cell in cells))
+                print(f"  {kind:24}" + "".join(f"{cell:>30}" for cell in cells))
         residuals = [f"{found.residual[generator]:.1e}" for found in reports.values()]
-        print(f"  {'completeness error':24}" + "".join(f"{cell:>24}" for cell in residuals))
+        print(f"  {'completeness error':24}" + "".join(f"{cell:>30}" for cell in residuals))
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"layers-{name.replace(', ', '-')}.png"
     reports["bspline"].plot().savefig(path, dpi=110)

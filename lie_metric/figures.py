@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -259,14 +260,13 @@ def _cycle(count: int) -> list[str]:
 
 
 def layerwise(
-    bars: Mapping[str, Mapping[str, float]], curves: Mapping[str, Sequence[float]], *, caption: str
+    bars: Mapping[str, Mapping[str, tuple[float, float]]], curves: Mapping[str, Sequence[float]], *, caption: str
 ) -> Figure:
-    """Where the Lie derivative comes from: squared norms by type, and how the sum grows along the network.
+    """Where the Lie derivative comes from: shares by type, and how they add up along the network.
 
     Args:
-        bars: For each generator the squared norm ‖c‖² / dim by type of operation.
-        curves: For each generator the root mean square of the sum of all contributions up to each operation; its last
-            value is that of the whole model.
+        bars: For each generator the share by type of operation, and its standard error.
+        curves: For each generator the share of all operations up to each; its last value is 1.
         caption: Line below the picture.
 
     Returns:
@@ -277,16 +277,17 @@ def layerwise(
         ValueError: If there is nothing to draw.
 
     Example:
-        >>> figure = layerwise({"rotation": {"convolution": 2.0}}, {"rotation": [0.0, 1.4]}, caption="bspline")
+        >>> bars = {"rotation": {"convolution": (0.8, 0.1), "padding": (0.2, 0.1)}}
+        >>> figure = layerwise(bars, {"rotation": [0.2, 1.0]}, caption="bspline")
         >>> [axis.get_title() for axis in figure.axes]
         ['by type of operation', 'sum along the network']
     """
     if not bars or not curves:
         raise ValueError("`bars` and `curves` must hold at least one generator, got none.")
     _, Figure, FigureCanvasAgg = _matplotlib()
-    largest = {kind: max(by_type[kind] for by_type in bars.values()) for kind in next(iter(bars.values()))}
+    largest = {kind: max(abs(by_type[kind][0]) for by_type in bars.values()) for kind in next(iter(bars.values()))}
     # Types whose share could not be seen are left to the table.
-    kinds = [kind for kind, value in largest.items() if value > 1e-6 * max(largest.values())] or list(largest)
+    kinds = [kind for kind, value in largest.items() if value > 1e-3] or list(largest)
     height = max(3.2, 0.28 * len(kinds) * max(1.0, 0.45 * len(bars)) + 1.2)
     figure = Figure(figsize=(11, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -294,15 +295,15 @@ def layerwise(
     thick = 0.8 / len(bars)
     for k, ((generator, by_type), colour) in enumerate(zip(bars.items(), _cycle(len(bars)), strict=True)):
         places = [row + (k - (len(bars) - 1) / 2) * thick for row in range(len(kinds))]
-        left.barh(places, [by_type[kind] for kind in kinds], thick, color=colour, label=generator)
+        shares, errors = zip(*(by_type[kind] for kind in kinds), strict=True)
+        left.barh(places, shares, thick, xerr=errors, color=colour, error_kw={"lw": 1, "ecolor": "0.3"})
         right.plot(range(1, len(curves[generator]) + 1), list(curves[generator]), color=colour, label=generator)
     left.set_yticks(range(len(kinds)), kinds, fontsize=8)
     left.invert_yaxis()
-    left.set_xlabel("squared norm / dim (squared output units per squared unit of t)", fontsize=8)
+    left.set_xlabel("share of the squared norm (± standard error over images)", fontsize=8)
     left.set_title("by type of operation", fontsize=10)
     right.set_xlabel("operation, from input to output", fontsize=8)
-    right.set_ylabel("root mean square of the sum so far", fontsize=8)
-    right.set_ylim(bottom=0)
+    right.set_ylabel("share of all operations so far", fontsize=8)
     right.set_title("sum along the network", fontsize=10)
     right.legend(fontsize=8, frameon=False)
     for axis in (left, right):
@@ -313,10 +314,10 @@ def layerwise(
 
 
 def modules_over_epochs(values: Mapping[int, Mapping[str, float]], *, title: str) -> Figure:
-    """A heat map of modules (down, from input to output) over epochs (across), on a logarithmic scale.
+    """A heat map of modules (down, from input to output) over epochs (across): their signed shares.
 
     Args:
-        values: For each epoch the squared norm of every module's contribution.
+        values: For each epoch the share of every module.
         title: Heading.
 
     Returns:
@@ -327,28 +328,26 @@ def modules_over_epochs(values: Mapping[int, Mapping[str, float]], *, title: str
         ValueError: If there is nothing to draw.
 
     Example:
-        >>> figure = modules_over_epochs({0: {"stem": 1.0, "head": 0.1}, 5: {"stem": 2.0, "head": 0.2}}, title="x")
+        >>> figure = modules_over_epochs({0: {"stem": 0.9, "head": 0.1}, 5: {"stem": 1.2, "head": -0.2}}, title="x")
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['stem', 'head']
     """
     if not values:
         raise ValueError("`values` must hold at least one epoch, got none.")
-    matplotlib, Figure, FigureCanvasAgg = _matplotlib()
+    _, Figure, FigureCanvasAgg = _matplotlib()
     epochs = sorted(values)
     modules = list(values[epochs[0]])
-    table = [[values[epoch].get(module, 0.0) for epoch in epochs] for module in modules]
-    largest = max(max(row) for row in table) or 1.0
-    # Six decades: what is smaller adds nothing that could be seen in the output.
-    scale = matplotlib.colors.LogNorm(largest * 1e-6, largest, clip=True)
+    table = [[values[epoch].get(module, math.nan) for epoch in epochs] for module in modules]
+    largest = max((abs(value) for row in table for value in row if math.isfinite(value)), default=0.0) or 1.0
     figure = Figure(figsize=(7, min(20.0, 1.5 + 0.22 * len(modules))), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
-    picture = axis.imshow(table, aspect="auto", cmap="viridis", norm=scale)
+    picture = axis.imshow(table, aspect="auto", cmap="RdBu_r", vmin=-largest, vmax=largest)
     axis.set_yticks(range(len(modules)), [module or "(model itself)" for module in modules], fontsize=7)
     axis.set_xticks(range(len(epochs)), [str(epoch) for epoch in epochs], fontsize=7)
     axis.set_xlabel("epoch", fontsize=8)
     axis.set_title(title, fontsize=9)
-    figure.colorbar(picture, ax=axis)
+    figure.colorbar(picture, ax=axis, label="share")
     return figure
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,9 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lie_metric.representations import ChannelsLast, Image, Invariant, Representation, Tokens, declared_grid
+from lie_metric.representations import (
+    ChannelsLast,
+    Image,
+    Invariant,
+    Padded,
+    Representation,
+    Tokens,
+    declared_grid,
+    grid_size,
+)
 
 __all__ = ["Flow", "Operation", "Recorder", "Variable", "recorded"]
 
@@ -81,6 +91,8 @@ class Flow:
 
 class Recorder(TorchFunctionMode):
     """Records every call that depends on the input; to be entered by :func:`recorded`.
+
+    A convolution of maps that pads them is run, and recorded, as a padding and a convolution without.
 
     Args:
         inputs: The images, shape (B, C, H, W), a leaf that requires gradients.
@@ -188,6 +200,12 @@ class Recorder(TorchFunctionMode):
         given = [variable for variable in map(self._variable, moving) if variable is not None]
         if not given:
             return func(*args, **kwargs)
+        if name == "conv2d" and torch.is_grad_enabled() and isinstance(given[0].representation, (Image, Padded)):
+            split = _padding(args, kwargs)
+            if split is not None:
+                padding, (image, *rest) = split
+                padded = self.__torch_function__(F.pad, types, (image, padding))
+                return self.__torch_function__(func, types, (padded, *rest))
         written = _written(func, name, args, kwargs)
         if written is not None:
             self._copy_before_change(written)
@@ -204,7 +222,8 @@ class Recorder(TorchFunctionMode):
         index = self._operation(name, _kind(name, self._path(), args, kwargs), outputs[0])
         # The tensor that a view belongs to changes with it.
         base = None if written is None else written._base
-        made = [self._made(value, index) for value in ([base, *outputs] if base is not None else outputs)]
+        border = _border(name, args, kwargs, given)
+        made = [self._made(value, index, border) for value in ([base, *outputs] if base is not None else outputs)]
         first = next((variable for variable in made[-len(outputs) :] if variable is not None), given[0])
         same = all(
             variable is None or variable.representation == given[0].representation for variable in (*given, *made)
@@ -233,7 +252,7 @@ class Recorder(TorchFunctionMode):
         key = id(edge.node), edge.output_nr
         return self._variables[key] if key in self._variables else self._made(tensor, None)
 
-    def _made(self, tensor: Tensor, operation: int | None) -> Variable | None:
+    def _made(self, tensor: Tensor, operation: int | None, border: Border | None = None) -> Variable | None:
         """A tensor as the output of an operation; of one of its own, if it is None."""
         edge = get_gradient_edge(tensor)
         key = id(edge.node), edge.output_nr
@@ -253,7 +272,7 @@ class Recorder(TorchFunctionMode):
         self._owners |= {id(node): operation for node in nodes}
         for variable, node, place in sockets:
             self._flow(variable, operation).sockets.append((node, place))
-        return self._keep(tensor, None, operation)
+        return self._keep(tensor, None, operation, border)
 
     def _trace(self, node: Any) -> tuple[list[Any], list[tuple[Variable, Any, int]], int | None]:
         """The nodes between a tensor and the nearest variables, where those enter, and an operation met on the way."""
@@ -285,11 +304,19 @@ class Recorder(TorchFunctionMode):
                     ahead.append(following)
         return nodes, sockets, owner
 
-    def _keep(self, tensor: Tensor, representation: Representation | None, operation: int | None) -> Variable:
+    def _keep(
+        self,
+        tensor: Tensor,
+        representation: Representation | None,
+        operation: int | None,
+        border: Border | None = None,
+    ) -> Variable:
         edge = get_gradient_edge(tensor)
         value = tensor.detach()
+        representation = representation or self._override(value)
         if representation is None:
-            representation = self._override(value) or self._assume(value)
+            assumed = self._assume(value)
+            representation = assumed if border is None else border(value, assumed)
         variable = Variable(value, representation, operation, value._version)
         self._nodes.append(edge.node)
         self._variables[id(edge.node), edge.output_nr] = variable
@@ -426,12 +453,92 @@ _SYNONYMS = {
 }
 
 
+Border = Callable[[Tensor, Representation], Representation]
+"""From an output and the action that its layout suggests to the one that it is assumed to carry."""
+
+
+_ARGUMENTS = {
+    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation"),
+    "avg_pool2d": ("input", "kernel_size"),
+}
+
+
+def _padding(args: tuple, kwargs: dict) -> tuple[list[int], tuple] | None:
+    """What a convolution pads its maps by, as `F.pad` takes it, and its arguments without; None if it does not."""
+    names = _ARGUMENTS["conv2d"]
+    call: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    call |= dict(zip(names, args, strict=False)) | kwargs
+    image, weight, _, _, padding, dilation, _ = without = [call[name] for name in names]
+    if padding == "valid" or not image.requires_grad or image.ndim != 4:
+        return None
+    if padding == "same":
+        added = [(size - 1) * step for size, step in zip(weight.shape[2:], _pair(dilation), strict=True)]
+        rows, columns = ((extent // 2, extent - extent // 2) for extent in added)
+    else:
+        rows, columns = ((extent, extent) for extent in _pair(padding))
+    without[4] = 0
+    return ([*columns, *rows], tuple(without)) if any((*columns, *rows)) else None
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """What torch takes for height and width: one number for both, or one for each."""
+    return (value[0], value[-1]) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def _border(name: str, args: tuple, kwargs: dict, given: Sequence[Variable]) -> Border | None:
+    """What becomes of borders around maps: a padding adds to them, and windows that reach over them take them away.
+
+    Padded maps would otherwise be taken for maps of the whole image, and their padding for a change of scale.
+    """
+    first = given[0].representation
+    if name == "pad" and isinstance(first, (Image, ChannelsLast, Padded)):
+        layout, sides = (first.carrier, first.sides) if isinstance(first, Padded) else (first, (0, 0, 0, 0))
+        pads = [*(args[1] if len(args) > 1 else kwargs["pad"]), 0, 0, 0, 0, 0, 0]
+        pads = pads[2:6] if isinstance(layout, ChannelsLast) else pads[:4]
+        widened = _within(layout, [side + pad for side, pad in zip(sides, pads, strict=True)])
+        return lambda value, assumed: widened
+    borders = {
+        grid_size(variable.representation.carrier, variable.value): variable.representation
+        for variable in given
+        if isinstance(variable.representation, Padded)
+    }
+    if not borders:
+        return None
+
+    def follow(value: Tensor, assumed: Representation) -> Representation:
+        if not isinstance(assumed, (Image, ChannelsLast)):
+            return assumed
+        same = borders.get(grid_size(assumed, value))
+        if same is not None:
+            return _within(assumed, same.sides)
+        if isinstance(first, Padded) and name in _ARGUMENTS:
+            # Padding goes with the windows that it was made for; what they leave of it is in pixels of the output.
+            call = dict(zip(_ARGUMENTS[name], args, strict=False)) | kwargs
+            kernel = _pair(call["weight"].shape[2:] if name == "conv2d" else call["kernel_size"])
+            down, across = ((n - 1) * step / 2 for n, step in zip(kernel, _pair(call.get("dilation", 1)), strict=True))
+            stride = (grid_size(first.carrier, given[0].value)[0] - 2 * down) / grid_size(assumed, value)[0]
+            reaches = (across, across, down, down)
+            left = [max(side - reach, 0) / stride for side, reach in zip(first.sides, reaches, strict=True)]
+            return _within(assumed, left)
+        return assumed
+
+    return follow
+
+
+def _within(layout: Representation, sides: Sequence[float]) -> Representation:
+    """The action of maps with borders, if they have any."""
+    left, right, top, bottom = sides
+    return Padded(layout, (left, right, top, bottom)) if any(sides) else layout
+
+
 def _commutes(name: str, carrier: Representation, given: int, args: tuple, output: Tensor) -> bool:
     """Whether a call on fields of one kind moves with them, so that its Lie derivative is zero by construction.
 
     Sums of fields do, and maps of the channels that are the same at every place. (A constant moves as well, but not its
     intensity, and not over an edge to zeros: see where this is used.)
     """
+    carrier = carrier.carrier if isinstance(carrier, Padded) else carrier
     if not isinstance(carrier, (Image, ChannelsLast, Tokens)):
         return False
     if name in {"add", "add_", "sub", "sub_"}:
@@ -463,6 +570,7 @@ def _written(func: Any, name: str, args: tuple, kwargs: dict) -> Tensor | None:
 
 
 _KINDS = {
+    "padding": ("pad", "constant_pad", "reflection_pad", "replication_pad"),
     "normalisation": ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize", "local_resp"),
     "attention": ("scaled_dot_product_attention", "multi_head_attention_forward", "softmax", "matmul", "bmm", "einsum"),
     "activation": (
@@ -473,7 +581,7 @@ _KINDS = {
     "up-sampling": ("interpolate", "upsample", "pixel_shuffle", "conv_transpose", "grid_sample"),
     "layout": (
         "view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous", "getitem", "chunk", "split",
-        "unbind", "squeeze", "expand", "roll", "flip", "movedim", "cat", "stack", "clone", "to", "pad", "select",
+        "unbind", "squeeze", "expand", "roll", "flip", "movedim", "cat", "stack", "clone", "to", "select",
         "narrow", "get t", "get m", "get h", "repeat", "float", "type",
     ),
 }  # fmt: skip

@@ -319,6 +319,57 @@ class Tokens(_Mapped):
         return (tensor[:, : self.prefix].flatten(1)[:, None], grid) if self.prefix else (grid,)
 
 
+@dataclass(frozen=True)
+class Padded:
+    """A field with a border around it, or with its own border cut off, that moves as the field alone did.
+
+    Its unit of length is half of the field's shorter side and its centre that of the field, whatever the border adds:
+    a padding moves with the image everywhere but at the border that it makes up.
+
+    Args:
+        carrier: The layout, :class:`Image` or :class:`ChannelsLast`.
+        sides: How many pixels are added left, right, at the top and at the bottom; negative ones are cut off.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> ramp, X = torch.arange(8.0).expand(1, 1, 8, 8), lm.generators("translation_x")
+        >>> wide = torch.arange(-1.0, 9).expand(1, 1, 10, 10)
+        >>> moved = Padded(Image(), (1, 1, 1, 1)).tangents(wide, X, lm.Resampling("cubic"))
+        >>> moved[..., 4].unique(), Image().tangents(ramp, X, lm.Resampling("cubic"))[..., 3].unique()
+        (tensor([4.]), tensor([4.]))
+    """
+
+    carrier: Representation
+    sides: tuple[float, float, float, float]
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Accepts what the layout accepts."""
+        self.carrier.check(tensor, name)
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions, shape (K, *tensor.shape)."""
+        return self.carrier.tangents(tensor, [self._within(g, tensor, resampling) for g in generators], resampling)
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed tensor, of the same shape."""
+        return self.carrier.act(tensor, self._within(generator, tensor, resampling), t, resampling)
+
+    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Those of the layout."""
+        return self.carrier.components(tensor)
+
+    def _within(self, generator: Generator, tensor: Tensor, resampling: Resampling) -> Generator:
+        """The generator in coordinates q of the whole tensor, with p = a q + b: what moves p by Lp + v."""
+        height, width = grid_size(self.carrier, tensor)
+        left, right, top, bottom = self.sides
+        corners = int(resampling.align_corners)
+        inside = min(width - left - right, height - top - bottom) - corners
+        a = (min(width, height) - corners) / inside
+        x, y = (right - left) / inside, (bottom - top) / inside
+        rows = [(along_x, along_y, (along_x * x + along_y * y + v) / a) for along_x, along_y, v in generator.matrix]
+        return Generator(generator.name, (rows[0], rows[1]), generator.intensity)
+
+
 def _check_axes(tensor: Tensor, name: str, layout: str, axes: int) -> None:
     if tensor.ndim != axes or tensor.numel() == 0:
         raise ValueError(

@@ -4,7 +4,7 @@ A program is a list of steps. Here each step is written twice: as a model runs i
 and as a function of values that nobody changes, from which the reference takes J_(out<-i) · (Df_i[X·in] - X·out).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 import lie_metric as lm
 from lie_metric import representations as R
 
+pytestmark = pytest.mark.filterwarnings("ignore:Shares of")
+
 SIZE = 6
 torch.manual_seed(0)
 KERNEL = torch.randn(2, 2, 3, 3, dtype=torch.float64) / 3
@@ -28,27 +30,46 @@ FILTER = torch.randn(2, SIZE, SIZE // 2 + 1, dtype=torch.complex128)
 
 @dataclass
 class Step:
-    """Values ``given`` (by their numbers; 0 is the image) go into ``pure``, whose results are new values."""
+    """Values ``given`` (by their numbers; 0 is the image) go into ``pure``, whose results are new values.
+
+    What has a border moves as the field within it.
+    """
 
     pure: Any
     given: tuple[int, ...]
     name: str
     made: int = 1
+    border: int = 0
+
+
+def by_hand(value, generator):
+    """The action on a square map with a border, which turns about the centre in pixels whatever the border is."""
+    if generator == "saturation":
+        return value
+    size = value.shape[-1]
+    places = torch.arange(size).double() - (size - 1) / 2
+    slope_x, slope_y = R.Image().tangents(value, lm.generators("translation"), lm.Resampling()) / (size / 2)
+    return {"rotation": places[:, None] * slope_x - places * slope_y, "translation_x": (size - 2) / 2 * slope_x}[
+        generator
+    ]
 
 
 def reference(steps, x, generator="rotation", carrier=None):
     """The contribution of each step, shape (steps, outputs): J_(out<-i) · (Df_i[X·in] - X·out)."""
     asked, stencil = lm.generators(generator), lm.Resampling()
 
-    def act(value):
+    def act(value, border):
         if value.is_complex() or value.ndim != 4:
             return torch.zeros_like(value)
-        return R.Image().tangents(value, asked, stencil)[0]
+        if not border:
+            return R.Image().tangents(value, asked, stencil)[0]
+        return by_hand(value, generator)
 
-    values = [x]
+    values, borders = [x], [0]
     for step in steps:
         made = step.pure(*(values[number] for number in step.given))
         values += made if isinstance(made, tuple) else [made]
+        borders += [step.border] * step.made
 
     def rest(after, start, count):
         """The output as a function of the values made by the step before number ``after``."""
@@ -70,9 +91,10 @@ def reference(steps, x, generator="rotation", carrier=None):
     for after, step in enumerate(steps, start=1):
         given = tuple(values[number] for number in step.given)
         made = tuple(values[place : place + step.made])
-        pushed = torch.func.jvp(step.pure, given, tuple(act(value) for value in given))[1]
+        moved = tuple(act(values[number], borders[number]) for number in step.given)
+        pushed = torch.func.jvp(step.pure, given, moved)[1]
         pushed = pushed if isinstance(pushed, tuple) else (pushed,)
-        local = [push - act(value) for push, value in zip(pushed, made, strict=True)]
+        local = [push - act(value, step.border) for push, value in zip(pushed, made, strict=True)]
         real = tuple(torch.view_as_real(value.resolve_conj()) if value.is_complex() else value for value in made)
         run = rest(after, place, step.made)
         back = lambda *made, values=made, run=run: run(  # noqa: E731
@@ -88,19 +110,42 @@ def reference(steps, x, generator="rotation", carrier=None):
 def check(model, steps, x=None, generator="rotation"):
     x = images(1, SIZE)[:, :2] if x is None else x
     kept = x.clone()
-    report = lm.layerwise_equivariance_error(model, x, generator, output_representation=R.Invariant())
+    report = lm.layerwise_equivariance_error(model, x, generator, probes="exact", output_representation=R.Invariant())
+    alone = lm.layerwise_equivariance_error(model, x, generator, output_representation=R.Invariant())
     assert torch.equal(x, kept)
+    steps = in_two(steps)
     wanted = reference(steps, x, generator)
     assert [operation.function for operation in report.operations] == [*(step.name for step in steps), "output"]
     torch.testing.assert_close(report.vectors[:-1, 0], wanted, rtol=1e-9, atol=1e-11)
     assert report.vectors[-1].abs().max() < 1e-11
     torch.testing.assert_close(report.vectors.sum(0)[0], wanted.sum(0), rtol=1e-9, atol=1e-11)
+    # The shares, by one cotangent alone.
+    products = wanted @ wanted.sum(0)
+    torch.testing.assert_close(alone.products[:-1, 0, 0], products, rtol=1e-9, atol=1e-11 * float(products.sum()))
     assert wanted.abs().max(1).values.gt(1e-6).sum() >= 2  # the split is no trivial one
     return report
 
 
 def conv(y):
     return F.conv2d(y, KERNEL, padding=1)
+
+
+PAD = torch.eye(SIZE + 2, dtype=torch.float64)[:, 1:-1]
+
+
+def in_two(steps):
+    """The steps with each convolution as a padding and one that does not pad, which are told apart."""
+    found, numbers, count = [], [0], 1
+    for step in steps:
+        step = replace(step, given=tuple(numbers[number] for number in step.given))
+        if step.pure is conv:
+            found.append(Step(lambda y: PAD @ y @ PAD.mT, step.given, "pad", border=1))
+            step = Step(lambda y: F.conv2d(y, KERNEL), (count,), "conv2d")
+            count += 1
+        found.append(step)
+        numbers += range(count, count + step.made)
+        count += step.made
+    return found
 
 
 def head(y):
@@ -286,7 +331,7 @@ PROGRAMS = {
 
 @pytest.mark.filterwarnings("ignore:The contributions miss", "ignore:Method")
 @pytest.mark.parametrize("model", PROGRAMS, ids=lambda model: model.__name__)
-@pytest.mark.parametrize("generator", ["rotation", "saturation"])
+@pytest.mark.parametrize("generator", ["rotation", "translation_x", "saturation"])
 def test_each_operation_by_its_jacobian(model, generator):
     check(model, PROGRAMS[model], generator=generator)
 
@@ -302,7 +347,7 @@ def _written(x):
 def test_views_that_are_written_through():
     """The calls of views give values that nobody uses; the writing calls take the tensor as it was."""
     x = images(1, SIZE)[:, :2]
-    report = lm.layerwise_equivariance_error(_written, x, "rotation")
+    report = lm.layerwise_equivariance_error(_written, x, "rotation", probes="exact")
     steps = [
         Step(conv, (0,), "conv2d"),
         Step(lambda y: torch.cat([3 * y[:, :1], y[:, 1:]], 1), (1,), "mul_"),
@@ -311,6 +356,7 @@ def test_views_that_are_written_through():
         Step(lambda y, z: torch.cat([y[:, :1], z], 1), (2, 4), "__setitem__"),
         *ending(5),
     ]
+    steps = in_two(steps)
     wanted = reference(steps, x)
     found = {operation.function: report.vectors[i, 0] for i, operation in enumerate(report.operations)}
     rows = {step.name: row for step, row in zip(steps, wanted, strict=True) if step.name != "getitem"}
@@ -370,6 +416,7 @@ def test_random_programs_by_jacobians(program):
             numbers = (len(steps), numbers[1])
         steps.append(Step({**ONE, **TWO, **IN_PLACE}[name], numbers, name))
     steps += [*ending(len(steps)), Step(torch.tanh, (len(steps) + 2,), "tanh")]
+    steps = in_two(steps)
     x = images(1, SIZE)[:, :2]
     report = lm.layerwise_equivariance_error(model, x, "rotation", probes="exact")
     wanted = reference(steps, x)

@@ -16,7 +16,8 @@ from lie_metric.callbacks.batches import images_of
 from lie_metric.callbacks.monitor import Function, Monitor
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, step
-from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
+from lie_metric.functional.sums import standard_error, totals
+from lie_metric.layerwise import LayerwiseReport, Probes, attributed, share, validate_probes
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 
@@ -31,8 +32,13 @@ class LayerwiseMonitor(Monitor):
     normalisation, attention, down-sampling, patch embedding, head, ...) is logged
 
     ``layerwise_<generator>/<type>``
-        ‖c‖² / dim, the squared norm of the type's contribution to the Lie derivative of the output, in squared output
-        units per squared unit of t; the mean over processes. Squared norms do not add up to that of the model.
+        Σ⟨c, L f⟩ / Σ‖L f‖², the signed share of the type's contribution c in the Lie derivative of the output, over the
+        images of all processes. Shares add up to 1.
+    ``layerwise_<generator>_se/<type>``
+        Its standard error over images.
+    ``layerwise_<generator>_squared_norm/<type>``
+        With ``probes``, ‖c‖² / dim in squared output units per squared unit of t, the mean over processes; they
+        do not add up to that of the model.
 
     In TensorBoard the tab Images shows the attribution, and a heat map of modules over epochs. Training, logged values
     and metrics are not changed, and a misuse shows before it begins, as with :class:`~lie_metric.EquivarianceMonitor`.
@@ -40,9 +46,10 @@ class LayerwiseMonitor(Monitor):
 
     Args:
         generators: Names, groups or :class:`~lie_metric.Generator` objects.
-        num_images: How many images of the first batch are measured, on each process.
+        num_images: How many images of the first batch are measured, on each process; shares of few images scatter, and
+            standard errors say how much.
         every_n_epochs: Measure every n-th validation epoch of training.
-        probes: Number of random probes, or ``"exact"`` for one backward pass for each output element and image.
+        probes: As in :func:`~lie_metric.layerwise_equivariance_error`; None for shares alone.
         depth: Depth of the modules in the heat map.
         images: Where the images are in a batch, as in :class:`~lie_metric.EquivarianceMonitor`.
         output: As in :func:`~lie_metric.lie_derivative`.
@@ -74,7 +81,7 @@ class LayerwiseMonitor(Monitor):
         num_images: int = 8,
         every_n_epochs: int = 1,
         *,
-        probes: Literal["exact"] | int = 8,
+        probes: Probes = None,
         depth: int = 2,
         images: Callable[[Any], Any] | int | str | None = None,
         output: Literal["logits", "probabilities"] | Callable[[Any], Any] = "logits",
@@ -96,11 +103,11 @@ class LayerwiseMonitor(Monitor):
         for name, value, least in (
             ("num_images", num_images, 1),
             ("every_n_epochs", every_n_epochs, 1),
-            ("probes", 1 if probes == "exact" else probes, 1),
             ("depth", depth, 0),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+        validate_probes(probes)
         self.generators = algebra.generators(generators)
         self.num_images, self.every_n_epochs, self.depth = num_images, every_n_epochs, depth
         self.resampling = resampling or Resampling()
@@ -120,7 +127,14 @@ class LayerwiseMonitor(Monitor):
     @override
     def words(self) -> set[str]:
         """The texts before the slash of the keys."""
-        return {self.prefix} | {f"{self.prefix}_{generator.name}" for generator in self.generators}
+        return {self.prefix} | {self._word(generator, kind) for generator in self.generators for kind in self._logged}
+
+    @property
+    def _logged(self) -> tuple[str, ...]:
+        return ("", "_se") if self._options["probes"] is None else ("", "_se", "_squared_norm")
+
+    def _word(self, generator: Generator, quantity: str) -> str:
+        return f"{self.prefix}_{generator.name}{quantity}"
 
     @override
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Tensor, dataloader_idx: int) -> str:
@@ -178,7 +192,7 @@ class LayerwiseMonitor(Monitor):
             self._error = error
 
     def _attribute(self, pl_module: LightningModule, images: Tensor) -> LayerwiseReport:
-        return layerwise_equivariance_error(pl_module, images, self.generators, **self._options)
+        return attributed(pl_module, images, self.generators, **self._options)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,12 +212,11 @@ class LayerwiseMonitor(Monitor):
         if missing:
             self.report(self.failure, error if failed else RuntimeError("there was no batch"))
             report = None
-        rows = [] if report is None else report.by("type")
-        self._kinds = self._kinds or list(dict.fromkeys(row.name for row in rows))
-        found = {(row.generator, row.name): row.squared_norm for row in rows}
+        found = {} if report is None else self._measured(trainer, report)
         values = {
-            f"{self.prefix}_{generator.name}/{kind}": found.get((generator.name, kind), float("nan"))
+            f"{self._word(generator, quantity)}/{kind}": found.get((quantity, generator.name, kind), float("nan"))
             for generator in self.generators
+            for quantity in self._logged
             for kind in self._kinds
         }
         pl_module.log_dict(values, sync_dist=True, batch_size=1)
@@ -211,9 +224,24 @@ class LayerwiseMonitor(Monitor):
             self._remember(report, trainer.current_epoch)
             self._draw(trainer, report)
 
+    def _measured(self, trainer: Trainer, report: LayerwiseReport) -> dict[tuple[str, str, str], float]:
+        """The values by quantity, generator and type; shares are of the images of all processes."""
+        kinds, sums = report.sums("type", trainer.global_rank * self.num_images)
+        self._kinds = self._kinds or kinds
+        sums = {name: trainer.strategy.reduce(value, reduce_op="sum") for name, value in sums.items()}
+        found = {}
+        for quantity, values in (("", share(totals(sums))), ("_se", standard_error(sums, share))):
+            for kind, row in zip(kinds, values.tolist(), strict=True):
+                for generator, value in zip(self.generators, row, strict=True):
+                    found[quantity, generator.name, kind] = value
+        for one in report.by("type"):
+            if one.squared_norm is not None:
+                found["_squared_norm", one.generator, one.name] = one.squared_norm
+        return found
+
     def _remember(self, report: LayerwiseReport, epoch: int) -> None:
         for row in report.by("module", self.depth):
-            self._history.setdefault(row.generator, {}).setdefault(epoch, {})[row.name] = row.squared_norm
+            self._history.setdefault(row.generator, {}).setdefault(epoch, {})[row.name] = row.share
 
     def _draw(self, trainer: Trainer, report: LayerwiseReport) -> None:
         boards: list[Any] = [logger for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
@@ -222,7 +250,7 @@ class LayerwiseMonitor(Monitor):
         pictures = {f"{self.prefix}/attribution": report.plot()}
         for generator, by_epoch in self._history.items():
             pictures[f"{self.prefix}/modules_{generator}"] = figures.modules_over_epochs(
-                by_epoch, title=f"{generator}: squared norm / dim by module. Stencil: {report.stencil}"
+                by_epoch, title=f"{generator}: share by module. Stencil: {report.stencil}"
             )
         for board in boards:
             for tag, picture in pictures.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from lie_metric.layerwise import layerwise_equivariance_error
+from lie_metric.layerwise import attributed
 from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.orbits import uniform
 from lie_metric.resampling import Resampling
@@ -201,7 +201,7 @@ def _layers(
     dataset = loader.dataset
     batch = torch.stack([dataset[number][0] for number in range(settings.layerwise)]).to(device)
     try:
-        report = layerwise_equivariance_error(
+        report = attributed(
             model, batch, settings.generators, probes=settings.probes, resampling=stencil, seed=settings.seed
         )
     except Exception as error:  # the measurement of the whole stands without its parts

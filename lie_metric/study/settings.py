@@ -28,7 +28,7 @@ class Settings:
         lee_output: What ``lee`` is of: ``"output"``, logits as all others; ``"probabilities"`` or ``"auto"``, see
             :class:`~lie_metric.LocalEquivarianceError`.
         layerwise: Images of the attribution by type of operation; 0 leaves it out.
-        probes: Random probes of the attribution for each image.
+        probes: Random probes of the attribution's squared norms for each image.
         resampling: The stencil.
         max_shift: Largest shift of ``consistency`` along each axis, in halves of the shorter side.
         pretrained: Whether timm models come with pretrained weights.

@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
+from lie_metric.functional.sums import standard_error, totals
+from lie_metric.layerwise import attributed, share
 
 
 class Module(LightningModule):
@@ -54,14 +56,35 @@ def fit(callbacks, epochs=2, module=None, logger=False, **options):
     return trainer, module
 
 
-def test_logs_the_report_of_the_first_images():
-    trainer, module = fit([lm.LayerwiseMonitor("rotation", num_images=5, probes=3)])
+@pytest.mark.parametrize("probes", [None, 3])
+def test_logs_the_report_of_the_first_images(probes):
+    trainer, module = fit([lm.LayerwiseMonitor("rotation", num_images=5, probes=probes)])
     x = torch.cat([batch[0] for batch in loaders()[1]])[:5]
-    report = lm.layerwise_equivariance_error(module, x, "rotation", probes=3)
-    logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("layerwise_rotation/")}
-    wanted = {f"layerwise_rotation/{row.name}": row.squared_norm for row in report.by("type")}
-    assert logged == pytest.approx(wanted, rel=1e-5)
-    assert {"layerwise_rotation/convolution", "layerwise_rotation/activation", "layerwise_rotation/head"} <= set(logged)
+    with pytest.warns(UserWarning, match="Shares of 5 images scatter"):
+        report = lm.layerwise_equivariance_error(module, x, "rotation", probes=probes)
+    logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("layerwise_")}
+    wanted = {}
+    for row in report.by("type"):
+        wanted[f"layerwise_rotation/{row.name}"] = row.share
+        wanted[f"layerwise_rotation_se/{row.name}"] = row.share_standard_error
+        if probes:
+            wanted[f"layerwise_rotation_squared_norm/{row.name}"] = row.squared_norm
+    assert logged == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    kinds = {key.split("/")[1] for key in logged if key.startswith("layerwise_rotation/")}
+    assert {"convolution", "activation", "head"} <= kinds
+    assert sum(logged[f"layerwise_rotation/{kind}"] for kind in kinds) == pytest.approx(1, abs=1e-5)
+
+
+def test_shares_are_pooled_over_processes():
+    """Two halves of the images, added up as two processes do it, have the shares and errors of the whole."""
+    torch.manual_seed(0)
+    module, x = Module().double(), torch.randn(8, 1, 8, 8, dtype=torch.float64)
+    (_, whole), (_, first), (_, second) = (
+        attributed(module, images, "rotation").sums("type", start) for images, start in ((x, 0), (x[:5], 0), (x[5:], 5))
+    )
+    both = {name: first[name] + second[name] for name in first}
+    torch.testing.assert_close(share(totals(both)), share(totals(whole)), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(standard_error(both, share), standard_error(whole, share), rtol=1e-9, atol=1e-12)
 
 
 def test_training_is_not_changed():
