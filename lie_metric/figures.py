@@ -158,7 +158,7 @@ def error_curves(models: Mapping[str, Mapping[str, Curve]], *, caption: str) -> 
 
 
 def regime_panels(regimes: Regimes, *, ylabel: str, axis: str = "epochs") -> Figure:
-    """The curves of every regime, one panel for each generator, three in a row.
+    """The curves of every regime, one panel for each generator, at most three in a row.
 
     Args:
         regimes: The curves by regime and generator; a regime may lack some.
@@ -181,7 +181,7 @@ def regime_panels(regimes: Regimes, *, ylabel: str, axis: str = "epochs") -> Fig
     if not names:
         raise ValueError("`regimes` must hold at least one curve, got none.")
     _, Figure, FigureCanvasAgg = _matplotlib()
-    columns = min(3, len(names))
+    columns = 2 if len(names) == 4 else min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(max(3.4 * columns, 4.5), 3.0 * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -68,6 +68,7 @@ class Regimes:
         curves: By key, regime and generator the curve over epochs, with errors as in the rows.
         axis: What curves are over: "epochs" or "steps".
         notes: What a reader must know of errors and of what differs between runs.
+        labels: By key what it is, in words.
         runs: By regime the names of its runs.
     """
 
@@ -77,6 +78,7 @@ class Regimes:
     curves: dict[str, dict[str, dict[str, Curve]]]
     axis: str
     notes: list[str]
+    labels: dict[str, str]
     runs: dict[str, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -167,6 +169,7 @@ def compare_runs(
         curves,
         axis,
         notes,
+        {key: "relative error" if measure == "relative" else key for key, measure in zip(keys, measures, strict=True)},
         {name: [run.name for run in found] for name, found in regimes.items()},
     )
 
@@ -386,8 +389,8 @@ def _explained(rows: Sequence[Row], regimes: Mapping[str, Sequence[Run]], level:
         )
     if any(way.startswith("2 trainings") for way in ways):
         told.append(
-            "Two seeds hardly settle anything: intervals are 12.7 standard errors to each side; with three they are 4.3, "
-            "with five 2.8."
+            "Two seeds hardly settle anything: intervals reach 12.7 standard errors to each side; with three seeds "
+            "4.3, with five 2.8."
         )
     if any("images" in way for way in ways):
         told.append(
@@ -454,6 +457,7 @@ def write_comparison(folder: Path | str, found: Regimes, *, pictures: bool = Tru
         "baseline": found.baseline,
         "axis": found.axis,
         "notes": found.notes,
+        "labels": found.labels,
         "runs": found.runs,
         "units": {row.generator: unit_of(row.generator) for row in found.rows},
         "rows": [{**vars(row), "compared": None if row.compared is None else vars(row.compared)} for row in found.rows],
@@ -471,7 +475,7 @@ def write_comparison(folder: Path | str, found: Regimes, *, pictures: bool = Tru
         written[1].write_text(f"{found}\n", encoding="utf-8")
         if pictures:
             for key, regimes in found.curves.items():
-                figure = regime_panels(regimes, ylabel=key.replace("_", " "), axis=found.axis)
+                figure = regime_panels(regimes, ylabel=found.labels[key].replace("_", " "), axis=found.axis)
                 written.append(folder / f"{key}.png")
                 figure.savefig(written[-1], dpi=110)
     except OSError as error:
