@@ -243,8 +243,8 @@ def compare(a: Side, b: Side, measure: str | None = None, level: float = 0.95) -
     undefined = [row.name for row in rows if math.isnan(row.p)]
     if undefined:
         warn(
-            f"`ratio` or its error is NaN for {undefined}: a value is zero or NaN in one of the two, perhaps only without "
-            "one of the groups of images, or there are fewer than two groups."
+            f"`ratio` or its error is NaN for {undefined}: a value is zero or NaN in one of the two, perhaps only "
+            "without one of the groups of images, or there are fewer than two groups."
         )
     return Comparison(judged(rows, level), first.measure, level, len(logs), first.images, first.decibels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 __all__ = ["quantile", "two_sided"]
@@ -35,6 +36,7 @@ def two_sided(t: float, freedom: float) -> float:
     return _incomplete_beta(freedom / (freedom + square), square / (freedom + square), freedom / 2, 0.5)
 
 
+@functools.lru_cache(maxsize=256)
 def quantile(level: float, freedom: float) -> float:
     """How many standard errors on either side an interval needs.
 
