@@ -23,6 +23,7 @@ from lie_metric.compare import (
     wrapped,
 )
 from lie_metric.figures import Curve, regime_panels, unit_of
+from lie_metric.functional.sums import validated_level
 from lie_metric.records import Record, decibels_to_ratios
 from lie_metric.runs import Point, Run, read
 from lie_metric.study.report import page_of
@@ -141,6 +142,7 @@ def compare_runs(
     Raises:
         ValueError: If there are fewer than two regimes, no such baseline or measure, or two runs of one seed.
     """
+    validated_level(level)
     runs = read(paths, by, regex=regex)
     regimes: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.regime, math.inf if run.seed is None else run.seed)):

@@ -93,6 +93,7 @@ def test_student_at_its_ends():
     assert math.isnan(two_sided(1.0, 0))
     assert math.isnan(two_sided(math.nan, 3))
     assert math.isnan(quantile(0.95, 0))
+    assert math.isnan(quantile(95, 3))
 
 
 def simulated(images, repetitions, seed, deviation=0.8):
