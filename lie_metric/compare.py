@@ -240,9 +240,12 @@ def compare(a: Side, b: Side, measure: str | None = None, level: float = 0.95) -
                 error if len(logs) > 1 else math.nan,
             )
         )
-    undefined = [row.name for row in rows if math.isnan(row.ratio)]
+    undefined = [row.name for row in rows if math.isnan(row.p)]
     if undefined:
-        warn(f"`ratio` is NaN for {undefined}: a value is zero or NaN in one of the two.")
+        warn(
+            f"`ratio` or its error is NaN for {undefined}: a value is zero or NaN in one of the two, perhaps only "
+            "without one of the groups of images, or there are fewer than two groups."
+        )
     return Comparison(judged(rows, level), first.measure, level, len(logs), first.images, first.decibels)
 
 

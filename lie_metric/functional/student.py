@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 __all__ = ["quantile", "two_sided"]
@@ -35,6 +36,7 @@ def two_sided(t: float, freedom: float) -> float:
     return _incomplete_beta(freedom / (freedom + square), square / (freedom + square), freedom / 2, 0.5)
 
 
+@functools.lru_cache(maxsize=256)
 def quantile(level: float, freedom: float) -> float:
     """How many standard errors on either side an interval needs.
 
@@ -43,13 +45,13 @@ def quantile(level: float, freedom: float) -> float:
         freedom: Degrees of freedom.
 
     Returns:
-        The number q with P(-q < T < q) = level; NaN if there is no degree of freedom.
+        The number q with P(-q < T < q) = level; NaN if there is no degree of freedom, or no level.
 
     Example:
         >>> round(quantile(0.95, 63), 4), round(quantile(0.95, 2), 4), round(quantile(0.95, math.inf), 4)
         (1.9983, 4.3027, 1.96)
     """
-    if not freedom > 0:
+    if not freedom > 0 or not 0 < level < 1:
         return math.nan
     low, high = 0.0, 1.0
     while two_sided(high, freedom) > 1 - level:

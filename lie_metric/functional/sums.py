@@ -297,6 +297,7 @@ def _scrambled(numbers: Tensor) -> Tensor:
     return numbers ^ ((numbers >> 31) & 0x1FFFFFFFF)
 
 
+_AT_ONCE = 2**15
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 
 
@@ -326,9 +327,9 @@ def fingerprints(images: Tensor) -> Tensor:
     words = rows.view(_WORDS.get(rows.element_size(), torch.uint8)) if rows.shape[1] else rows.to(torch.uint8)
     places = torch.arange(words.shape[1] + 1, device=words.device)
     weights = _scrambled(places * _MULTIPLIERS[0])
-    # One image at a time: words are widened to 64 bits.
-    found = [(row.long() * weights[1:]).sum() + weights[0] for row in words]
-    hashes = torch.stack(found) if found else places[:0]
+    # A few images at a time: words are widened to 64 bits.
+    parts = words.split(max(1, _AT_ONCE // max(1, words.shape[1])))
+    hashes = torch.cat([places[:0], *((part.long() * weights[1:]).sum(1) + weights[0] for part in parts)])
     hashes = (_scrambled(hashes) >> 16) & 0xFFFFFFFF
     if hashes.device.type == "mps":  # has no float64
         hashes = hashes.cpu()
