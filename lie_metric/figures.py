@@ -147,8 +147,9 @@ def error_curves(models: Mapping[str, Mapping[str, Curve]], *, caption: str) -> 
             if name in curves:
                 curve = curves[name]
                 axis.errorbar(curve.epochs, curve.values, curve.errors, color=colour, label=model, capsize=2)
-        axis.set_title(name.replace("_", " "), fontsize=10)
-        axis.set_xlabel(f"t ({unit_of(name)})", fontsize=8)
+        generator = name.removesuffix(" [px]")
+        axis.set_title(generator.replace("_", " "), fontsize=10)
+        axis.set_xlabel("displacement (px)" if name != generator else f"t ({unit_of(name)})", fontsize=8)
         axis.set_ylabel("error / (√2 output std.)", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=8)

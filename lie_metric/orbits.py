@@ -278,7 +278,9 @@ class DisplacedOrbit:
             return self._interpolated(indices, size, seed, resampling)
         step = int(self.pixels) * (1 if self.generator.matrix[axis][2] > 0 else -1)
         margin = abs(step) if self.border != "reflect" else 0
-        here = Frame(*((max(-step, 0) if margin and axis == along else 0) for along in (1, 0)), *(side - margin for side in size))
+        here = Frame(
+            *((max(-step, 0) if margin and axis == along else 0) for along in (1, 0)), *(side - margin for side in size)
+        )
         there = here._replace(top=max(step, 0)) if axis else here._replace(left=max(step, 0))
         # What is brought back is an output of the frame, in which the unit of length is another.
         (back,) = self._interpolated(indices, (here.height, here.width), seed, resampling)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,8 +26,9 @@ from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, number_of_batches, validation_loaders
 from lie_metric.callbacks.weights import copies, exchanged, tensors_of
 from lie_metric.jacobian import Method
-from lie_metric.metrics import LocalEquivarianceError
+from lie_metric.metrics import FiniteEquivarianceError, LocalEquivarianceError, StencilError
 from lie_metric.metrics.base import ModelMetric
+from lie_metric.orbits import displaced
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 from lie_metric.warning import warn
@@ -41,6 +42,14 @@ _FAMILIES: dict[str, tuple[str, str]] = {
     "lee": ("_lee", "LEE: mean squared Lie derivative"),
     "sensitivity": ("_sensitivity", "error relative to noise of the same size: 1 = nothing learned"),
 }
+
+_TITLES = {
+    "finite": "finite error at",
+    "linearity": "linearity at 1 px: what is left of the first order",
+    "floor": "stencil's own error, in units of the relative error",
+}
+# The displacement at which the first order is compared with what happens.
+_LINEAR = 1.0
 
 
 class EquivarianceMonitor(Monitor):
@@ -58,11 +67,18 @@ class EquivarianceMonitor(Monitor):
     ``equivariance_lee/<generator>``        ``lee``: E‖L_X f‖² / dim f of the output
     ``equivariance_lee_se/<generator>``     its standard error
     ``equivariance_sensitivity/<gener.>``   ``sensitivity`` and, with ``_se``, its standard error; only if asked for
+    ``equivariance_finite/<generator>``     what a transform by ``displacement`` pixels does to the output: 0 =
+                                            equivariant, 1 = as far away as another image; and with ``_se`` its error
+    ``equivariance_linearity/<generator>``  what is left of the first order after one pixel: 1 = all; and ``_se``
+    ``equivariance_floor/<generator>``      what two stencils disagree about, in units of ``equivariance``: values at or
+                                            below it cannot be told from 0; and ``_se``
     ``equivariance_<metric>/<name>``        each of ``metrics`` and, with ``_se``, its standard error, for each orbit
     ======================================  ==========================================================================
 
     Units of t: half of the shorter side (translation), radian (rotation), log factor or slope (scale, stretch, shear).
-    Read ``equivariance``; ``equivariance_lee`` grows with the square of the outputs, and with
+    ``equivariance`` tells how the function bends at the image, ``equivariance_finite`` what a moved image meets; where
+    ``equivariance_linearity`` is far from 1 the first says little of the second. ``equivariance_lee`` grows with the
+    square of the outputs, and with
     ``lee_output="probabilities"``, as in the paper, it rewards a classifier for low confidence.
 
     The values are logged at the step of the other validation metrics, and are in ``trainer.callback_metrics`` in time
@@ -90,6 +106,11 @@ class EquivarianceMonitor(Monitor):
         indexed by numbers, or its loader is made later (``check_val_every_n_epoch``), the first validation batch shows
         it. Then one line says what is measured: function, output and representation, method and its check, stencil and
         number of images.
+
+        *How many images*: the finite error is measured on every fourth image, linearity on every eighth and the floor
+        on every sixteenth, of fewer than 256 images on at least sixteen if there are so many. Shifts are by whole
+        pixels: two crops of one image are compared where the model takes images smaller by as much, and mirrored
+        images otherwise.
 
         *Several epochs between measurements* (``every_n_epochs=n``): epochs n, 2n, ... are measured, counted from 1 as
         in ``check_val_every_n_epoch``; in between ``trainer.callback_metrics`` keeps the old value. Monitor a key only
@@ -119,6 +140,10 @@ class EquivarianceMonitor(Monitor):
             measured.
         measures: Which of ``"relative"``, ``"lee"`` and ``"sensitivity"`` to log. All come from the same pass;
             ``"sensitivity"`` adds one tangent to it.
+        displacement: By how many pixels, in the root mean square over the frame, images are moved for
+            ``equivariance_finite``; None for neither that nor ``equivariance_linearity``. Intensities move none, and
+            inputs that stand on no grid have no pixels: of these there are none.
+        floor: Whether to measure ``equivariance_floor``.
         metrics: Companions to measure on the same images, such as :class:`~lie_metric.PredictionConsistency`,
             :class:`~lie_metric.LatticeEquivarianceError` or :class:`~lie_metric.FiniteEquivarianceError`: a sequence of
             them, logged under the name of their class, or a mapping from names of one's own. ``output``, ``function``,
@@ -169,6 +194,8 @@ class EquivarianceMonitor(Monitor):
         every_n_epochs: int = 1,
         *,
         measures: Sequence[Measure] = ("relative", "lee"),
+        displacement: float | None = 2.0,
+        floor: bool = True,
         metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric] = (),
         images: Callable[[Any], Any] | int | str | None = None,
         output: Literal["logits", "probabilities"] | Callable[[Any], Any] = "logits",
@@ -210,7 +237,10 @@ class EquivarianceMonitor(Monitor):
         } | ({} if function is None else {"function": function})
         self._options = shared | {"lee_output": lee_output, "method": method, "chunk_size": chunk_size}
         self._metric()  # refuses bad options now rather than after the first epoch
-        self.metrics = {name: metric.inheriting(**shared) for name, metric in _by_name(metrics).items()}
+        self.displacement, self.floor = displacement, floor
+        beside = self._beside(input_representation)
+        self._built_in = frozenset(beside)
+        self.metrics = {name: metric.inheriting(**shared) for name, metric in (beside | _by_name(metrics)).items()}
         self._forget()
 
     @override
@@ -346,6 +376,8 @@ class EquivarianceMonitor(Monitor):
             images = images_of(batch, self.images)
             if loader.gathering is None:
                 share = Share.of(loader.loader, trainer, dataloader_idx, self.num_images, len(images))
+                for measurement in loader.measurements:
+                    measurement.strides = _strides(len(share))
                 loader.gathering = Gathering(share, max(1, len(images)))
             is_last = batch_idx + 1 >= number_of_batches(trainer, dataloader_idx)
             ready = loader.gathering.add(images, is_last)
@@ -405,6 +437,23 @@ class EquivarianceMonitor(Monitor):
     def _metric(self) -> LocalEquivarianceError:
         return LocalEquivarianceError(self.generators, with_noise="sensitivity" in self.measures, **self._options)
 
+    def _beside(self, input_representation: Representation | None) -> dict[str, ModelMetric]:
+        """What stands beside the Lie derivatives by default."""
+        found: dict[str, ModelMetric] = {}
+        moving = [each for each in self.generators if any(map(any, each.matrix)) and not each.intensity]
+        on_grid = input_representation is None or callable(getattr(input_representation, "map", None))
+        if self.displacement is not None:
+            distances = {"finite": self.displacement, "linearity": _LINEAR}
+            for name, pixels in distances.items():
+                orbits = (
+                    [replace(one, name=one.generator.name) for one in displaced(moving, (pixels,))] if moving else []
+                )
+                if orbits and on_grid:
+                    found[name] = FiniteEquivarianceError(orbits)
+        if self.floor and moving and on_grid:
+            found["floor"] = StencilError(moving)
+        return found
+
     def _metrics(self, device: torch.device) -> dict[str, ModelMetric]:
         """Empty metrics, the Lie derivatives under no name and the companions under theirs."""
         local = self._metric()
@@ -421,8 +470,10 @@ class EquivarianceMonitor(Monitor):
         found: dict[str, tuple[str, Sequence[str]]] = {
             _FAMILIES[measure][1]: (self.prefix + _FAMILIES[measure][0], generators) for measure in self.measures
         }
+        titles = _TITLES | {"finite": f"{_TITLES['finite']} {self.displacement or 0:g} px: 1 = as far as another image"}
         for name, metric in self.metrics.items():
-            found[name.replace("_", " ")] = (f"{self.prefix}_{name}", metric.names)
+            title = titles[name] if name in self._built_in else name.replace("_", " ")
+            found[title] = (f"{self.prefix}_{name}", metric.names)
         return found
 
     @override
@@ -443,7 +494,12 @@ class EquivarianceMonitor(Monitor):
         for name, metric in metrics.items():
             try:
                 metric.update(pl_module, images)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
+                if name in self._built_in:
+                    self.report(f"The companion {name!r} of `{self._name}` cannot be measured", error)
+                    continue
                 explained = self.explained(error, measured + (f" with the companion {name!r}" if name else ""))
                 if explained is error:
                     raise
@@ -492,7 +548,7 @@ class EquivarianceMonitor(Monitor):
             for name, failed in zip(measurement.metrics, failures, strict=True):
                 error = measurement.errors.get(name)
                 if not failed and images:
-                    found, error = self._read(name, measurement.metrics[name])
+                    found, error = self._read(name, measurement.metrics[name], measurement.local)
                     measured |= found
                 if failed or error is not None:
                     companion = f"The companion {name!r} of `{self._name}` could not be measured"
@@ -505,7 +561,9 @@ class EquivarianceMonitor(Monitor):
                         values[f"{key}/{name}{suffix}"] = value.to(pl_module.device)
         return values
 
-    def _read(self, name: str, metric: ModelMetric) -> tuple[dict[str, Mapping[str, Tensor]], Exception | None]:
+    def _read(
+        self, name: str, metric: ModelMetric, local: LocalEquivarianceError
+    ) -> tuple[dict[str, Mapping[str, Tensor]], Exception | None]:
         """All values and standard errors of a metric, by the text before the slash of their keys, and what failed.
 
         Each reading adds up over processes before it does anything else: all of them are made, whatever fails.
@@ -518,6 +576,9 @@ class EquivarianceMonitor(Monitor):
                 for kind, by_name in metric.measures().items():
                     measure = kind.removesuffix("_standard_error")
                     found[self.prefix + _FAMILIES[measure][0] + ("_se" if kind != measure else "")] = by_name
+                return found, None
+            if name == "linearity" and isinstance(metric, FiniteEquivarianceError):
+                found[family], found[f"{family}_se"] = metric.linearity(local)
                 return found, None
             found[family] = metric.compute()
         except Exception as failure:
@@ -541,14 +602,26 @@ class _Measurement:
     metrics: dict[str, ModelMetric]
     images: int = 0
     errors: dict[str, Exception] = field(default_factory=dict, repr=False)
+    strides: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def local(self) -> LocalEquivarianceError:
+        """The Lie derivatives."""
+        found = self.metrics[""]
+        assert isinstance(found, LocalEquivarianceError)
+        return found
 
     def update(self, pl_module: LightningModule, images: Tensor, numbers: list[int]) -> None:
         """Adds images; a metric that fails takes no more, and the others go on."""
         for name, metric in self.metrics.items():
-            if name not in self.errors:
+            stride = self.strides.get(name, 1)
+            chosen = [row for row, number in enumerate(numbers) if number % stride == 0]
+            if name not in self.errors and chosen:
                 try:
-                    metric.numbers = numbers
-                    metric.update(pl_module, images)
+                    if isinstance(metric, StencilError):
+                        metric.trust(self.local.method_used)
+                    metric.numbers = [numbers[row] for row in chosen]
+                    metric.update(pl_module, images if stride == 1 else images[chosen])
                 except Exception as error:
                     self.errors[name] = error
         self.images += len(images)
@@ -575,6 +648,12 @@ class _Loader:
         return failed or (self.gathering is not None and self.gathering.is_complete)
 
 
+def _strides(count: int) -> dict[str, int]:
+    """Every how many-th image is measured by what stands beside: a power of two, which leaves sixteen if it can be."""
+    most = 1 << (max(count // 16, 1).bit_length() - 1)
+    return {name: min(stride, most) for name, stride in (("finite", 4), ("linearity", 8), ("floor", 16))}
+
+
 def _by_name(metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric]) -> dict[str, ModelMetric]:
     """Metrics under their names, which become a part of keys."""
     if isinstance(metrics, Mapping):
@@ -590,7 +669,7 @@ def _by_name(metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric]) -> dict
         found = dict(zip(names, metrics, strict=True))
     else:
         raise TypeError(f"`metrics` must be a sequence or a mapping of metrics, got {metrics!r}. Put it into a list.")
-    taken = {suffix.strip("_") for suffix, _ in _FAMILIES.values()} | {"se"}
+    taken = {suffix.strip("_") for suffix, _ in _FAMILIES.values()} | {"se", *_TITLES}
     for name, metric in found.items():
         if not isinstance(metric, ModelMetric):
             raise TypeError(

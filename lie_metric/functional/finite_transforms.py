@@ -7,6 +7,7 @@ were read outside of the frame are left out, and the others weighted up to as ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -45,7 +46,7 @@ __all__ = [
 Loss = Callable[[Tensor, Any], Tensor]
 Reference = Literal["image", "pairs"]
 
-SUMS = ("violation", "distance", "agreement", "pairs", "variance", "loss")
+SUMS = ("violation", "distance", "agreement", "pairs", "variance", "loss", "parameter")
 """Names of the sums that hold one number for each orbit."""
 
 
@@ -123,7 +124,7 @@ def _finite_transforms_update(
                 border = border or _possible_border(elements[0], measured, carrier, images, representation, shown)
                 elements = replace(orbit, border=border).draw(indices, size, seed, resampling)
             frame = elements[0].frame
-            if frame not in shown:
+            if frame is not None and frame not in shown:
                 shown[frame] = measured(map_grid(carrier, images, frame.of))
             orbit_sums = _Orbit(shown[frame], representation, len(orbit), orbit.complete, f[0].numel())
             for element in elements:
@@ -131,6 +132,8 @@ def _finite_transforms_update(
                 orbit_sums.add(returned, element, loss, targets)
             for name, values in orbit_sums.rows().items():
                 columns[name].append(values)
+            t = orbit.parameter(size, resampling) if isinstance(orbit, DisplacedOrbit) else math.nan
+            columns["parameter"].append(orbit_sums.zero + t**2)
         rows = {name: torch.stack(values, 1) for name, values in columns.items()}
         rows["size"] = f.reshape(len(f), -1).to(coordinate_dtype(f.device)).norm(dim=1)
         sums = grouped(rows | moments(f, representation), indices)
@@ -146,7 +149,7 @@ def _possible_border(
     representation: Representation,
     shown: dict[Frame | None, Tensor],
 ) -> Border:
-    """"crop" for a model that takes images smaller by a few pixels, "reflect" for any other."""
+    """The frame is cropped for a model that takes images smaller by a few pixels, and mirrored for any other."""
     if not isinstance(carrier, (Image, ChannelsLast)) or element.frame is None:
         return "reflect"
     try:
@@ -220,7 +223,7 @@ class _Orbit:
             about_mean = self._mean(self.second - self.first.square(), self.valid)
             variance = about_mean.clamp(min=0) * self.entries * correction
         found = (self.violation, self.distance, self.agreement, pairs, variance, self.loss)
-        return dict(zip(SUMS, found, strict=True))
+        return dict(zip(SUMS[:-1], found, strict=True))
 
     def _mean(self, values: Tensor, valid: Tensor) -> Tensor:
         """The mean over the valid entries of each image; NaN if there is none."""

@@ -313,7 +313,7 @@ def relative(
         >>> import torch
         >>> brightness = lambda x: x.mean((1, 2, 3))
         >>> images = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
-        >>> round(relative(brightness, images, "saturation")["saturation"].item() ** 2, 6)  # mean of 1 and 9 / variance of 1 and 3
+        >>> round(relative(brightness, images, "saturation")["saturation"].item() ** 2, 6)  # 5 over 2
         2.5
     """
     return _by_name("relative", model, images, generators, options)

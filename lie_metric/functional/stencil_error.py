@@ -36,8 +36,8 @@ def other_stencil(resampling: Resampling) -> Resampling:
     """
     if resampling.interpolation == "fourier":
         return replace(resampling, interpolation="bspline")
-    padding = "circular" if resampling.padding == "circular" else "reflection"
-    return replace(resampling, interpolation="fourier", padding=padding)
+    circular = resampling.padding == "circular"
+    return replace(resampling, interpolation="fourier", padding="circular" if circular else "reflection")
 
 
 def _stencil_error_update(
@@ -47,6 +47,7 @@ def _stencil_error_update(
     generators: Sequence[Generator],
     indices: Sequence[int],
     resampling: Resampling | None = None,
+    verify: bool = True,
     **options: Any,
 ) -> tuple[dict[str, Tensor], str]:
     """The sums of a batch, and what is measured in words."""
@@ -57,7 +58,7 @@ def _stencil_error_update(
         x = working_precision(images)
         basis, matrix = spanning_set(generators)
         apart = carrier.tangents(x, basis, resampling) - carrier.tangents(x, basis, other)
-        result = linearise(model, images, (), directions=apart, resampling=resampling, **options)
+        result = linearise(model, images, (), directions=apart, resampling=resampling, verify=verify, **options)
         f, representation = result.output, result.representation
         moved = representation.tangents(f, basis, resampling) - representation.tangents(f, basis, other)
         wide = coordinate_dtype(f.device)
@@ -115,8 +116,8 @@ def stencil_error(
         model: As in :func:`lie_metric.lie_derivative`.
         images: Shape (B, C, H, W), at least two.
         generators: As in :func:`lie_metric.lie_derivative`.
-        options: ``output``, ``function``, ``input_representation``, ``output_representation``, ``resampling``, ``method``,
-            ``chunk_size`` as in :func:`lie_metric.lie_derivative`.
+        options: ``output``, ``function``, ``input_representation``, ``output_representation``, ``resampling``,
+            ``method``, ``chunk_size`` as in :func:`lie_metric.lie_derivative`.
 
     Returns:
         For each generator's name a number of no axes; NaN, with a warning, where the output does not vary.

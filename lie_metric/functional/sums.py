@@ -112,7 +112,7 @@ def moments(output: Tensor, representation: Representation) -> dict[str, Tensor]
 
 
 def spread(sums: Sums) -> Tensor:
-    r"""n / (n - 1) Σ‖f - E f‖² over n images, each element about its own mean, positions of an image pooled.
+    r"""The spread n / (n - 1) Σ‖f - E f‖² over n images, each element about its own mean, positions pooled.
 
     The factor makes it an unbiased estimate of n times the variance, from few images as from many.
 

@@ -78,7 +78,7 @@ class ModelMetric(Metric):
     Attributes:
         given: Names of the arguments that were given to the constructor.
         described: What was measured first: shape of the output, how it transforms and why that is thought; None before.
-        input_shape: Shape of the image measured first; None before.
+        input_shapes: Shapes of the images measured so far.
     """
 
     full_state_update = False
@@ -99,7 +99,7 @@ class ModelMetric(Metric):
     fingerprint: Tensor
     given: frozenset[str]
     described: str | None
-    input_shape: tuple[int, ...] | None
+    input_shapes: set[tuple[int, ...]]
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -118,7 +118,7 @@ class ModelMetric(Metric):
         self._seen = 0
         self._grouped = False
         self._continuing = False
-        self.described = self.input_shape = None
+        self.described, self.input_shapes = None, set()
         for name, shape in {"images": (), "hash": (), **shapes}.items():
             self.add_state(f"sum_{name}", torch.zeros(GROUPS, *shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rounding", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
@@ -142,6 +142,11 @@ class ModelMetric(Metric):
     def parameter_units(self) -> tuple[str, ...]:
         """For each name the unit of the parameter that a value is per; empty where a value is a number alone."""
         return ("",) * len(self.names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """The shape of one image; None before there are any, and where there are several shapes."""
+        return next(iter(self.input_shapes)) if len(self.input_shapes) == 1 else None
 
     @property
     def decibels(self) -> bool:
@@ -188,7 +193,7 @@ class ModelMetric(Metric):
             for measure in asked:
                 kept = Replicates.of(sums, self.statistics()[measure]).map(_finite)
                 moved = Replicates(*(part.to("cpu", torch.float64) for part in vars(kept).values()))
-                about = (settings, of_images(sums), self.input_shape, float(_variance(sums)), self.decibels)
+                about = (settings, of_images(sums), self.input_shape, float(variance(sums)), self.decibels)
                 found.append(Record(type(self).__name__, measure, self.names, self.parameter_units, moved, *about))
             return found
 
@@ -240,7 +245,7 @@ class ModelMetric(Metric):
         Returns:
             A number; NaN for a metric that does not keep it, and for an output that does not vary.
         """
-        return self._synced(_variance)
+        return self._synced(variance)
 
     def images_fingerprint(self) -> str:
         """What tells the measured images from others: of each its bytes and its group, whatever order they came in.
@@ -310,7 +315,7 @@ class ModelMetric(Metric):
         self._seen += len(indices)
         self._grouped = indices.groups is not None
         self.described = self.described or described
-        self.input_shape = self.input_shape or tuple(images.shape[1:])
+        self.input_shapes = self.input_shapes | {tuple(images.shape[1:])}
         sums = {**sums, "hash": grouped({"hash": fingerprints(images)}, indices)["hash"]}
         for name in self._names:
             # Not in place: a state made in inference mode could not be changed outside of it.
@@ -356,7 +361,7 @@ class ModelMetric(Metric):
         if not getattr(self, "_continuing", False):
             self._seen = 0
             self._grouped = False
-            self.described = self.input_shape = None
+            self.described, self.input_shapes = None, set()
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plots one value, or a sequence of values over steps, for each name.
@@ -375,7 +380,7 @@ def _finite(values: Tensor) -> Tensor:
     return torch.where(torch.isfinite(values), values, torch.nan)
 
 
-def _variance(sums: Sums) -> Tensor:
+def variance(sums: Sums) -> Tensor:
     """The mean variance of the output's entries; NaN where the sums do not tell."""
     if not {"square", "total", "weight"} <= set(sums):
         return torch.tensor(torch.nan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,12 +29,15 @@ from lie_metric.functional.sums import Sums, standard_error
 from lie_metric.jacobian import Check, Method
 from lie_metric.lie import Generators, Linearisation
 from lie_metric.measured import Function, Output, described
-from lie_metric.metrics.base import ModelMetric, told_apart
-from lie_metric.representations import Representation
+from lie_metric.metrics.base import ModelMetric, told_apart, variance
+from lie_metric.representations import Image, Representation, grid_size
 from lie_metric.resampling import Resampling
 from lie_metric.running import configuration
+from lie_metric.transforms import pixels_per_unit
 
-__all__ = ["LocalEquivarianceError"]
+__all__ = ["LocalEquivarianceError", "Units"]
+
+Units = Literal["t", "pixel"]
 
 
 class LocalEquivarianceError(ModelMetric):
@@ -253,13 +256,68 @@ class LocalEquivarianceError(ModelMetric):
         if measure == "sensitivity" and not self.with_noise:
             raise ValueError("`with_noise` must be True to read the sensitivity, got False. Set it when constructing.")
 
-    def relative(self) -> dict[str, Tensor]:
-        """Output standard deviations per unit of t, see :func:`lie_metric.functional.relative`."""
-        return self._synced(lambda sums: _local_equivariance_compute(sums, "relative", self.names))
+    def relative(self, units: Units = "t", spread_from: ModelMetric | None = None) -> dict[str, Tensor]:
+        """Output standard deviations per unit of t, see :func:`lie_metric.functional.relative`.
 
-    def lee(self) -> dict[str, Tensor]:
-        """The mean square of the Lie derivative, see :func:`lie_metric.functional.lee`."""
-        return self._synced(lambda sums: _local_equivariance_compute(sums, "lee", self.names))
+        Args:
+            units: ``"t"``, or ``"pixel"``: per pixel of displacement, the root mean square over the frame. Units of t
+                are parts of the image, and compare images of one size alone; pixels compare sizes.
+            spread_from: Another metric, the standard deviation of whose outputs is the unit: that of a larger set of
+                images, say, or of the model that others are compared with.
+
+        Returns:
+            For each generator's name a float64 number of no axes.
+
+        Raises:
+            ValueError: If a generator moves no pixels, images of several sizes were measured, or the other metric has
+                no spread or is of another output.
+        """
+        scale, unit = self._scale(units), self._external(spread_from)
+        value = self._synced(lambda sums: _value(sums, _STATISTICS["relative"], "relative", self.names) * unit(sums))
+        return self._named(value * scale.to(value))
+
+    def lee(self, units: Units = "t") -> dict[str, Tensor]:
+        """The mean square of the Lie derivative, see :func:`lie_metric.functional.lee`.
+
+        Args:
+            units: As in :meth:`relative`; per squared pixel.
+
+        Returns:
+            For each generator's name a float64 number of no axes.
+        """
+        scale = self._scale(units)
+        value = self._synced(lambda sums: _value(sums, _STATISTICS["lee"], "lee", self.names))
+        return self._named(value * scale.to(value).square())
+
+    def _scale(self, units: Units) -> Tensor:
+        """What values per unit of t are multiplied by."""
+        if units not in get_args(Units):
+            raise ValueError(f"`units` must be one of {get_args(Units)}, got {units!r}.")
+        if units == "t":
+            return torch.ones(len(self.names), dtype=torch.float64)
+        if self.input_shape is None:
+            raise ValueError(
+                f"`units` must be 't' unless all images are of one size, got {sorted(self.input_shapes)}. Use one metric "
+                "for each size."
+            )
+        size = grid_size(self.input_representation or Image(), torch.zeros(1, *self.input_shape))
+        moved = [pixels_per_unit(generator, size, self.resampling) for generator in self.generators]
+        if not all(moved):
+            still = [name for name, pixels in zip(self.names, moved, strict=True) if not pixels]
+            raise ValueError(f"`units` must be 't' for generators that move no pixels, got 'pixel' for {still}.")
+        return 1 / torch.tensor(moved, dtype=torch.float64)
+
+    def _external(self, other: ModelMetric | None) -> Callable[[Sums], Tensor | float]:
+        """What values in this metric's standard deviation are multiplied by."""
+        if other is None:
+            return lambda sums: 1.0
+        theirs, width = other.output_variance(), other._state("total").shape[-1] if "total" in other._names else 0
+        if not bool(torch.isfinite(theirs)) or width != self._state("total").shape[-1]:
+            raise ValueError(
+                f"`spread_from` must be a metric of outputs of {self._state('total').shape[-1]} means that vary, got "
+                f"{type(other).__name__} with {width}. Pass one that has measured the same kind of output."
+            )
+        return lambda sums: (variance(sums) / theirs).sqrt()
 
     def sensitivity(self) -> dict[str, Tensor]:
         """The response over that to noise, see :func:`lie_metric.functional.sensitivity`.
@@ -270,11 +328,12 @@ class LocalEquivarianceError(ModelMetric):
         self._needs_noise("sensitivity")
         return self._synced(lambda sums: _local_equivariance_compute(sums, "sensitivity", self.names))
 
-    def standard_error(self, measure: Measure | None = None) -> dict[str, Tensor]:
+    def standard_error(self, measure: Measure | None = None, units: Units = "t") -> dict[str, Tensor]:
         """The standard error over images of a measure, in the measure's units.
 
         Args:
             measure: The measure; the default is the one of :meth:`compute`.
+            units: As in :meth:`relative`.
 
         Returns:
             For each generator's name a number; NaN for fewer than two images.
@@ -286,7 +345,9 @@ class LocalEquivarianceError(ModelMetric):
         if chosen not in _STATISTICS:
             raise ValueError(f"`measure` must be one of {sorted(_STATISTICS)}, got {chosen!r}.")
         self._needs_noise(chosen)
-        return self._named(self._errors(_STATISTICS[chosen]))
+        errors = self._errors(_STATISTICS[chosen])
+        scale = self._scale("t" if chosen == "sensitivity" else units).to(errors)
+        return self._named(errors * (scale.square() if chosen == "lee" else scale))
 
     def measures(self) -> dict[str, dict[str, Tensor]]:
         """Every measure and its standard error, synchronised over processes once.
