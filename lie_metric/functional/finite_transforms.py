@@ -7,7 +7,6 @@ were read outside of the frame are left out, and the others weighted up to as ma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -132,7 +131,7 @@ def _finite_transforms_update(
                 orbit_sums.add(returned, element, loss, targets)
             for name, values in orbit_sums.rows().items():
                 columns[name].append(values)
-            t = orbit.parameter(size, resampling) if isinstance(orbit, DisplacedOrbit) else math.nan
+            t = orbit.parameter(size, resampling) if isinstance(orbit, DisplacedOrbit) else 0.0
             columns["parameter"].append(orbit_sums.zero + t**2)
         rows = {name: torch.stack(values, 1) for name, values in columns.items()}
         rows["size"] = f.reshape(len(f), -1).to(coordinate_dtype(f.device)).norm(dim=1)

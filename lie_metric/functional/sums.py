@@ -117,8 +117,8 @@ def spread(sums: Sums) -> Tensor:
     The factor makes it an unbiased estimate of n times the variance, from few images as from many.
 
     Args:
-        sums: ``square``, ``total`` and ``weight`` as in :func:`moments`, the number of ``images``, and ``rounding``, the
-            output's precision.
+        sums: ``square``, ``total`` and ``weight`` as in :func:`moments`, the number of ``images``, and ``rounding``,
+            the output's precision.
 
     Returns:
         The spread, without the trailing axis of ``total``; NaN at rounding level and for a single image.

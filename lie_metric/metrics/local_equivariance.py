@@ -297,8 +297,8 @@ class LocalEquivarianceError(ModelMetric):
             return torch.ones(len(self.names), dtype=torch.float64)
         if self.input_shape is None:
             raise ValueError(
-                f"`units` must be 't' unless all images are of one size, got {sorted(self.input_shapes)}. Use one metric "
-                "for each size."
+                f"`units` must be 't' unless all images are of one size, got {sorted(self.input_shapes)}. Use one "
+                "metric for each size."
             )
         size = grid_size(self.input_representation or Image(), torch.zeros(1, *self.input_shape))
         moved = [pixels_per_unit(generator, size, self.resampling) for generator in self.generators]
