@@ -39,7 +39,7 @@ def load(name: str, batch: int, size: int, device: str) -> tuple[torch.nn.Module
         device: Where both are put.
 
     Returns:
-        The model and the images.
+        The model, in which no matrix is left at zero, and the images.
     """
     import timm
 
@@ -49,6 +49,10 @@ def load(name: str, batch: int, size: int, device: str) -> tuple[torch.nn.Module
         model = timm.create_model(name, **options)
     except TypeError:
         model = timm.create_model(name)
+    for parameter in model.parameters():
+        # A head that begins at zero gives an output that does not move, of which there is nothing to measure.
+        if parameter.ndim > 1 and not bool(parameter.any()):
+            torch.nn.init.trunc_normal_(parameter, std=0.02)
     return model.eval().to(device), torch.randn(batch, 3, size, size, device=device)
 
 
@@ -314,7 +318,7 @@ def report_epoch(arguments: argparse.Namespace) -> float:
 
     def measure(count: int) -> None:
         metric = lm.EquivarianceMonitor()._metric()
-        metric.trust(checked)  # as in training, where a model is checked once
+        metric.expect(checked)  # as in training, where the method that was found is checked in each epoch
         for start in range(0, count, 128):
             metric.update(model, images[: min(128, count - start)])
         metric.measures()

@@ -17,7 +17,7 @@ from lie_metric.jacobian.methods import METHODS
 from lie_metric.measured import Function, Output, carried, function_of, tell_of_rest, validate_inputs, validate_options
 from lie_metric.representations import Image, Representation
 from lie_metric.resampling import Resampling, working_precision
-from lie_metric.running import isolated
+from lie_metric.running import configuration, isolated
 
 __all__ = ["Generators", "Linearisation", "lie_derivative", "linearise"]
 
@@ -183,7 +183,7 @@ def linearise(
         pushed = moved if directions is None else torch.cat([moved, directions.to(moved)])
         measured = function_of(model, output, function)
         # In training a penalty is taken at every step: there a model is checked once.
-        setting = (_kept(output), _kept(function), method)
+        setting = (_kept(output), _kept(function), method, configuration(model) if torch.is_grad_enabled() else 0)
         known = _found_right(model).get(setting) if torch.is_grad_enabled() else None
         primal, products, by, check = push(
             measured,
@@ -201,7 +201,6 @@ def linearise(
         output_representation = carried(primal, inputs, model, output_representation, input_representation)
         along_basis = products[: len(basis)] - output_representation.tangents(primal, basis, resampling)
         # Inside the isolation, because autocast would combine them in half precision.
-        matrix = matrix.to(inputs.device, torch.float32 if inputs.device.type == "mps" else torch.float64)
         return Linearisation(
             primal,
             _combine(matrix, along_basis, primal.shape),
@@ -253,4 +252,4 @@ def _combine(matrix: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     """Linear combinations of the leading axis."""
     if matrix.shape[0] == matrix.shape[1]:
         return values
-    return (matrix.to(values.dtype) @ values.flatten(1)).reshape(-1, *shape)
+    return (matrix.to(values) @ values.flatten(1)).reshape(-1, *shape)

@@ -159,10 +159,12 @@ def select_output(returned: Any, output: Output) -> Tensor:
     else:
         found = _unwrap(returned)
     if not found.is_floating_point():
-        raise TypeError(
-            f"`output` must select a floating-point tensor, got {found.dtype}. Classes picked by argmax have no "
-            "derivative: return scores."
+        advice = (
+            "Choose its modulus or its parts, e.g. `output=lambda y: torch.view_as_real(y).flatten(-2)`."
+            if found.is_complex()
+            else "Classes picked by argmax have no derivative: return scores."
         )
+        raise TypeError(f"`output` must select a floating-point tensor, got {found.dtype}. {advice}")
     return found.softmax(-1) if output == "probabilities" else found
 
 

@@ -1,5 +1,6 @@
 """The Lie derivative against finite differences by every method, exact zeros, planted violations, and its limits."""
 
+import dataclasses
 import warnings
 from collections import OrderedDict
 from types import SimpleNamespace
@@ -572,3 +573,53 @@ def test_planted_violation_has_its_size(method):
     actions = lm.transforms.tangents(images(), AFFINE, lm.Resampling())
     for generator, action in zip(AFFINE, actions, strict=True):
         torch.testing.assert_close(found[generator.name], (action * w).sum((1, 2, 3)), rtol=1e-10, atol=1e-10)
+
+
+def test_inputs_that_are_one_image_expanded():
+    x = images(1)
+    many = x.expand(3, -1, -1, -1)
+    wanted = lm.lie_derivative(cnn(), x, "rotation")["rotation"].expand(3, -1)
+    for method in ("auto", "forward vmap", "reverse", "double_backward"):
+        torch.testing.assert_close(lm.lie_derivative(cnn(), many, "rotation", method=method)["rotation"], wanted)
+    assert torch.equal(many, images(1).expand(3, -1, -1, -1))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 6])
+def test_as_many_tangents_at_a_time_as_are_asked_for(monkeypatch, chunk_size):
+    sizes, honest = [], methods.push_forward
+    monkeypatch.setattr(methods, "push_forward", lambda f, x, t, *o: (sizes.append(len(t)), honest(f, x, t, *o))[1])
+    with torch.no_grad():
+        lm.lie_derivative(cnn(), images(), "affine", method="forward", chunk_size=chunk_size)
+    assert sizes[: 6 // chunk_size] == [chunk_size] * (6 // chunk_size)
+
+
+def test_what_was_not_checked_is_not_known_to_be_right(monkeypatch):
+    """In training, where a method that was right is not checked again: one method does not speak for another."""
+    honest = methods.METHODS["double_backward"]
+    lying = lambda f, x, t, chunk: (honest(f, x, t, chunk)[0], 2 * honest(f, x, t, chunk)[1])  # noqa: E731
+    monkeypatch.setitem(methods.METHODS, "double_backward", lying)
+    model, rotation = cnn(), lm.generators("rotation")
+    told = linearise(model, images(), rotation, method="double_backward", verify=False)
+    true = linearise(model, images(), rotation)
+    torch.testing.assert_close(told.lie_derivatives, 2 * true.lie_derivatives)
+    with pytest.raises(RuntimeError, match="agrees"):
+        linearise(model, images(), rotation, method="double_backward")
+
+
+def test_a_part_of_a_model_is_checked_in_float64():
+    model = nn.ModuleDict({"first": cnn(40).float(), "second": nn.Linear(40, 2)})
+    part = lambda whole, x: whole["first"](x)  # noqa: E731
+    with torch.no_grad():
+        result = linearise(model, images().float(), lm.generators("rotation"), function=part)
+        moved = linearise(model, images().float(), lm.generators("rotation"), function=part, method="difference")
+    # The limit of differences of float32 is 1e-4.
+    assert result.check.difference < 2e-6
+    assert (moved.lie_derivatives - result.lie_derivatives).norm() < 1e-5 * result.lie_derivatives.norm()
+
+
+def test_a_result_is_not_changed():
+    result = linearise(cnn(), images(), lm.generators("rotation"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.method = "another"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.check.status = "agrees"

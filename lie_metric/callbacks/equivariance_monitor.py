@@ -408,8 +408,8 @@ class EquivarianceMonitor(Monitor):
     def _metrics(self, device: torch.device) -> dict[str, ModelMetric]:
         """Empty metrics, the Lie derivatives under no name and the companions under theirs."""
         local = self._metric()
-        if self._checked is not None:  # once for a run: the model is the same in every epoch
-            local.trust(self._checked)
+        if self._checked is not None:
+            local.expect(self._checked)
         found: dict[str, ModelMetric] = {"": local}
         found |= {name: metric.inheriting() for name, metric in self.metrics.items()}
         # The sums are float64, which MPS has not: there they stay in main memory.

@@ -19,6 +19,7 @@ from lie_metric.callbacks.trainers import first_batch, is_fitting, refuse_sharde
 from lie_metric.callbacks.weights import tensors_of
 from lie_metric.measured import call_of, part_of, validate_inputs
 from lie_metric.representations import Representation
+from lie_metric.resampling import working_precision
 from lie_metric.running import isolated
 from lie_metric.warning import warn
 
@@ -238,7 +239,7 @@ class Monitor(Callback):
             raise self.explained(error, name) from error
         try:
             with torch.no_grad(), isolated(pl_module):
-                call(images.clone())
+                call(working_precision(images.clone()))
         except Exception as error:
             kind = next((kind for kind in _MISUSE if isinstance(error, kind)), RuntimeError)
             # What a function raises that is given something else than it expects, or that is not there.

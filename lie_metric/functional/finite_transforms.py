@@ -157,7 +157,9 @@ class _Orbit:
         mine, theirs, weight = (self._scores(tensor) for tensor in (f, z, valid))
         self.classes.append(theirs.argmax(-1))
         same = self.classes[-1] == mine.argmax(-1)
-        self.agreement += self._share(same, weight[..., 0], mine.shape[-1]) / self.count
+        share = self._share(same, weight[..., 0], mine.shape[-1])
+        # The largest of what is not finite is no class.
+        self.agreement += torch.where(torch.isfinite(square), share, torch.nan) / self.count
         if loss is not None:
             found = loss(z, targets)
             if not isinstance(found, Tensor) or found.shape != self.zero.shape:
@@ -179,6 +181,7 @@ class _Orbit:
                 for other in self.classes[:i]:
                     total += self._share(one == other, weight, classes)
             pairs = total / (self.count * (self.count - 1) / 2)
+            pairs = torch.where(torch.isfinite(self.violation), pairs, torch.nan)
             # A sample of K elements sees K - 1 of K parts of the variance; a whole group sees all.
             correction = 1.0 if self.complete else self.count / (self.count - 1)
             about_mean = self._mean(self.second - self.first.square(), self.valid)
@@ -247,6 +250,8 @@ def _finite_transforms_compute(sums: Sums, measure: str, names: Sequence[str]) -
     """The measure of each orbit from the sums."""
     statistic, reason = STATISTICS[measure]
     total = totals(sums)
+    if not bool(torch.isfinite(total["square"])):
+        reason = "the model's outputs are not finite"
     value = defined(statistic(total), measure, names, reason, total)
     return dict(zip(names, value.unbind(), strict=True))
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -56,6 +56,20 @@ WITHOUT_DERIVATIVE: set[str] = set()
 
 class Unsupported(RuntimeError):
     """A function does something that tangents carried by tensors cannot follow."""
+
+
+class NumberTaken(Unsupported):
+    """A number is taken out of torch.
+
+    Attributes:
+        happened: Whether it was in this run: a function may catch the error and go on as if nothing had happened.
+    """
+
+    happened: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__("a number is taken out of torch (`.item()`, `float()`)")
+        NumberTaken.happened = True
 
 
 class WrittenInto(Unsupported):
@@ -279,9 +293,12 @@ def push_forward(
     moving = Tangents(tangents)
     moving.sharing.append(lambda: tangents)  # the caller's, who may still need them
     start = wrap(inputs, moving)
+    NumberTaken.happened = False
     with _Created(len(tangents)) if created else _Fused():
         result = function(start)
     del start
+    if NumberTaken.happened:
+        raise NumberTaken
     if not isinstance(result, Tensor):
         raise Unsupported(f"the function returns {type(result).__name__}")
     if not isinstance(result, Dual):
@@ -387,7 +404,7 @@ def _refuse(reason: str) -> Rule:
 
 def _scalar(func: Any, args: tuple, kwargs: dict) -> Any:
     if carries(args[0]):
-        raise Unsupported("a number is taken out of torch (`.item()`, `float()`)")
+        raise NumberTaken
     return func(*plain(args))
 
 

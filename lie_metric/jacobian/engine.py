@@ -157,7 +157,7 @@ def _first_that_works(
                 )
             reasons[name] = _line(error)
             continue
-        if made.status == "inconclusive" and (wrong or (reasons and not torch.is_grad_enabled())) and len(names) > 1:
+        if made.status == "inconclusive" and (wrong or (reasons and not torch.is_grad_enabled())):
             # What autograd declares is not taken on trust where following the function failed.
             wrong[name] = f"whether it gives derivatives of the function itself could not be told: {made.reason}"
             continue

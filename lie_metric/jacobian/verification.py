@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal, NamedTuple
 
 import torch
@@ -97,6 +98,8 @@ _JUMP_STEP, _JUMP = 1e-3, 0.5
 # Where the derivative is zero, whether the function is at rest for longer is of interest.
 _FAR = 0.1
 _OFF_KINKS, _NOISE = 1e-3, 0.3
+# Part of the way to the middle of the range of an image's values that leaves room for all steps in float64.
+_INWARDS = 5e-2
 # A number that is lost, such as a maximum taken out of torch, may be at rest along one direction.
 _DIRECTIONS = 3
 # Ties and rounding that change derivatives by less than this are not worth a warning.
@@ -139,7 +142,7 @@ def verify(
     """
     if len(tangents) == 0 or products.numel() == 0:
         return Check("not made", method, reason="there is nothing to compare")
-    if not bool(torch.isfinite(products).all() & torch.isfinite(value).all()):
+    if not _finite(products) or not _finite(value):
         return Check("not made", method, reason="outputs or derivatives are not finite")
     with torch.no_grad():
         apart = _value_apart(function, inputs, value)
@@ -272,7 +275,32 @@ class _Comparison:
             level = _level(self.function, x)
             if level is _LEVELS[0] or apart > 30 * level.eps * scale:
                 raise _BatchesDiffer
-        return self._at_once(x, along, product) or self._at_length(t, again)
+        try:
+            return self._at_once(x, along, product) or self._at_length(t, again)
+        except (Disagreement, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            try:
+                _Line(self.function, x, along, False).differences(*_LEVELS[0].steps[:1], _JUMP_STEP)
+            except Exception as error:
+                return self._within(t, error)
+            raise
+
+    def _within(self, t: Tensor, error: Exception) -> Check:
+        """For functions that refuse inputs beside the images, as those that check a range: nearer to its middle."""
+        low, high = self.x.min(), self.x.max()
+        here, self.x = self.x, self.x + _INWARDS * ((low + high) / 2 - self.x)
+        try:
+            _, (product,) = self.run(self.function, self.x, t[None])
+            return self._at_length(t, product)
+        except (Disagreement, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            why = f"it cannot be run beside the images ({told})"
+            return Check("inconclusive", self.method, reason=why)
+        finally:
+            self.x = here
 
     def _along(self, x: Tensor, t: Tensor) -> Tensor:
         """A combination of t and noise, of the size of x."""
@@ -306,9 +334,10 @@ class _Comparison:
     def _at_length(self, t: Tensor, given: Tensor) -> Check:
         """Differences of several steps, beside the inputs, where ties and kinks are no longer."""
         function, point, _ = raised(self.function, self.precise, self.x)
-        near = point + _OFF_KINKS * size_of(point) * _unit(self._noise(point), point)
-        if not bool(torch.isfinite(function(near)).all()):
-            near = point
+        noise, size = self._noise(point), _OFF_KINKS * size_of(point)
+        # The second is inside where black is on the border, as of roots and powers.
+        beside = (point + size * _unit(direction, point) for direction in (noise, 1 + noise.abs()))
+        near = next((place for place in beside if _finite(function(place))), point)
         try:
             self.run(function, near, t.to(point)[None])
         except Exception:
@@ -323,7 +352,8 @@ class _Comparison:
         worst = max(made, key=lambda check: (check.status != "agrees", check.difference))
         if worst.status != "agrees":
             return worst
-        return replace(worst, warning=self._doubts(function, point, t.to(point), given, inside))
+        rounded, warning = self._doubts(function, point, t.to(point), given, inside)
+        return replace(worst, difference=max(worst.difference, rounded), warning=warning)
 
     def _along_one(self, function: Function, point: Tensor, along: Tensor, inside: _Level) -> Check:
         product = self.run(function, point, along[None])[1][0]
@@ -347,12 +377,16 @@ class _Comparison:
         places = zip((*level.steps, _JUMP_STEP), (*found, far), strict=True)
         if self._jumps(line, inside, product, list(places), size, status == "inconclusive" or otherwise):
             raise Jump(_JUMPS)
-        if status == "differs" or (status == "inconclusive" and transposition > max(level.tolerance, _COARSE)):
+        # Differences that are unsure are none, where reverse mode says otherwise as well.
+        unsure = status == "inconclusive" or error > max(level.tolerance, _COARSE)
+        if status == "differs" or (unsure and transposition > max(level.tolerance, _COARSE)):
             raise _what_differs(product, not otherwise)
         if status == "inconclusive":
             why = "central differences do not converge, as where a network rounds" + (
                 " in half precision" if inside is _LEVELS[2] else " or uses a straight-through estimator"
             )
+            if not any(map(_finite, found)):
+                why = "the function is not finite beside the inputs"
             return Check("inconclusive", self.method, error, transposition, why)
         return Check("agrees", self.method, error, transposition, _OTHERWISE if otherwise else why)
 
@@ -376,8 +410,8 @@ class _Comparison:
             or float((part - product).norm()) > max(_JUMP * slope, resolved / step)
         )
 
-    def _doubts(self, function: Function, point: Tensor, t: Tensor, given: Tensor, inside: _Level) -> str:
-        """What makes the products doubtful at the image itself, where they were taken.
+    def _doubts(self, function: Function, point: Tensor, t: Tensor, given: Tensor, inside: _Level) -> tuple[float, str]:
+        """How far the products are from precise ones at the image itself, and what makes them doubtful there.
 
         Args:
             function: The function, in float64 where it runs so.
@@ -387,46 +421,57 @@ class _Comparison:
             inside: The coarsest precision on the way.
 
         Returns:
-            What is to be told, or nothing.
+            What rounding changes, relatively, and what is to be told, or nothing.
         """
-        doubts = []
         line = _Line(function, point, size_of(point) * _unit(t, point), self.alone)
         exact = self.run(function, point, line.along[None])[1][0]
         value = function(point)
         if not _near(self.function(self.x).to(value), value):
-            return (
+            return 0.0, (
                 "in float64 it has other values, as where it draws random numbers: what is given is the derivative of "
                 "one draw"
             )
-        rounded = _relative(given.to(exact) * (line.along.norm() / t.norm()), exact)
-        if rounded > _DOUBTFUL and t.any() and float(exact.norm()) > _LEVELS[1].eps * float(value.norm()):
+        rounded = 0.0
+        if t.any() and float(exact.norm()) > _LEVELS[1].eps * float(value.norm()):
+            rounded = _relative(given.to(exact) * (line.along.norm() / t.norm()), exact)
+        if inside is _LEVELS[2] or _level(self.function, self.x) is _LEVELS[2]:
+            return rounded, (
+                "a part of it runs in half precision whatever its weights are in (autocast within `forward`?): its "
+                "derivatives hold to a few hundredths alone"
+            )
+        doubts = []
+        if rounded > _DOUBTFUL:
             doubts.append(
                 f"rounding in {str(given.dtype).removeprefix('torch.')} changes its derivatives by {rounded:.0%}: "
                 "measure it in float64 (`model.double()`, `images.double()`)"
             )
-        if inside is _LEVELS[2]:
-            return (
-                "a part of it runs in half precision whatever its weights are in (autocast within `forward`?): its "
-                "derivatives hold to a few hundredths alone"
-            )
-        level = _LEVELS[0]
-        if inside is not level or point.dtype != torch.float64:
-            return "; ".join(doubts)
-        kinks, off = [], []
-        for step in level.steps[0], level.steps[-1]:
-            behind, at, ahead = line.at(-step, 0.0, step)
-            if not bool((ahead - behind).norm() > 1e4 * level.eps * at.norm()):
-                return "; ".join(doubts)  # it is at rest
-            kinks.append(_relative(ahead - at, at - behind))
-            mean = (ahead - behind) / (2 * step)
-            off.append(float((exact - mean).norm() / mean.norm()))
-        if min(kinks) > _DOUBTFUL and min(off) > _DOUBTFUL:
-            doubts.append(
-                "at the image itself it has a kink, as a maximum or ReLU has on areas that are exactly constant: the "
-                f"derivatives on the two sides differ by {min(kinks):.0%}, and the one given is {min(off):.0%} off "
-                "their mean, which `method='difference'` measures"
-            )
-        return "; ".join(doubts)
+        if inside is _LEVELS[0] and point.dtype == torch.float64:
+            doubts += _kinks(line, exact)
+        return rounded, "; ".join(doubts)
+
+
+def _kinks(line: _Line, exact: Tensor) -> list[str]:
+    """What central differences at the image itself say of a derivative there, if it is not theirs."""
+    kinks, off, level = [], [], _LEVELS[0]
+    for step in level.steps[0], level.steps[-1]:
+        behind, at, ahead = line.at(-step, 0.0, step)
+        if not bool((ahead - behind).norm() > 1e4 * level.eps * at.norm()):
+            return []  # it is at rest
+        kinks.append(_relative(ahead - at, at - behind))
+        mean = (ahead - behind) / (2 * step)
+        off.append(float((exact - mean).norm() / mean.norm()))
+    if min(off) <= _DOUBTFUL:
+        return []
+    if min(kinks) <= _DOUBTFUL:
+        return [
+            f"at the image itself its derivative is {min(off):.0%} off the change that is seen on both sides, as where "
+            "what is exactly zero is masked: `method='difference'` measures that change"
+        ]
+    return [
+        "at the image itself it has a kink, as a maximum or ReLU has on areas that are exactly constant: the "
+        f"derivatives on the two sides differ by {min(kinks):.0%}, and the one given is {min(off):.0%} off their mean, "
+        "which `method='difference'` measures"
+    ]
 
 
 def _compared(
@@ -443,6 +488,9 @@ def _compared(
     Returns:
         The verdict, and the relative distance.
     """
+    found = [part for part in found if _finite(part)]
+    if not found:
+        return "inconclusive", float("nan")
     errors = [_relative(product, part) for part in found]
     if min(errors) <= level.tolerance:
         return "agrees", min(errors)
@@ -452,12 +500,12 @@ def _compared(
         return "agrees", min(errors)  # both are zero as far as can be told
     # What the rounding of the two values makes of a difference, and what differences of other steps make of it.
     scale = max(float(product.norm()), *(float(part.norm()) for part in found))
+    pairs = combinations(found, 2)
     nearest = min(
-        max(float((a - b).norm()), 1e-300) / max(float(product.norm()), float(a.norm()), float(b.norm()), 1e-300)
-        for i, a in enumerate(found)
-        for b in found[:i]
+        (float((a - b).norm()) / max(float(product.norm()), float(a.norm()), float(b.norm())) for a, b in pairs),
+        default=float("inf"),
     )
-    unsure = max(level.eps * size / step / max(scale, 1e-300), nearest)
+    unsure = max(level.eps * size / step / scale, nearest)
     if not unsure <= _UNSURE:
         return "inconclusive", min(errors)
     return ("differs" if min(errors) > 10 * unsure else "agrees"), min(errors)
@@ -516,13 +564,17 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).norm() <= 1e4 * torch.finfo(other.dtype).eps * other.norm())
 
 
+def _finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
+
+
 def _near(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).norm() <= _COARSE * other.norm())
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
     size = float(torch.maximum(one.norm(), other.norm()))
-    return float((one - other).norm()) / size if size > 0 else 0.0
+    return float((one - other).norm()) / size if size != 0 else 0.0
 
 
 def _by_transposition(function: Function, x: Tensor, along: Tensor, product: Tensor) -> tuple[float, str]:

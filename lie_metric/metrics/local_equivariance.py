@@ -27,11 +27,12 @@ from lie_metric.functional.local_equivariance import (
 )
 from lie_metric.functional.sums import Sums, standard_error
 from lie_metric.jacobian import Check, Method
-from lie_metric.lie import Generators
+from lie_metric.lie import Generators, Linearisation
 from lie_metric.measured import Function, Output, described
 from lie_metric.metrics.base import ModelMetric, told_apart
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
+from lie_metric.running import configuration
 
 __all__ = ["LocalEquivarianceError"]
 
@@ -160,6 +161,7 @@ class LocalEquivarianceError(ModelMetric):
         self.method_used: str | None = None
         self.check: Check | None = None
         self._verified: tuple[Callable[[], Any], str] | None = None
+        self._expected: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -190,30 +192,45 @@ class LocalEquivarianceError(ModelMetric):
         indices = self._indices(images, groups)
         asked = self._given_options()
         # A method that was found right for this model and these options is kept; anything else is probed anew.
-        setting = told_apart([*asked.items(), images.shape[1:], images.dtype, images.device]) if indices else ""
+        setting = ""
+        if indices:
+            setting = told_apart([*asked.items(), images.shape[1:], images.dtype, images.device, configuration(model)])
         known = self._verified is not None and _same(self._verified[0](), model) and self._verified[1] == setting
         if known:
             asked["method"] = self.method_used
-        sums, result = _local_equivariance_update(model, images, indices=indices, verify=not known, **asked)
+        sums, result = self._by_what_is_expected(model, images, indices, known, asked)
         told = described(result.output, result.representation, self.output_representation, self.output)
         self._add(images, indices, sums, told)
         if not known:
             self.method_used, self.check = result.method, result.check
             self._verified = _remembered(model, setting)
 
+    def _by_what_is_expected(
+        self, model: Callable[..., Any], images: Tensor, indices: Sequence[int], known: bool, asked: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], Linearisation]:
+        """The sums of a batch, by the method that was right for an earlier state of the model if it still is."""
+        if not known and self._expected is not None and asked["method"] == "auto":
+            try:
+                return _local_equivariance_update(
+                    model, images, indices=indices, verify=True, **asked | {"method": self._expected}
+                )
+            except RuntimeError:
+                pass  # the model has changed: all methods have their turn
+        return _local_equivariance_update(model, images, indices=indices, verify=not known, **asked)
+
     def reset(self) -> None:
         """Forgets all images, and what was found out about the model."""
         super().reset()
         if not getattr(self, "_continuing", False):
-            self.method_used = self.check = self._verified = None
+            self.method_used = self.check = self._verified = self._expected = None
 
-    def trust(self, earlier: LocalEquivarianceError) -> None:
-        """Takes over what another metric found out about a model, so that it need not be found and checked again.
+    def expect(self, earlier: LocalEquivarianceError) -> None:
+        """Begins with the method that another metric found to be right, which is checked again.
 
         Args:
-            earlier: A metric; what it found counts for the same model, options and shape of images alone.
+            earlier: A metric of an earlier state of the same model.
         """
-        self.method_used, self.check, self._verified = earlier.method_used, earlier.check, earlier._verified
+        self._expected = earlier.method_used
 
     def __getstate__(self) -> dict[str, Any]:
         # Which object was verified means nothing to a copy of it.

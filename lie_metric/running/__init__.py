@@ -2,6 +2,6 @@
 
 from lie_metric.running.draws import random_state, same_draws
 from lie_metric.running.isolation import evaluation, isolated
-from lie_metric.running.modules import found_modules
+from lie_metric.running.modules import configuration, found_modules
 
-__all__ = ["evaluation", "found_modules", "isolated", "random_state", "same_draws"]
+__all__ = ["configuration", "evaluation", "found_modules", "isolated", "random_state", "same_draws"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["CONTAINERS", "OWN", "Found", "found_modules", "refuse_lazy"]
+__all__ = ["CONTAINERS", "OWN", "Found", "configuration", "found_modules", "refuse_lazy"]
 
 CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque)
 
@@ -161,6 +161,47 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+
+
+def configuration(model: object) -> int:
+    """What tells a model from itself after parts of it were exchanged or switched: its modules, and their choices.
+
+    Choices are attributes that are truth values, texts, functions, classes or None, and buffers of truth values or
+    bytes by how often they were written to. Numbers, which count and schedule, are none, nor is what stands outside
+    modules.
+
+    Args:
+        model: A module or any other callable.
+
+    Returns:
+        A number that two configurations share by chance alone.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> before = configuration(net)
+        >>> net[1] = nn.GELU()
+        >>> configuration(net) == before
+        False
+    """
+    told: list[Any] = []
+    for path, module in found_modules(model).modules.values():
+        told.append((path, id(module)))
+        for name, value in module.__dict__.items():
+            if name in OWN or name == "training":
+                continue
+            if type(value) in _CHOICES:
+                told.append((name, value))
+            elif isinstance(value, (type, *_FUNCTIONS, types.BuiltinFunctionType)):
+                told.append((name, id(value)))
+        if not isinstance(module, torch.jit.ScriptModule):
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.dtype in _SWITCHES and not buffer.is_inference():
+                    told.append((name, buffer._version))
+    return hash(tuple(told))
+
+
+_CHOICES = frozenset({bool, str, type(None)})
+_SWITCHES = frozenset({torch.bool, torch.uint8})
 
 
 def refuse_lazy(modules: Iterable[tuple[str, nn.Module]]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import operator
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +24,14 @@ _MUTABLE = (dict, list, set, collections.deque)
 # What most attributes of modules are: nothing in them can be changed.
 _ATOMS = frozenset({bool, int, float, str, type(None)})
 
-# How many containers inside one another are kept: an attribute of a module, and what it holds.
-_DEPTH = 2
+# How many containers and objects inside one another are kept: an attribute, what it holds, and what that does.
+_DEPTH = 3
+# Libraries whose objects live on by themselves, such as the trainer of a module and what it logs to.
+_FOREIGN = frozenset(
+    {"builtins", "lightning", "lightning_fabric", "numpy", "pytorch_lightning", "torch", "torchmetrics"}
+)
+# Larger arrays than that are no counters: nobody would wait for copies of them.
+_LARGEST = 2**24
 
 
 _HOOKS = OWN - {"_parameters", "_buffers", "_modules"}
@@ -53,6 +61,7 @@ class _Kept:
     memory: Tensor
     version: int
     value: Tensor | None = None
+    recorded: bool = False
 
     def restore(self) -> None:
         """Puts the tensor back into its memory, and its values into that."""
@@ -65,15 +74,18 @@ class _Kept:
         if self.value is not None:
             with torch.no_grad():
                 self.tensor.copy_(self.value)
+        if self.tensor.grad_fn is not None and not self.recorded:
+            self.tensor.detach_()  # autograd took note of what a call wrote into it
 
 
 class State:
     """The state of a model's modules, which :meth:`restore` gives back.
 
     Kept are every module's attributes, buffers, parameters, submodules and hooks by reference, containers among them
-    (and in those) entry by entry; buffers by value; of parameters their gradients and ``requires_grad``; the states of
-    random sources. Other tensors are copied when something is about to write to them (:meth:`before_write`): copies of
-    all weights would double their memory.
+    and objects of the model's own classes (and in those) entry by entry; numbers of these classes; buffers and arrays
+    by value; of parameters their gradients and ``requires_grad``; the states of random sources. Other tensors are
+    copied when something is about to write to them (:meth:`before_write`): copies of all weights would double their
+    memory.
 
     Args:
         found: The modules.
@@ -95,9 +107,18 @@ class State:
         self._random = RandomStates(found.generators)
         # Frozen scripted modules have no mode.
         self._modes = [(module, module.training) for _, module in modules if hasattr(module, "training")]
+        self._packages = {cls.__module__.partition(".")[0] for cls in classes} - _FOREIGN
         self._references: list[tuple[Any, _Saved]] = []
+        self._slots: list[tuple[Any, str, Any]] = []
+        self._arrays: list[tuple[Any, Any]] = []
+        self._classes = [
+            (cls, {name: value for name, value in vars(cls).items() if type(value) in _ATOMS and name[:2] != "__"})
+            for cls in classes
+            if cls.__module__.partition(".")[0] in self._packages
+        ]
+        self._met: set[int] = set()
         self._empty: list[Any] = []
-        self._inference: list[tuple[Any, str]] = []
+        self._inference: list[tuple[Any, str | int]] = []
         self._scripted: list[tuple[Any, dict[str, Any]]] = []
         # Those of scripted modules have items, and cannot be iterated over.
         self._places = [
@@ -115,7 +136,7 @@ class State:
             self._keep_module(f"{path}." if path else "", module)
         for value in found.objects:
             if hasattr(value, "__dict__"):
-                self._keep_references(value.__dict__, _DEPTH)
+                self._keep_entries("", value.__dict__, _DEPTH)
         self._stand()
 
     def _keep_module(self, prefix: str, module: nn.Module) -> None:
@@ -123,9 +144,7 @@ class State:
             names = [name for name in module._concrete_type.get_attributes() if name != "training"]
             self._scripted.append((module._c, {name: module._c.getattr(name) for name in names}))
         if type(module) not in self._exchanging:
-            for name, value in self._keep_references(module.__dict__, _DEPTH):
-                if isinstance(value, Tensor):
-                    self._keep_tensor(prefix + name, value, module.__dict__, name)
+            self._keep_entries(prefix, module.__dict__, _DEPTH)
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_inference():
                 self._inference.append((module._buffers, name))
@@ -141,30 +160,51 @@ class State:
             self._gradients.append((f"{prefix}{name}.grad", parameter, parameter.requires_grad, gradient, version))
             self._keep_tensor(prefix + name, parameter, module._parameters, name)
 
-    def _keep_tensor(self, path: str, value: Tensor, holder: Any, name: str) -> None:
-        if value.is_inference():
+    def _keep_tensor(self, path: str, value: Tensor, holder: Any, name: str | int) -> None:
+        if value.is_inference() and not isinstance(holder, tuple):
             self._inference.append((holder, name))
         if _is_ordinary(value) and not self._sharded and id(value) not in self._tensors:
-            self._tensors[id(value)] = _Kept(path, value, value.detach(), _version(value))
+            recorded = value.grad_fn is not None
+            self._tensors[id(value)] = _Kept(path, value, value.detach(), _version(value), recorded=recorded)
 
-    def _keep_references(self, container: Any, depth: int) -> list[tuple[Any, Any]]:
-        """Keeps what a container holds, and returns of that what is neither plain nor a container itself."""
-        is_dict = isinstance(container, dict)
-        self._references.append((container, _saved(container)))
-        if not depth:
-            return []
-        others = []
-        for key, value in container.items() if is_dict else enumerate(container):
+    def _keep_entries(self, prefix: str, container: Any, depth: int) -> None:
+        """Keeps what a container holds: references, and what stands behind those that can change."""
+        if not isinstance(container, tuple):
+            self._references.append((container, _saved(container)))
+        for key, value in container.items() if isinstance(container, dict) else enumerate(container):
             if type(value) in _ATOMS:
                 continue
-            if not isinstance(value, _MUTABLE):
-                others.append((key, value))
-            # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
-            elif value:
-                self._keep_references(value, depth - 1)
-            else:
-                self._empty.append(value)
-        return others
+            if isinstance(value, Tensor):
+                self._keep_tensor(f"{prefix}{key}", value, container, key)
+            elif key in OWN and isinstance(value, dict) and value:
+                self._references.append((value, _saved(value)))  # what is in them is looked at by itself
+            elif isinstance(value, (*_MUTABLE, tuple)):
+                # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
+                if value and depth:
+                    self._keep_entries(f"{prefix}{key}.", value, depth - 1)
+                elif not isinstance(value, tuple):
+                    self._empty.append(value)
+            elif depth:
+                self._keep_object(f"{prefix}{key}.", value, depth - 1)
+
+    def _keep_object(self, prefix: str, value: Any, depth: int) -> None:
+        """Keeps an array by its values, and of an object of the model's own classes the attributes."""
+        if isinstance(value, (array.array, bytearray)):
+            self._arrays.append((value, value[:]))
+        elif type(value).__module__ == "numpy" and hasattr(value, "flags"):
+            if value.flags.writeable and not value.dtype.hasobject and value.nbytes <= _LARGEST:
+                self._arrays.append((value, value.copy()))
+        elif (
+            isinstance(value, types.SimpleNamespace) or type(value).__module__.partition(".")[0] in self._packages
+        ) and not isinstance(value, (nn.Module, type, types.FunctionType, types.MethodType)):
+            if id(value) in self._met:
+                return
+            self._met.add(id(value))
+            if isinstance(getattr(value, "__dict__", None), dict):
+                self._keep_entries(prefix, value.__dict__, depth)
+            for name in (name for cls in type(value).__mro__ for name in _names_of_slots(cls)):
+                if hasattr(value, name):
+                    self._slots.append((value, name, getattr(value, name)))
 
     def leave_inference(self) -> None:
         """Puts copies in the place of tensors made in inference mode: no derivative passes those."""
@@ -257,6 +297,15 @@ class State:
                 container.clear()
         for container, saved in self._references:
             _give_back(container, saved, self._sharded)
+        for holder, name, value in self._slots:
+            if getattr(holder, name, None) is not value:
+                object.__setattr__(holder, name, value)
+        for cls, numbers in self._classes:
+            for name, value in numbers.items():
+                if vars(cls).get(name) is not value:
+                    setattr(cls, name, value)
+        for values, copy in self._arrays:
+            _write_back(values, copy)
         for module, mode in self._modes:
             if module.training != mode:
                 module.training = mode
@@ -383,7 +432,25 @@ def _give_back(container: Any, saved: _Saved, sharded: bool) -> None:
         entries = {key: value for key, value in entries.items() if not isinstance(value, Tensor)} | present
     if list(container) != list(entries):
         container.clear()
-    container.update(entries)
+    for key, value in entries.items():  # some, as counters, add what `update` is given
+        container[key] = value
+
+
+def _names_of_slots(cls: type) -> tuple[str, ...]:
+    names = cls.__dict__.get("__slots__", ())
+    names = (names,) if isinstance(names, str) else tuple(names)
+    return tuple(name for name in names if name not in {"__dict__", "__weakref__"})
+
+
+def _write_back(values: Any, copy: Any) -> None:
+    """Gives an array its values back, and its length."""
+    if isinstance(values, (array.array, bytearray)):
+        if values != copy:
+            values[:] = copy
+    elif values.shape != copy.shape or values.tobytes() != copy.tobytes():
+        if values.shape != copy.shape:
+            values.resize(copy.shape, refcheck=False)
+        values[...] = copy
 
 
 def _different(buffers: Iterable[_Kept]) -> dict[int, _Kept]:

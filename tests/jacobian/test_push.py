@@ -9,7 +9,7 @@ from torch.autograd.functional import jacobian
 
 from lie_metric.jacobian import carrying, engine, push
 from lie_metric.jacobian.carrying import Unsupported, WrittenInto
-from lie_metric.jacobian.methods import METHODS, central_difference, difference, raised
+from lie_metric.jacobian.methods import METHODS, alone, central_difference, difference, raised
 from lie_metric.jacobian.verification import Check, Disagreement, Jump, verify
 
 
@@ -56,6 +56,13 @@ def test_products_are_those_of_the_jacobian(method, name, gradients):
             torch.testing.assert_close(products.detach(), wanted[:count], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(6,), (1, 2, 3), (2, 1, 3, 1)])
+def test_inputs_of_any_number_of_axes(method, shape):
+    _, products = METHODS[method](FUNCTIONS["rows"], X.reshape(3, *shape), TANGENTS.reshape(5, 3, *shape), 2)
+    torch.testing.assert_close(products.detach(), true(FUNCTIONS["rows"]), rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", ["forward vmap", "forward loop", "reverse", "double_backward"])
 @pytest.mark.parametrize("of_inputs", [False, True])
 def test_products_have_gradients(method, of_inputs):
@@ -75,6 +82,17 @@ def test_products_have_gradients(method, of_inputs):
         torch.testing.assert_close(found, wide.detach())
         (found,) = torch.autograd.grad(value, x, torch.ones_like(value))
         torch.testing.assert_close(found, (3 * scale**3 * X.square()).detach())
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("method", ["forward vmap", "forward loop", "reverse", "double_backward"])
+def test_an_output_that_depends_on_weights_alone_is_at_rest(method, gradients):
+    weights = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    with torch.set_grad_enabled(gradients):
+        value, products = METHODS[method](lambda x: weights.exp().expand(len(x), 2), X, TANGENTS, 2)
+    torch.testing.assert_close(value.detach(), torch.full((3, 2), math.e, dtype=torch.float64))
+    assert products.shape == (5, 3, 2)
+    assert not products.any()
 
 
 def test_random_numbers_are_the_same_for_all_tangents():
@@ -131,6 +149,19 @@ def test_differences_in_float32_are_taken_in_float64_where_that_is_possible():
     value, products, fine = difference(narrow, lambda v: v.exp().flatten(1), x, t)
     assert torch.equal(value, x.exp().flatten(1))
     assert (products - wanted).norm() < 3e-7 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("steep", "factor"),
+    [(1e4, lambda: 1.0), (1.0, lambda: torch.ones(1).exp().log().round())],
+    ids=["steep", "single precision beside it"],
+)
+def test_steps_are_small_where_that_is_right(steep, factor):
+    """Large ones would see another slope of the one, and are not needed for the other."""
+    _, products, step = difference(lambda v: factor() * (steep * v).sin().flatten(1), None, X, TANGENTS)
+    wanted = steep * ((steep * X).cos() * TANGENTS).flatten(2)
+    assert (products - wanted).norm() < 1e-5 * wanted.norm()
+    assert 0 < step < 1e-3
 
 
 def test_differences_that_do_not_converge_are_told_and_those_of_the_largest_step_given():
@@ -302,6 +333,54 @@ def test_one_image_alone_need_not_make_a_batch():
     assert push(lambda x: x.sum(0, keepdim=True).sin().flatten()[:1], X, TANGENTS).method == "forward"
 
 
+def test_what_autograd_declares_is_asked_for_once(monkeypatch):
+    """Other methods of autograd have the same derivative."""
+    straight = lambda x: x.exp() + (2 * x).detach()  # noqa: E731
+    tried = planned(monkeypatch, forward=Unsupported("not here"))
+    with pytest.raises(
+        RuntimeError, match=r"\(forward vmap: the derivative that autograd gives .*; forward: not here\)"
+    ):
+        push(straight, X, TANGENTS)
+    assert tried == ["forward", "forward vmap"]
+
+
+@pytest.mark.parametrize("cause", ["a number is taken out of torch", "memory is read by its address"])
+def test_causes_come_before_what_they_lead_to(monkeypatch, cause):
+    wrong = {name.replace(" ", "_"): lambda p: 1.01 * p for name in METHODS}
+    planned(monkeypatch, **wrong | {"forward": Unsupported(cause)})
+    with pytest.raises(RuntimeError, match=rf"none does \(forward: {cause}; forward vmap"):
+        push(FUNCTIONS["maps"], X, TANGENTS)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_what_could_not_be_told_is_not_trusted_where_following_the_function_failed(monkeypatch, gradients):
+    def noisy(x):
+        return SMOOTH(x) + (0.05 * (x * 1e8).sin().flatten(1)[:, :4]).detach()
+
+    planned(monkeypatch, forward=Unsupported("not here"))
+    with torch.set_grad_enabled(gradients):
+        if gradients:
+            result, text = told(noisy, X, TANGENTS)
+            assert (result.method, result.check.status) == ("forward vmap", "inconclusive")
+            assert "could not be told" in text
+            return
+        with pytest.raises(RuntimeError, match=r"none does \(forward vmap.*could not be told.*forward: not here"):
+            push(noisy, X, TANGENTS)
+
+
+def test_one_image_is_looked_at_without_a_word_of_its_own():
+    """What torch says of a batch of one is of no interest; what the function says is."""
+
+    def spread(x):
+        warnings.warn("mine", UserWarning, stacklevel=1)
+        return x.std(0, keepdim=True)
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        alone(spread, X[:1])
+    assert [str(warning.message) for warning in found] == ["mine"]
+
+
 def test_a_fault_of_the_function_is_shown_as_it_is():
     with pytest.raises(KeyError, match="mine"):
         push(lambda x: {}["mine"], X, TANGENTS)
@@ -322,6 +401,10 @@ def test_a_defect_of_a_rule_is_told(monkeypatch):
     assert "report" not in told(lambda x: x.sin().flatten(1), X, TANGENTS)[1]
 
 
+def planted_shortage():
+    raise torch.OutOfMemoryError
+
+
 def test_memory_that_does_not_suffice(monkeypatch):
     parts = []
 
@@ -335,6 +418,8 @@ def test_memory_that_does_not_suffice(monkeypatch):
     result, text = told(FUNCTIONS["maps"], X, TANGENTS, "forward", verified=False)
     assert parts == [5, 3, 2, 1]
     assert "chunk_size=2" in text
+    with pytest.raises(torch.OutOfMemoryError):
+        push(lambda x: planted_shortage(), X, TANGENTS[:0], "forward")
     torch.testing.assert_close(result.products, true(FUNCTIONS["maps"]))
     tried = planned(monkeypatch, forward=torch.OutOfMemoryError())
     with pytest.raises(torch.OutOfMemoryError):
@@ -469,7 +554,9 @@ def test_products_that_are_not_those_of_the_method_are_found():
                 checked(function, change=change)
         with pytest.raises(Disagreement, match="linear"):
             checked(function, x=X.float(), tangents=TANGENTS.float(), change=lambda p: 1.05 * p)
+    # Sums in another order round otherwise.
     assert checked(SMOOTH, change=lambda p: (1 + 1e-9) * p).status == "agrees"
+    assert checked(SMOOTH, x=X.float(), tangents=TANGENTS.float(), change=lambda p: (1 + 5e-4) * p).status == "agrees"
 
 
 def test_nothing_to_compare():
@@ -516,6 +603,28 @@ def test_a_part_that_is_lost_is_named():
     assert "(reverse mode" in str(check)
 
 
+def test_another_derivative_by_reverse_mode_that_is_at_right_angles_to_the_product_is_told():
+    straight = lambda x: torch.cat([SMOOTH(x), SMOOTH(x) - SMOOTH(x).detach()], 1)  # noqa: E731
+    check = checked(straight)
+    assert check.status == "agrees"
+    assert check.reason.startswith("reverse mode gives another")
+
+
+def test_what_is_lost_in_the_images_that_depend_on_the_last_is_found():
+    """The last image holds the largest number: its own value and derivative are right."""
+    x = X.clone()
+    x[-1] *= 4
+
+    def lost(function, v, t):
+        _, products = METHODS["forward"](SMOOTH, v, t, len(t))
+        _, largest = METHODS["forward"](lambda u: u.flatten(1).amax(1), v, t, len(t))
+        own = (v.flatten(1).amax(1) == v.amax()).to(v)
+        return function(v), products * v.amax() + SMOOTH(v) * (own * largest)[..., None]
+
+    with pytest.raises(Disagreement):
+        checked(lambda v: SMOOTH(v) * v.amax(), lost, x=x)
+
+
 def test_no_reverse_mode_is_said():
     class Forward(torch.autograd.Function):
         @staticmethod
@@ -549,6 +658,13 @@ def test_ties_and_kinks_at_the_inputs_are_no_disagreement():
         assert checked(lambda v: SMOOTH(v.relu()) + v.flatten(1)[:, :4], x=x).status == "agrees"
         with pytest.raises(Disagreement):
             checked(lambda v: SMOOTH(v.relu()) + v.flatten(1)[:, :4], off_by(0.99), x=x)
+
+
+def test_one_image_that_depends_on_what_is_beside_it():
+    """Where nothing shows that images are apart, several places on a line are no batch."""
+    check = checked(lambda v: SMOOTH(v) / SMOOTH(v).norm(), x=X[:1], tangents=TANGENTS[:, :1])
+    assert check.status == "agrees"
+    assert check.difference < 1e-8
 
 
 def test_a_check_says_the_same_again_and_leaves_random_states():
@@ -623,6 +739,94 @@ def test_jumps_beside_kinks_are_refused():
     assert checked(sound, x=x).reason == ""
     with pytest.raises(Disagreement, match="jumps"):
         checked(lambda v: sound(v) + (1e4 * v.flatten(1)[:, :4] + 0.37).round() / 10, x=x)
+    assert checked(lambda v: sound(v) + (1e4 * v.flatten(1)[:, :4] + 0.37).round() / 1e7, x=x).status == "agrees"
+
+
+@pytest.mark.parametrize("grain", [0.02, 0.005, 0.001])
+def test_rounding_that_differences_see_as_noise_is_a_jump(grain):
+    """In single precision, where steps are so large that a fine grain changes the slope by a few percent alone."""
+
+    def rounded(x):
+        if x.dtype != torch.float32:
+            raise RuntimeError("float32 alone")
+        return SMOOTH(x).div(grain).round() * grain
+
+    straight = lambda f, x, t: (f(x), METHODS["forward"](SMOOTH, x, t, len(t))[1])  # noqa: E731
+    with pytest.raises(Jump):
+        checked(rounded, straight, X.float(), TANGENTS.float())
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_jumps_far_away_matter_where_there_is_no_derivative_alone(scale):
+    """A hundredth of the image's norm away, and on the way a kink, so that differences of several steps are taken."""
+    x = X.clamp(min=0)
+    step = lambda v: ((v - x[-1]).flatten(1)[:, :1] > 0.01 * x[-1].norm()).to(v)  # noqa: E731
+    assert checked(lambda v: scale * (SMOOTH(v.relu()) + step(v)), x=x).status == "agrees"
+    with pytest.raises(Jump):
+        checked(lambda v: scale * (1 + step(v)), x=x)
+
+
+def test_rounding_of_derivatives_that_are_nothing_beside_the_values_is_not_told():
+    cancelled = lambda v: ((1e6 * v + v) - 1e6 * v).flatten(1)[:, :4] + 1e9  # noqa: E731
+    check = checked(cancelled, x=X.float(), tangents=TANGENTS.float())
+    assert check.status == "agrees"
+    assert not check.warning
+
+
+@pytest.mark.parametrize("steep", [1.0, 40.0])
+def test_half_precision_has_steps_of_its_own(steep):
+    """Of a sine of forty periods in an image the largest see the other side."""
+    x, tangents = fixed(3, 6, 100, seed=1), fixed(5, 3, 6, 100, seed=2)
+
+    def run(factor):
+        smooth = lambda v: (steep * v).sin().flatten(1)  # noqa: E731
+        return lambda f, v, t: (f(v), factor * METHODS["forward"](smooth, v, t, len(t))[1])
+
+    coarse = lambda v: (steep * v).sin().bfloat16().to(v.dtype).flatten(1)  # noqa: E731
+    check = checked(coarse, run(1.0), x, tangents)
+    assert check.status == "agrees"
+    assert check.difference < 0.1
+    assert "half precision" in check.warning
+    for factor in (3.0, -1.0):
+        with pytest.raises(Disagreement):
+            checked(coarse, run(factor), x, tangents)
+    if steep == 1:
+        with pytest.raises(Jump):
+            checked(lambda v: coarse(v) + 5 * (4 * v.flatten(1)[:, :1]).round(), run(1.0), x, tangents)
+
+
+@pytest.mark.parametrize("x", [X, X.float()], ids=["float64", "float32"])
+def test_differences_that_are_not_finite_show_nothing(x):
+    """Powers have a derivative at zero, which black images are, and no value below it."""
+    black, tangents = x.clamp(min=0), TANGENTS.to(x.dtype)
+    power = lambda v: v.pow(2.2).flatten(1)  # noqa: E731
+    check = checked(power, x=black, tangents=tangents)
+    assert check.status == "agrees"
+    assert 0 < check.difference < 1e-4
+    for factor in (1.5, 0.99, 0.0):
+        with pytest.raises(Disagreement):
+            checked(power, off_by(factor), x=black, tangents=tangents)
+
+
+def test_a_function_that_has_no_values_beside_the_inputs_is_inconclusive():
+    """It is linear where it has values; transposition still tells of what is lost."""
+    known = lambda v: (v.flatten(1) @ W.to(v.dtype)) / torch.isin(v, torch.cat([X, X.float().double()]).to(v)).all()  # noqa: E731
+    linear = lambda v: v.flatten(1) @ W.to(v.dtype)  # noqa: E731
+    run = lambda f, v, t: (f(v), METHODS["forward"](linear, v, t, len(t))[1])  # noqa: E731
+    check = checked(known, run)
+    assert check.status == "inconclusive"
+    assert check.reason == "the function is not finite beside the inputs"
+    assert math.isnan(check.difference)
+
+
+def test_a_derivative_that_is_wrong_at_the_image_alone_is_told():
+    """A mask of zeros times the image is the image, and its derivative by a product's rule lacks the black pixels."""
+    masked = lambda v: SMOOTH(v * (v != 0))  # noqa: E731
+    x = X.clamp(min=0)
+    check = checked(masked, x=x)
+    assert check.status == "agrees"
+    assert "off the change that is seen on both sides" in check.warning
+    assert not checked(SMOOTH, x=x).warning
 
 
 def test_a_method_that_does_not_run_in_float64_is_checked_in_float32():

@@ -1,12 +1,16 @@
 """When products are taken for those of the function, and when they are refused."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 import lie_metric as lm
 from lie_metric.jacobian import methods, push
-from lie_metric.lie import linearise
+from lie_metric.lie import _found_right, linearise
 from lie_metric.representations import Invariant
 
 torch.manual_seed(0)
@@ -116,7 +120,23 @@ def test_a_penalty_is_checked_for_each_output_and_keeps_its_method():
         passes(output=detached)
     with pytest.raises(RuntimeError, match="agrees"):
         passes(output=detached)
+    with pytest.raises(RuntimeError, match="agrees"):
+        passes(function=lambda whole, x: detached(whole(x)))
     assert passes() == second
+    assert checked(model, images)[1].status == "agrees", "without gradients it is checked each time"
+
+
+def test_options_of_a_penalty_are_not_kept_alive():
+    model, images = nn.Sequential(*NET), torch.rand(2, 3, 8, 8)
+
+    def gone(name, option):
+        lm.lie_derivative(model, images, "rotation", output_representation=Invariant(), **{name: option})
+        return weakref.ref(option)
+
+    options = [gone("output", lambda y: 2 * y), gone("function", lambda whole, x: whole(x) + 1)]
+    gc.collect()
+    assert [option() for option in options] == [None, None]
+    assert _found_right(model) == {}
 
 
 def test_what_was_right_in_the_first_step_is_used_in_the_second(monkeypatch):
@@ -323,3 +343,59 @@ def test_one_draw_is_told_from_rounding():
     with torch.no_grad(), pytest.warns(UserWarning, match="draws random numbers") as seen:
         lm.lie_derivative(drawn, torch.rand(2, 3, 8, 8), "rotation")
     assert not any("rounding" in str(one.message) for one in seen)
+
+
+def test_a_function_that_checks_its_range_is_checked_within_it():
+    """Steps beside black and white pixels would leave the range that it accepts."""
+
+    def narrow(v):
+        if v.min() < 0 or v.max() > 1:
+            raise ValueError("images must be in [0, 1]")
+        return v.square()
+
+    x = torch.rand(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:, 0], x[:, 1] = 0, 1
+    t = torch.randn(1, 2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        result = push(narrow, x, t)
+    torch.testing.assert_close(result.products, 2 * x * t)
+    assert (result.method, result.check.status) == ("forward", "agrees")
+
+    def lies(v):
+        return narrow(v) + (v - v.detach())
+
+    with torch.no_grad(), pytest.raises(RuntimeError, match="agrees with its own central differences"):
+        push(lies, x, t, "double_backward")
+
+
+def test_a_refusal_that_the_function_catches_is_one():
+    def catches(v):
+        try:
+            size = v.mean().item()
+        except RuntimeError:
+            size = 0.0
+        return v * size
+
+    x = torch.rand(1, 4, generator=torch.Generator().manual_seed(0)) + 1
+    with torch.no_grad(), pytest.raises(RuntimeError, match="a number is taken out of torch"):
+        push(catches, x, torch.ones(1, 1, 4), "forward")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_inside_is_told_and_its_error_counts(dtype):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.Tanh(), torch.nn.Linear(50, 3)).requires_grad_(False)
+
+    wide = copy.deepcopy(net).double()
+
+    def cast(v, net=net):
+        with torch.autocast("cpu", dtype):
+            return net(v).to(v.dtype)
+
+    x, t = torch.randn(2, 20), torch.randn(1, 2, 20)
+    with torch.no_grad(), pytest.warns(UserWarning, match="runs in half precision"):
+        result = push(cast, x, t, precise=lambda v: cast(v, wide))
+    true = torch.func.jvp(net, (x,), (t[0],))[1]
+    off = ((result.products[0] - true).norm() / true.norm()).item()
+    assert 1e-5 < off < 5e-2
+    assert result.check.difference > off / 10

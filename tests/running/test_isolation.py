@@ -11,6 +11,7 @@ from torch import nn
 
 import lie_metric as lm
 from lie_metric.running import evaluation, isolated
+from lie_metric.running.draws import MEASURED
 
 
 class Fails(nn.Module):
@@ -236,3 +237,59 @@ def test_programs_without_a_mode_are_measured(kind):
     for given in (program, lambda v: program(v)):
         with torch.no_grad():
             torch.testing.assert_close(lm.lie_derivative(given, x, "rotation")["rotation"], wanted)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_switches_of_the_process_are_what_they_were(enabled):
+    """Also those that a user has turned off, and also when a recurrent layer fails."""
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    layer, x = nn.LSTM(48, 4, batch_first=True), torch.rand(2, 5, 48)
+    try:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+        torch._C._set_mkldnn_enabled(enabled)
+        with isolated(layer):
+            layer(x)
+            assert torch._C._get_mkldnn_enabled() == enabled
+            with pytest.raises(RuntimeError, match="input"):
+                layer(x[..., 1:])
+            assert torch._C._get_mkldnn_enabled() == enabled
+        assert torch.backends.mha.get_fastpath_enabled() == enabled
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(fused)
+
+
+def made_by(output):
+    return output.grad_fn.name().removesuffix("0")
+
+
+def test_what_is_computed_in_another_way_inside():
+    """Operations whose derivatives are missing, slow or wrong; in training mode batch norm is torch's own."""
+    x = images().requires_grad_()
+    F, norm = nn.functional, nn.BatchNorm2d(3).double().requires_grad_(False)
+    mean, var = norm.running_mean, norm.running_var
+    with isolated(None):
+        assert made_by(norm.eval()(x)) == made_by(F.batch_norm(x, mean, var)) == "AddBackward"
+        assert made_by(F.batch_norm(x, None, None, training=True)) == "NativeBatchNormBackward"
+        for size in (1, (1, 1), [1, 1]):
+            assert made_by(F.adaptive_avg_pool2d(x, size)) == made_by(F.adaptive_avg_pool2d(input=x, output_size=size))
+            assert made_by(F.adaptive_avg_pool2d(x, size)) == "MeanBackward1"
+            torch.testing.assert_close(F.adaptive_avg_pool2d(x[0], size), x[0].mean((1, 2), keepdim=True))
+        assert made_by(F.adaptive_avg_pool2d(x, (1, 2))) == "AdaptiveAvgPool2DBackward"
+
+
+def test_a_measurement_that_fails_is_not_taken_for_one_that_goes_on():
+    with pytest.raises(RuntimeError, match="planted"):
+        lm.lie_derivative(Fails(), images(), "rotation")
+    assert not MEASURED
+    with isolated(None):
+        assert len(MEASURED) == 1
+    assert not MEASURED
+
+
+@pytest.mark.parametrize("size", [1, (1, 1), [1, 1]])
+def test_pooling_to_one_pixel_is_laid_out_as_a_mean_is(size):
+    """What torch makes of it where channels come last has no batching rule, and is warned of."""
+    x = images(4, 8).contiguous(memory_format=torch.channels_last)
+    with isolated(None):
+        assert nn.functional.adaptive_avg_pool2d(x, size).stride() == x.mean((-2, -1), keepdim=True).stride()

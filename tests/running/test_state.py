@@ -1,11 +1,17 @@
 """What a model holds is given back, whichever way it keeps things and whatever happens meanwhile."""
 
+import array
+import collections
 import copy
+import dataclasses
+import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from cases import images
+from lightning.pytorch import Trainer
 from running_models import SILENT, TOLD, BuildsFilters, Keeps, held, same
 from torch import nn
 
@@ -239,8 +245,9 @@ def test_lazy_layers_are_refused_and_stay_lazy(wrap):
         pass
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, lambda size: nn.InstanceNorm2d(size, track_running_stats=True)])
 @pytest.mark.parametrize("own", [False, True])
-def test_batch_norm_that_runs_in_training_mode_is_told_and_given_back(own):
+def test_batch_norm_that_runs_in_training_mode_is_told_and_given_back(own, kind):
     """One that hides where nothing finds it, and one that a model keeps in training mode itself."""
 
     class Norm(nn.Sequential):
@@ -253,15 +260,16 @@ def test_batch_norm_that_runs_in_training_mode_is_told_and_given_back(own):
         def __call__(self, x):
             return REGISTRY[0]()(x)
 
-    model = Norm(nn.BatchNorm2d(3))
+    model = Norm(kind(3))
     REGISTRY[:] = [lambda: model]
     before = held(model)
     place = r"\['0'\]" if own else r"\['a module of 3 channels that is out of sight'\]"
     with (
-        pytest.warns(UserWarning, match=f"Batch norm ran in training mode in {place}"),
+        pytest.warns(UserWarning, match=f"Batch norm ran in training mode in {place}") as told,
         isolated(model if own else Hidden()),
     ):
         model(x())
+    assert len(told) == 1, "that its statistics changed is part of it"
     assert same(before, held(model))
 
 
@@ -380,3 +388,113 @@ def test_hooks_that_a_call_adds_are_added_once():
         assert inside.id in model.layers[1]._forward_hooks
     assert list(model.layers[0]._forward_hooks) == [outside.id]
     assert not model.layers[1]._forward_hooks
+
+
+# What modules keep beside tensors -------------------------------------------------------------------------------------
+
+
+class Note:
+    def __init__(self):
+        self.count, self.values = 0, np.zeros(2)
+
+
+class Slots:
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+
+@dataclasses.dataclass
+class Entry:
+    count: int = 0
+
+
+class Counts(nn.Module):
+    """Counts its calls in every way that is not a tensor of its own."""
+
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 192, generator=torch.Generator().manual_seed(0)))
+        self.array, self.row, self.data = np.zeros(1), array.array("i", [0]), bytearray(2)
+        self.counter, self.default = collections.Counter(other=5), collections.defaultdict(int)
+        self.ordered = collections.OrderedDict(a=0, b=0)
+        self.note, self.slots, self.entry, self.space = Note(), Slots(), Entry(), types.SimpleNamespace(count=0)
+        self.held, self.pair, self.deep = [torch.zeros(2)], (Note(), [0]), {"one": {"two": Note()}}
+
+    def forward(self, v):
+        type(self).calls += 1
+        self.array += 1
+        self.row[0] += 1
+        self.row.append(1)
+        self.data[0] += 1
+        self.counter["calls"] += 1
+        self.default["calls"] += 1
+        self.ordered.move_to_end("a")
+        for counted in (self.note, self.slots, self.entry, self.space, self.pair[0], self.deep["one"]["two"]):
+            counted.count += 1
+        self.note.values += 1
+        self.pair[1][0] += 1
+        out = v.flatten(1) @ self.weight.T.to(v)
+        self.held[0].add_(1)
+        return out
+
+    def told(self):
+        return (
+            *(type(self).calls, self.array.tolist(), self.row.tolist(), bytes(self.data), dict(self.counter)),
+            *(dict(self.default), list(self.ordered), self.note.count, self.note.values.tolist(), self.slots.count),
+            *(self.entry.count, self.space.count, self.held[0].tolist(), self.pair[0].count, self.pair[1]),
+            self.deep["one"]["two"].count,
+        )
+
+
+@pytest.mark.parametrize("method", ["auto", "double_backward", "difference"])
+def test_counts_of_any_kind_are_given_back(method):
+    model = Counts()
+    model(x())
+    before, kept = copy.deepcopy(model.told()), model.held[0]
+    with torch.no_grad():
+        lm.lie_derivative(model, x(), "rotation", method=method, output_representation=lm.representations.Invariant())
+    assert model.told() == before
+    assert model.held[0] is kept
+
+
+def test_a_tensor_that_autograd_took_note_of_is_free_of_it():
+    """A copy of what moves leaves a graph behind, and such a tensor cannot be copied with its model."""
+
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.held = [torch.zeros(2, 3)]
+
+        def forward(self, v):
+            out = v.mean((2, 3))
+            self.held[0].copy_(out)
+            return out
+
+    model = Holds()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lm.lie_derivative(model, x(), "rotation", method="double_backward")
+    assert model.held[0].grad_fn is None
+    assert not model.held[0].any()
+    copy.deepcopy(model)
+
+
+def test_a_trainer_and_what_it_logs_to_live_on():
+    """Objects of other libraries are no part of the model."""
+
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+
+        def forward(self, v):
+            self.trainer.told = True
+            return v.mean((2, 3))
+
+    model = Holds()
+    lm.lie_derivative(model, x(), "rotation")
+    assert model.trainer.told
