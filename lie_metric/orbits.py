@@ -220,9 +220,9 @@ class DisplacedOrbit:
     r"""One transform that moves the pixels by a stated distance, the root mean square over the frame.
 
     Shifts along an axis are by whole pixels and interpolate nothing. With the border "crop" nothing is invented
-    either: two frames of one image, ``pixels`` apart and as much smaller than it, are compared. "reflect" keeps the size
-    of the image, for models that take one size only, and mirrors what enters. Other transforms resample, and their
-    border is that of the stencil.
+    either: two frames of one image, ``pixels`` apart and as much smaller than it, are compared. "reflect" keeps the
+    size of the image, for models that take one size only, and mirrors what enters. Other transforms resample, and
+    their border is that of the stencil.
 
     Args:
         name: Under which results are reported.
@@ -271,7 +271,7 @@ class DisplacedOrbit:
         if min(size) < 2 * self.pixels:
             raise ValueError(
                 f"`transforms` must leave half of the image in the frame, got {self.name!r} for images of "
-                f"{size[0]}×{size[1]} pixels. Pass smaller displacements, e.g. `orbits.displaced('translation', (1, 2))`."
+                f"{size[0]}×{size[1]} pixels. Pass smaller ones, e.g. `orbits.displaced('translation', (1, 2))`."
             )
         axis = _axis(self.generator)
         if axis is None:
@@ -433,7 +433,8 @@ def displaced(
     unmoved = [generator.name for generator in found if generator.intensity or not any(map(any, generator.matrix))]
     if unmoved:
         raise ValueError(
-            f"`generators` must move pixels and nothing else, got {unmoved}. Use `orbits.listed({unmoved[0]!r}, [0.1])`."
+            f"`generators` must move pixels and nothing else, got {unmoved}. Use "
+            f"`orbits.listed({unmoved[0]!r}, [0.1])` for these."
         )
     broken = [distance for distance in distances if distance != int(distance)]
     if broken and any(_axis(generator) is not None for generator in found):

@@ -253,7 +253,7 @@ class TestRefused:
             lm.compare(a, record({"x": torch.rand(8, 2), "y": torch.rand(8, 2)}, ["0", "1"], units=("pixel", "pixel")))
         with pytest.raises(ValueError, match="must be that of the records, got 'lee'"):
             lm.compare(a, b, "lee")
-        with pytest.raises(ValueError, match=r"`measure` must be one of \['lee', 'relative', 'sensitivity'\]"):
+        with pytest.raises(ValueError, match=r"`measure` must be one of \['lee', 'relative'\]"):
             lm.compare(one, one, "other")
 
     def test_what_may_differ(self):

@@ -550,7 +550,8 @@ class EquivarianceMonitor(Monitor):
                 if not failed and images:
                     found, error = self._read(name, measurement.metrics[name], measurement.local)
                     measured |= found
-                if failed or error is not None:
+                # What stands beside by default falls with the measurement itself, which is told.
+                if (failed or error is not None) and not (name in self._built_in and failures[0]):
                     companion = f"The companion {name!r} of `{self._name}` could not be measured"
                     self.report(companion if name else self.failure, error)
             suffix = f"/dataloader_idx_{index}" if len(known) > 1 else ""

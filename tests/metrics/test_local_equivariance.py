@@ -537,3 +537,71 @@ def test_two_processes_give_the_values_of_one(results, counts):
         single.update(Net(), x[::2])
         for rank in (0, 1):
             torch.testing.assert_close(results[counts, rank][1], single.compute(), rtol=1e-9, atol=1e-12)
+
+
+# Units -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(9, 9), (8, 14)])
+def test_values_per_pixel(size):
+    model = lambda v: v.square().mean((2, 3))  # noqa: E731
+    x = torch.randn(6, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    metric = lm.LocalEquivarianceError(("translation_x", "rotation"))
+    metric.update(model, x)
+    half = min(size) / 2
+    radius = sum(
+        (i - (size[0] - 1) / 2) ** 2 + (j - (size[1] - 1) / 2) ** 2 for i in range(size[0]) for j in range(size[1])
+    )
+    pixels = {"translation_x": half, "rotation": (radius / size[0] / size[1]) ** 0.5}
+    for name, each in pixels.items():
+        assert metric.relative(units="pixel")[name].item() == pytest.approx(metric.relative()[name].item() / each)
+        assert metric.lee(units="pixel")[name].item() == pytest.approx(metric.lee()[name].item() / each**2)
+        for measure, power in (("relative", 1), ("lee", 2)):
+            one, other = (metric.standard_error(measure, units=units)[name].item() for units in ("pixel", "t"))
+            assert one == pytest.approx(other / each**power)
+
+
+def test_units_that_have_no_meaning():
+    metric = lm.LocalEquivarianceError(("rotation", "saturation"))
+    metric.update(Net(), images())
+    with pytest.raises(ValueError, match=r"must be 't' for generators that move no pixels, got 'pixel' for \['satur"):
+        metric.relative(units="pixel")
+    with pytest.raises(ValueError, match="`units` must be one of"):
+        metric.relative(units="degrees")
+    mixed = lm.LocalEquivarianceError("rotation")
+    for size in (8, 9):
+        mixed.update(lambda v: v.mean((2, 3)), torch.rand(3, 3, size, size))
+    assert mixed.input_shape is None
+    with pytest.raises(ValueError, match=r"unless all images are of one size, got \[\(3, 8, 8\), \(3, 9, 9\)\]"):
+        mixed.relative(units="pixel")
+
+
+def test_a_spread_from_elsewhere():
+    """Ten times the images that a model is measured on, and another model's outputs."""
+    model, x = Net(), images(40)
+    few, many = lm.LocalEquivarianceError("rotation"), lm.LocalEquivarianceError("rotation")
+    few.update(model, x[:5])
+    many.update(model, x)
+    L, _ = explicit(model, x[:5], ("rotation",))
+    with torch.no_grad():
+        wanted = (L[0].square().sum() / 5 / model.eval()(x).var(0).sum()).sqrt()
+    found = few.relative(spread_from=many)["rotation"]
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-9)
+    other = lm.LocalEquivarianceError("rotation")
+    other.update(lambda v: v.mean((2, 3))[:, :1], x)
+    with pytest.raises(ValueError, match="`spread_from` must be a metric of outputs of 4 means that vary"):
+        few.relative(spread_from=other)
+
+
+def test_relative_does_not_depend_on_how_many_images_there_are():
+    """The variance is that of a sample: pairs of images give, on average of squares, what hundreds do."""
+    model, x = Net(), images(400)
+    squares = []
+    for start in range(0, 400, 2):
+        metric = lm.LocalEquivarianceError("rotation")
+        metric.update(model, x[start : start + 2])
+        squares.append((metric.lee()["rotation"] / metric.relative()["rotation"].square()).item())  # variance / dim
+    whole = lm.LocalEquivarianceError("rotation")
+    whole.update(model, x)
+    wanted = (whole.lee()["rotation"] / whole.relative()["rotation"].square()).item()
+    assert sum(squares) / len(squares) == pytest.approx(wanted, rel=0.15)
