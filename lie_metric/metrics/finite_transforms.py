@@ -191,7 +191,7 @@ class FiniteEquivarianceError(_FiniteTransforms):
 
         Example:
             >>> import torch, lie_metric as lm
-            >>> images, pixels = torch.rand(6, 1, 16, 16), lm.orbits.displaced("rotation", (0.01,))
+            >>> images, pixels = torch.rand(6, 1, 16, 16).double(), lm.orbits.displaced("rotation", (0.01,))
             >>> finite, local = lm.FiniteEquivarianceError(pixels), lm.LocalEquivarianceError("rotation")
             >>> for metric in (finite, local):
             ...     metric.update(lambda x: x.square().mean((2, 3)), images)

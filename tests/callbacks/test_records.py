@@ -69,7 +69,7 @@ def lines(path):
 
 @pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
 def test_each_epoch_is_a_line_beside_the_loggers_files(tmp_path, kind, monkeypatch):
-    monitor, seen = lm.EquivarianceMonitor(("rotation", "scale"), metrics=[OrbitVariance()]), []
+    monitor, seen = lm.EquivarianceMonitor(("rotation", "scale"), displacement=None, metrics=[OrbitVariance()]), []
     kept = types.SimpleNamespace(real=lm.LocalEquivarianceError.records)
     monkeypatch.setattr(
         lm.LocalEquivarianceError, "records", lambda self, m=None: seen.append(self) or kept.real(self, m)
@@ -86,7 +86,7 @@ def test_each_epoch_is_a_line_beside_the_loggers_files(tmp_path, kind, monkeypat
     for line, metric in zip(found, list(seen), strict=True):
         assert line["version"] == 1
         keys = [entry["key"] for entry in line["records"]]
-        assert keys == ["equivariance", "equivariance_lee", "equivariance_orbit_variance"]
+        assert keys == ["equivariance", "equivariance_lee", "equivariance_floor", "equivariance_orbit_variance"]
         first = line["records"][0]
         assert first["names"] == ["rotation", "scale"]
         assert (first["units"], first["loader"], first["suffix"]) == (["radian", "log factor"], 0, "")
@@ -105,7 +105,7 @@ def test_each_epoch_is_a_line_beside_the_loggers_files(tmp_path, kind, monkeypat
     logged = {key: value.item() for key, value in trainer.callback_metrics.items() if "_se/" not in key}
     assert values == pytest.approx(logged, rel=1e-6)
     # 65 numbers for each key, and little else.
-    assert Path(trainer.log_dir, "equivariance.jsonl").stat().st_size < 3 * (6 * 65 * 15 + 4000)
+    assert Path(trainer.log_dir, "equivariance.jsonl").stat().st_size < 3 * (8 * 65 * 15 + 5000)
 
 
 @pytest.mark.parametrize("options", [{"logger": False}, {"fast_dev_run": True}])
@@ -125,7 +125,10 @@ def test_nothing_is_read_outside_of_fit(tmp_path):
 
 
 def test_loaders_prefixes_and_resumed_runs(tmp_path):
-    monitors = [lm.EquivarianceMonitor("rotation", prefix=name, baseline=False) for name in ("one", "two")]
+    monitors = [
+        lm.EquivarianceMonitor("rotation", prefix=name, displacement=None, floor=False, baseline=False)
+        for name in ("one", "two")
+    ]
     logger = CSVLogger(tmp_path, version="run")
     trainer = fit(logger, monitors[0], callbacks=monitors[1:], val=[loader(), loader(8)], max_epochs=1)
     saved = tmp_path / "last.ckpt"
@@ -177,7 +180,7 @@ def test_a_metric_that_cannot_be_read_does_not_stop_training(tmp_path, monkeypat
     monkeypatch.setattr(OrbitVariance, "records", failing)
     trainer = fit(CSVLogger(tmp_path))
     keys = {e["key"] for line in lines(Path(trainer.log_dir) / "equivariance.jsonl")[1:] for e in line["records"]}
-    assert keys == {"equivariance", "equivariance_lee"}
+    assert keys == {"equivariance", "equivariance_lee", "equivariance_finite", "equivariance_floor"}
     assert trainer.current_epoch == 2
 
 

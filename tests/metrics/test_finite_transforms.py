@@ -346,7 +346,7 @@ def test_outputs_of_another_width_are_refused():
         metric.update(cnn(4), images())
 
 
-# Stated displacements --------------------------------------------------------------------------------------------------
+# Stated displacements ------------------------------------------------------------------------------------------------
 
 
 class Pools(nn.Module):
@@ -401,7 +401,7 @@ def test_models_of_one_size_see_mirrored_images(name):
 
 
 def test_an_output_on_the_grid_moves_along():
-    """Of patches without overlap every output that both frames see is the same, two pixels or one of the output away."""
+    """Of patches without overlap every output that both frames see is the same."""
     torch.manual_seed(0)
     grid = {"output_representation": lm.representations.Image()}
     x = torch.rand(4, 3, 16, 16, dtype=torch.float64)

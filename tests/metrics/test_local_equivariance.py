@@ -539,7 +539,7 @@ def test_two_processes_give_the_values_of_one(results, counts):
             torch.testing.assert_close(results[counts, rank][1], single.compute(), rtol=1e-9, atol=1e-12)
 
 
-# Units -----------------------------------------------------------------------------------------------------------------
+# Units ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(9, 9), (8, 14)])
