@@ -59,7 +59,8 @@ def trained(tmp_path_factory):
             ]
             trainer = Trainer(
                 max_epochs=2, accelerator="cpu", logger=loggers, enable_progress_bar=False, enable_model_summary=False,
-                enable_checkpointing=False, callbacks=[lm.EquivarianceMonitor(("rotation", "scale"), displacement=None, floor=False)],
+                enable_checkpointing=False,
+                callbacks=[lm.EquivarianceMonitor(("rotation", "scale"), displacement=None, floor=False)],
             )  # fmt: skip
             trainer.fit(Net(regime, seed), loader, loader)
     return root

