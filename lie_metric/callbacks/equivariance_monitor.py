@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -107,10 +108,10 @@ class EquivarianceMonitor(Monitor):
         it. Then one line says what is measured: function, output and representation, method and its check, stencil and
         number of images.
 
-        *How many images*: the finite error is measured on every fourth image, linearity on every eighth and the floor
-        on every sixteenth, of fewer than 256 images on at least sixteen if there are so many. Shifts are by whole
-        pixels: two crops of one image are compared where the model takes images smaller by as much, and mirrored
-        images otherwise.
+        *How many images*: the finite error is measured on every fourth image; linearity on every eighth and the floor
+        on every sixteenth, at the first, second, fourth, eighth, ... epoch that is measured. Of fewer than 256 images
+        at least sixteen are taken, if there are so many. Shifts are by whole pixels: two crops of one image are
+        compared where the model takes images smaller by as much, and mirrored images otherwise.
 
         *Several epochs between measurements* (``every_n_epochs=n``): epochs n, 2n, ... are measured, counted from 1 as
         in ``check_val_every_n_epoch``; in between ``trainer.callback_metrics`` keeps the old value. Monitor a key only
@@ -338,11 +339,13 @@ class EquivarianceMonitor(Monitor):
         """
         self._measuring = not self.skips(trainer, self.every_n_epochs)
         self._loaders = []
+        count = max((trainer.current_epoch + 1) // self.every_n_epochs, 1)
+        seldom = frozenset() if count & (count - 1) == 0 else self._built_in & {"linearity", "floor"}
         if self._measuring or self._untrained is not None:
             self._loaders = [
                 _Loader(
                     each,
-                    _Measurement(self._metrics(pl_module.device)) if self._measuring else None,
+                    _Measurement(self._metrics(pl_module.device, seldom)) if self._measuring else None,
                     _Measurement(self._metrics(pl_module.device)) if self._untrained is not None else None,
                 )
                 for each in validation_loaders(trainer)
@@ -391,7 +394,8 @@ class EquivarianceMonitor(Monitor):
                 if loader.curve is not None:
                     loader.curve.update(pl_module, chosen, numbers)
                 if loader.start is not None and self._untrained is not None:
-                    self._measure_start(pl_module, loader.start, chosen, numbers)
+                    measure = partial(loader.start.update, pl_module, chosen, numbers)
+                    self._measure_start(pl_module, loader.start, measure)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -402,6 +406,12 @@ class EquivarianceMonitor(Monitor):
             pl_module: The module.
         """
         super().on_validation_epoch_end(trainer, pl_module)
+        for loader in self._loaders:
+            with silence(trainer, pl_module):
+                if loader.curve is not None:
+                    loader.curve.finish(pl_module)
+                if loader.start is not None and self._untrained is not None:
+                    self._measure_start(pl_module, loader.start, partial(loader.start.finish, pl_module))
         baseline = self._untrained is not None
         if baseline:
             self._untrained, self._measuring_start = None, False
@@ -454,13 +464,13 @@ class EquivarianceMonitor(Monitor):
             found["floor"] = StencilError(moving)
         return found
 
-    def _metrics(self, device: torch.device) -> dict[str, ModelMetric]:
-        """Empty metrics, the Lie derivatives under no name and the companions under theirs."""
+    def _metrics(self, device: torch.device, without: frozenset[str] = frozenset()) -> dict[str, ModelMetric]:
+        """Empty metrics, the Lie derivatives under no name and the companions, but for some, under theirs."""
         local = self._metric()
         if self._checked is not None:
             local.expect(self._checked)
         found: dict[str, ModelMetric] = {"": local}
-        found |= {name: metric.inheriting() for name, metric in self.metrics.items()}
+        found |= {name: metric.inheriting() for name, metric in self.metrics.items() if name not in without}
         # The sums are float64, which MPS has not: there they stay in main memory.
         return found if device.type == "mps" else {name: metric.to(device) for name, metric in found.items()}
 
@@ -519,12 +529,10 @@ class EquivarianceMonitor(Monitor):
         ]
         return "; ".join(parts)
 
-    def _measure_start(
-        self, pl_module: LightningModule, start: _Measurement, images: Tensor, numbers: list[int]
-    ) -> None:
+    def _measure_start(self, pl_module: LightningModule, start: _Measurement, measure: Callable[[], None]) -> None:
         try:
             with exchanged(pl_module, self._untrained or {}):
-                start.update(pl_module, images, numbers)
+                measure()
         except ValueError:
             self._give_up_baseline("its parameters or buffers were replaced in training")
         except Exception as error:
@@ -555,8 +563,9 @@ class EquivarianceMonitor(Monitor):
                     companion = f"The companion {name!r} of `{self._name}` could not be measured"
                     self.report(companion if name else self.failure, error)
             suffix = f"/dataloader_idx_{index}" if len(known) > 1 else ""
+            left_out = {f"{self.prefix}_{name}" for name in set(self.metrics) - set(measurement.metrics)}
             for family, names in self._families().values():
-                for key in (family, f"{family}_se"):
+                for key in (family, f"{family}_se") if family not in left_out else ():
                     for name in names:
                         value = torch.as_tensor(measured.get(key, {}).get(name, torch.nan), dtype=torch.float32)
                         values[f"{key}/{name}{suffix}"] = value.to(pl_module.device)
@@ -604,6 +613,9 @@ class _Measurement:
     images: int = 0
     errors: dict[str, Exception] = field(default_factory=dict, repr=False)
     strides: Mapping[str, int] = field(default_factory=dict)
+    _waiting: dict[tuple[str, torch.Size, torch.dtype], tuple[list[Tensor], list[int]]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def local(self) -> LocalEquivarianceError:
@@ -613,19 +625,43 @@ class _Measurement:
         return found
 
     def update(self, pl_module: LightningModule, images: Tensor, numbers: list[int]) -> None:
-        """Adds images; a metric that fails takes no more, and the others go on."""
-        for name, metric in self.metrics.items():
+        """Adds images; a metric that fails takes no more, and the others go on.
+
+        What is measured on some of the images waits until these are as many as a batch, or :meth:`finish`.
+        """
+        for name in self.metrics:
             stride = self.strides.get(name, 1)
+            if stride == 1:
+                self._measure(name, pl_module, images, numbers)
+                continue
             chosen = [row for row, number in enumerate(numbers) if number % stride == 0]
-            if name not in self.errors and chosen:
-                try:
-                    if isinstance(metric, StencilError):
-                        metric.trust(self.local.method_used)
-                    metric.numbers = [numbers[row] for row in chosen]
-                    metric.update(pl_module, images if stride == 1 else images[chosen])
-                except Exception as error:
-                    self.errors[name] = error
+            parts, waiting = self._waiting.setdefault((name, images.shape[1:], images.dtype), ([], []))
+            parts.append(images[chosen])
+            waiting += [numbers[row] for row in chosen]
+            if len(waiting) >= len(images):
+                self._measure(name, pl_module, torch.cat(parts), list(waiting))
+                parts.clear()
+                waiting.clear()
         self.images += len(images)
+
+    def finish(self, pl_module: LightningModule) -> None:
+        """Measures what still waits."""
+        waiting, self._waiting = self._waiting, {}
+        for (name, *_), (parts, numbers) in waiting.items():
+            if numbers:
+                self._measure(name, pl_module, torch.cat(parts), numbers)
+
+    def _measure(self, name: str, pl_module: LightningModule, images: Tensor, numbers: list[int]) -> None:
+        if name in self.errors:
+            return
+        metric = self.metrics[name]
+        try:
+            if isinstance(metric, StencilError):
+                metric.trust(self.local.method_used)
+            metric.numbers = numbers
+            metric.update(pl_module, images)
+        except Exception as error:
+            self.errors[name] = error
 
 
 @dataclass

@@ -228,6 +228,23 @@ def test_what_stands_beside_by_default(num_images, strides):
             assert value > 0
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_floor_and_linearity_are_measured_ever_more_seldom(tmp_path, every):
+    """At the first, second and fourth epoch that is measured, not at the third; the rest each time."""
+    logger = CSVLogger(tmp_path)
+    fitted(EquivarianceMonitor("rotation", 6, every, baseline=False), logger=logger, max_epochs=5 * every)
+    logger.finalize("success")
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    measured = {
+        family: [int(row["epoch"]) for row in rows if row.get(f"equivariance{family}/rotation")]
+        for family in ("", "_finite", "_linearity", "_floor")
+    }
+    epochs = [every * (k + 1) - 1 for k in range(5)]
+    assert measured[""] == measured["_finite"] == epochs
+    assert measured["_linearity"] == measured["_floor"] == [epochs[k] for k in (0, 1, 3)]
+
+
 def test_what_stands_beside_can_be_left_out():
     names = lambda **options: list(EquivarianceMonitor(**options).metrics)  # noqa: E731
     assert names() == ["finite", "linearity", "floor"]
