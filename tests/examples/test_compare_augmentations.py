@@ -101,13 +101,16 @@ def test_the_sentence_follows_from_the_numbers(compare):
 
     relative = {"none": regimes(2, 2), "rotation": regimes(1, 2), "translation": regimes(2, 2.0)}
     lee = {"none": regimes(3, 2), "rotation": regimes(4, 2), "translation": regimes(2, 2)}
-    told = compare.sentence("cnn", relative, lee)
-    assert "rotation augmentation left 0.50 ± 0.01 of the relative rotation error and 1.00 ± 0.01" in told
+    told = compare.sentence("cnn", relative, relative, lee)
+    assert "rotation augmentation left 0.50 ± 0.01 of the rotation error at two pixels and 1.00 ± 0.01" in told
     assert "lowered the former more than the latter; translation augmentation left 1.00" in told
     assert "not distinguishably more than" in told
     assert "raw LEE gives another one (translation, none, rotation)" in told
     assert "lowest for the untrained network" in told
-    assert compare.sentence("cnn", {"none": relative["none"]}, lee) == "cnn: too few regimes to compare."
+    assert (
+        compare.sentence("cnn", {"none": relative["none"]}, {"none": relative["none"]}, lee)
+        == "cnn: too few regimes to compare."
+    )
 
 
 @pytest.mark.parametrize(
