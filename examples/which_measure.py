@@ -109,7 +109,7 @@ def networks(data: Data, epochs: int) -> dict[str, nn.Module]:
 
 def measures(model: nn.Module, images: Tensor) -> dict[str, float]:
     """Every measure of one network, so that smaller is more invariant; means over both axes."""
-    metric = lm.LocalEquivarianceError(AXES)
+    metric = lm.LocalEquivarianceError(AXES, with_noise=True)
     metric.update(model, images)
 
     def mean(values: Mapping[str, Tensor]) -> float:

@@ -3,6 +3,7 @@
 from lie_metric import figures, functional, lattice, orbits, representations, testing, transforms
 from lie_metric.algebra import Generator, generators
 from lie_metric.callbacks import EquivarianceMonitor, LayerwiseMonitor
+from lie_metric.compare import compare
 from lie_metric.functional import equivariance_penalty
 from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
 from lie_metric.lie import lie_derivative
@@ -15,8 +16,10 @@ from lie_metric.metrics import (
     PredictionConsistency,
     RelativeStability,
     RelaxedEquivarianceError,
+    StencilError,
 )
 from lie_metric.resampling import PAPER, Resampling
+from lie_metric.runs import read_record, read_runs
 
 __version__ = "0.1.0"
 
@@ -35,7 +38,9 @@ __all__ = [
     "RelativeStability",
     "RelaxedEquivarianceError",
     "Resampling",
+    "StencilError",
     "__version__",
+    "compare",
     "equivariance_penalty",
     "figures",
     "functional",
@@ -44,6 +49,8 @@ __all__ = [
     "layerwise_equivariance_error",
     "lie_derivative",
     "orbits",
+    "read_record",
+    "read_runs",
     "representations",
     "testing",
     "transforms",

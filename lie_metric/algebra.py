@@ -265,7 +265,7 @@ def spanning_set(asked: Sequence[Generator]) -> tuple[tuple[Generator, ...], Ten
         >>> len(basis), tuple(matrix.shape)
         (6, (9, 6))
     """
-    rows = torch.tensor([generator.coefficients for generator in asked], dtype=torch.float64)
+    rows = torch.tensor([generator.coefficients for generator in asked], dtype=torch.float64).reshape(len(asked), 7)
     chosen: list[int] = []
     # Rows are normalised so that a generator written in small units is not taken for a dependent one.
     size = rows.abs().amax(dim=1, keepdim=True)

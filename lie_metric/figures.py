@@ -26,6 +26,7 @@ __all__ = [
     "heat_map",
     "layerwise",
     "modules_over_epochs",
+    "regime_panels",
     "vector_field",
 ]
 
@@ -146,14 +147,61 @@ def error_curves(models: Mapping[str, Mapping[str, Curve]], *, caption: str) -> 
             if name in curves:
                 curve = curves[name]
                 axis.errorbar(curve.epochs, curve.values, curve.errors, color=colour, label=model, capsize=2)
-        axis.set_title(name.replace("_", " "), fontsize=10)
-        axis.set_xlabel(f"t ({unit_of(name)})", fontsize=8)
+        generator = name.removesuffix(" [px]")
+        axis.set_title(generator.replace("_", " "), fontsize=10)
+        axis.set_xlabel("displacement (px)" if name != generator else f"t ({unit_of(name)})", fontsize=8)
         axis.set_ylabel("error / (√2 output std.)", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
     figure.axes[0].legend(fontsize=8, frameon=False)
     figure.supxlabel(caption, fontsize=8, color="0.3")
+    return figure
+
+
+def regime_panels(regimes: Regimes, *, ylabel: str, axis: str = "epochs") -> Figure:
+    """The curves of every regime, one panel for each generator, at most three in a row.
+
+    Args:
+        regimes: The curves by regime and generator; a regime may lack some.
+        ylabel: What is measured.
+        axis: What curves are over.
+
+    Returns:
+        A figure, as wide as a column of a page.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        ValueError: If there is nothing to draw.
+
+    Example:
+        >>> figure = regime_panels({"none": {"scale": Curve([0, 1], [2.0, 1.0], [0.1, 0.1])}}, ylabel="relative error")
+        >>> figure.axes[0].get_ylabel()
+        'relative error per log factor'
+    """
+    names = list(dict.fromkeys(name for curves in regimes.values() for name in curves))
+    if not names:
+        raise ValueError("`regimes` must hold at least one curve, got none.")
+    _, Figure, FigureCanvasAgg = _matplotlib()
+    columns = 2 if len(names) == 4 else min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(max(3.4 * columns, 4.5), 3.0 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    colours = dict(zip(regimes, _cycle(len(regimes)), strict=True))
+    handles: dict[str, Any] = {}
+    for panel, name in zip(figure.subplots(rows, columns, squeeze=False).flat, names, strict=False):
+        for regime, curves in regimes.items():
+            if name in curves:
+                equivariance_curves(panel, {regime: curves[name]}, name)
+                line = panel.lines[-1]
+                line.set_color(colours[regime])
+                panel.collections[-1].set_color(colours[regime])
+                handles[regime] = line
+        panel.set_ylabel(f"{ylabel} per {UNITS[name]}" if name in UNITS else ylabel, fontsize=9)
+        panel.set_xlabel("epochs (0: untrained)" if axis == "epochs" else axis, fontsize=9)
+    for panel in figure.axes[len(names) :]:
+        panel.set_visible(False)
+    figure.legend(list(handles.values()), list(handles), loc="outside upper left", ncols=4, fontsize=9, frameon=False)
     return figure
 
 

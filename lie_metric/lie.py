@@ -33,6 +33,7 @@ class Linearisation:
         lie_derivatives: L_k f(x), shape (K, B, ...).
         tangents: X_k · x, shape (K, B, ...) of the inputs.
         products: Df(x)[u] for the extra directions u that were asked for, shape (D, B, ...).
+        further: Df(x)[P(X_k · x)] for the map P of tangents that was asked for, shape (K, B, ...); None without.
         representation: How the output carries the action.
         method: The method that was used; "forward vmap" and "forward loop" are forward mode by vectorisation and one
             tangent at a time, where tensors could not carry their tangents.
@@ -43,6 +44,7 @@ class Linearisation:
     lie_derivatives: Tensor
     tangents: Tensor
     products: Tensor
+    further: Tensor | None
     representation: Representation
     method: str
     check: Check | None = None
@@ -144,6 +146,7 @@ def linearise(
     method: str = "auto",
     chunk_size: int | None = None,
     directions: Tensor | None = None,
+    further: Callable[[Tensor], Tensor] | None = None,
     verify: bool = True,
 ) -> Linearisation:
     """The outputs, Lie derivatives and further directional derivatives of a model, from one pass.
@@ -159,7 +162,8 @@ def linearise(
         resampling: As in :func:`lie_derivative`.
         method: As in :func:`lie_derivative`, or the ``method`` of an earlier result of the same model.
         chunk_size: As in :func:`lie_derivative`.
-        directions: Shape (D, *inputs.shape): further input directions u to take Df(x)[u] of.
+        directions: Shape (D, *inputs.shape): input directions u to take Df(x)[u] of besides.
+        further: A linear map of tangents (K, *inputs.shape) to other directions, to take Df(x) of those besides.
         verify: Whether the products are checked against the function itself, on an image or two.
 
     Returns:
@@ -180,7 +184,9 @@ def linearise(
         inputs = inputs.clone() if inputs.is_inference() or 0 in inputs.stride() else inputs
         inputs = working_precision(inputs)
         moved = carrier.tangents(inputs, basis, resampling)
-        pushed = moved if directions is None else torch.cat([moved, directions.to(moved)])
+        parts = [moved] if further is None else [moved, further(moved)]
+        of_generators = len(parts) * len(basis)
+        pushed = torch.cat(parts if directions is None else [*parts, directions.to(moved)])
         measured = function_of(model, output, function)
         # In training a penalty is taken at every step: there a model is checked once.
         setting = (_kept(output), _kept(function), method, configuration(model) if torch.is_grad_enabled() else 0)
@@ -205,7 +211,8 @@ def linearise(
             primal,
             _combine(matrix, along_basis, primal.shape),
             _combine(matrix, moved, inputs.shape),
-            products[len(basis) :],
+            products[of_generators:],
+            None if further is None else _combine(matrix, products[len(basis) : of_generators], primal.shape),
             output_representation,
             by,
             check,

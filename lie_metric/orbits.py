@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,11 +16,45 @@ from lie_metric.lattice import ELEMENTS, LatticeTransform, LatticeTransforms, el
 from lie_metric.randomness import source
 from lie_metric.representations import Representation, map_grid, scalar_fields
 from lie_metric.resampling import Resampling, coordinate_dtype
-from lie_metric.transforms import reads_inside, warp
+from lie_metric.transforms import pixels_per_unit, reads_inside, warp
 
-__all__ = ["Element", "LatticeOrbit", "Orbit", "Orbits", "RandomOrbit", "lattice", "listed", "orbits", "uniform"]
+__all__ = [
+    "Border",
+    "DisplacedOrbit",
+    "Element",
+    "LatticeOrbit",
+    "Orbit",
+    "Orbits",
+    "RandomOrbit",
+    "displaced",
+    "lattice",
+    "listed",
+    "orbits",
+    "uniform",
+]
 
 Generators = str | Generator | Sequence[str | Generator]
+Border = Literal["auto", "crop", "reflect"]
+
+
+class Frame(NamedTuple):
+    """A part of an image, in pixels.
+
+    Attributes:
+        top: Its first row.
+        left: Its first column.
+        height: How many rows it has.
+        width: How many columns.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, image: Tensor) -> Tensor:
+        """That part of images (..., H, W)."""
+        return image[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 @dataclass(frozen=True)
@@ -34,12 +68,15 @@ class Element:
         act: From a representation with an action of its own, a tensor, and 1 or -1 for the inverse, to the tensor
             transformed by that action; None where there are images alone to go by, as for transforms of no
             one-parameter group.
+        frame: What of an image the transformed one is compared with, where it shows another part of the image as large;
+            None for the whole image.
     """
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor], Tensor]
     inside: Callable[[Tensor], Tensor]
     act: Callable[[Representation, Tensor, int], Tensor] | None = None
+    frame: Frame | None = None
 
     def on(self, representation: Representation, tensor: Tensor, direction: int = 1) -> Tensor:
         """The transform of whatever a representation says the tensor is.
@@ -179,6 +216,101 @@ class RandomOrbit:
 
 
 @dataclass(frozen=True)
+class DisplacedOrbit:
+    r"""One transform that moves the pixels by a stated distance, the root mean square over the frame.
+
+    Shifts along an axis are by whole pixels and interpolate nothing. With the border "crop" nothing is invented
+    either: two frames of one image, ``pixels`` apart and as much smaller than it, are compared. "reflect" keeps the
+    size of the image, for models that take one size only, and mirrors what enters. Other transforms resample, and
+    their border is that of the stencil.
+
+    Args:
+        name: Under which results are reported.
+        generator: What moves the pixels.
+        pixels: How far.
+        border: Of shifts; "auto" is "crop" where the model runs on the smaller frame, and "reflect" otherwise.
+
+    Example:
+        >>> orbit = displaced("rotation", (2,))[0]
+        >>> orbit.name, round(orbit.parameter((224, 224), Resampling()), 4)  # 2 / (112 sqrt(2 / 3)) radian
+        ('rotation_2px', 0.0219)
+    """
+
+    name: str
+    generator: Generator
+    pixels: float
+    border: Border = "auto"
+
+    @property
+    def complete(self) -> bool:
+        """False: it is one element."""
+        return False
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def shifts(self) -> bool:
+        """Whether it is a shift along an axis."""
+        return _axis(self.generator) is not None
+
+    def parameter(self, size: tuple[int, int], resampling: Resampling) -> float:
+        """The t that moves pixels so far.
+
+        Args:
+            size: Height and width of the images.
+            resampling: The stencil, which fixes the unit of length.
+
+        Returns:
+            t, in the generator's units.
+        """
+        return self.pixels / pixels_per_unit(self.generator, size, resampling)
+
+    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+        """The element, the same for every image; refused where half of the image would leave."""
+        if min(size) < 2 * self.pixels:
+            raise ValueError(
+                f"`transforms` must leave half of the image in the frame, got {self.name!r} for images of "
+                f"{size[0]}×{size[1]} pixels. Pass smaller ones, e.g. `orbits.displaced('translation', (1, 2))`."
+            )
+        axis = _axis(self.generator)
+        if axis is None:
+            return self._interpolated(indices, size, seed, resampling)
+        step = int(self.pixels) * (1 if self.generator.matrix[axis][2] > 0 else -1)
+        margin = abs(step) if self.border != "reflect" else 0
+        here = Frame(
+            *((max(-step, 0) if margin and axis == along else 0) for along in (1, 0)), *(side - margin for side in size)
+        )
+        there = here._replace(top=max(step, 0)) if axis else here._replace(left=max(step, 0))
+        # What is brought back is an output of the frame, in which the unit of length is another.
+        (back,) = self._interpolated(indices, (here.height, here.width), seed, resampling)
+        if not margin:
+            return [replace(back, forward=lambda image: _mirrored(image, step, axis))]
+        return [replace(back, forward=there.of, frame=here)]
+
+    def _interpolated(
+        self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling
+    ) -> list[Element]:
+        t = (self.parameter(size, resampling),)
+        return RandomOrbit(self.name, (self.generator,), t, t).draw(indices, size, seed, resampling)
+
+
+def _axis(generator: Generator) -> int | None:
+    """0 or 1 for a shift along x or y, None for any other generator."""
+    (a, b, x), (c, d, y) = generator.matrix
+    if any((a, b, c, d, generator.intensity)) or bool(x) == bool(y):
+        return None
+    return 0 if x else 1
+
+
+def _mirrored(image: Tensor, step: int, axis: int) -> Tensor:
+    """The image read by whole pixels further along the axis, mirrored about the outer edges of its pixels."""
+    length = image.shape[-1 - axis]
+    place = (torch.arange(length, device=image.device) + step) % (2 * length)
+    return image.index_select(-1 - axis, torch.minimum(place, 2 * length - 1 - place))
+
+
+@dataclass(frozen=True)
 class LatticeOrbit:
     """Permutations of pixels: nothing is interpolated, and nothing leaves the frame.
 
@@ -267,6 +399,54 @@ def uniform(generators: Generators, limit: float, samples: int = 4, name: str | 
     label = generators if isinstance(generators, str) else "+".join(generator.name for generator in found)
     ends = tuple(float(limit) for _ in found)
     return RandomOrbit(name or f"{label}_within_{limit:g}", found, tuple(-end for end in ends), ends, samples)
+
+
+def displaced(
+    generators: Generators = ("translation", "rotation", "scale"),
+    pixels: Sequence[float] = (1, 2, 8),
+    border: Border = "auto",
+) -> tuple[DisplacedOrbit, ...]:
+    r"""Transforms of each of some generators that move pixels by stated distances, one orbit for each.
+
+    Args:
+        generators: Names, groups or generators that move pixels.
+        pixels: Root mean squares over the frame of how far; whole numbers for shifts.
+        border: What enters where an image is shifted by whole pixels, see :class:`DisplacedOrbit`.
+
+    Returns:
+        Orbits named ``generator_2px``.
+
+    Raises:
+        ValueError: If there are no distances, one is not positive or not whole for a shift, or a generator moves no
+            pixels.
+
+    Example:
+        >>> [orbit.name for orbit in displaced("translation", (2,))]
+        ['translation_x_2px', 'translation_y_2px']
+    """
+    if border not in get_args(Border):
+        raise ValueError(f"`border` must be one of {get_args(Border)}, got {border!r}.")
+    distances = [float(distance) for distance in pixels]
+    if not distances or not all(0 < distance < math.inf for distance in distances):
+        raise ValueError(f"`pixels` must hold positive distances, got {pixels!r}. Pass e.g. (1, 2, 8).")
+    found = resolve(generators)
+    unmoved = [generator.name for generator in found if generator.intensity or not any(map(any, generator.matrix))]
+    if unmoved:
+        raise ValueError(
+            f"`generators` must move pixels and nothing else, got {unmoved}. Use "
+            f"`orbits.listed({unmoved[0]!r}, [0.1])` for these."
+        )
+    broken = [distance for distance in distances if distance != int(distance)]
+    if broken and any(_axis(generator) is not None for generator in found):
+        raise ValueError(
+            f"`pixels` must be whole for shifts, which are not interpolated, got {broken}. Pass e.g. (1, 2, 8), or "
+            "`orbits.listed('translation', [0.01])` for interpolated shifts."
+        )
+    return tuple(
+        DisplacedOrbit(f"{generator.name}_{distance:g}px", generator, distance, border)
+        for generator in found
+        for distance in distances
+    )
 
 
 def lattice(*transforms: LatticeTransforms) -> tuple[LatticeOrbit, ...]:

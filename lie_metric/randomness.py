@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["noise", "source", "validate_seed"]
+__all__ = ["noise", "phase_randomised", "source", "validate_seed"]
 
 
 def validate_seed(seed: object) -> None:
@@ -61,3 +61,32 @@ def noise(images: Tensor, indices: Sequence[int], seed: int) -> Tensor:
     for row, index in zip(found, indices, strict=True):
         row.normal_(generator=source(seed, index, images.device))
     return found
+
+
+def phase_randomised(images: Tensor, indices: Sequence[int], seed: int) -> Tensor:
+    r"""Images with the phases of their Fourier transform turned at random, those of all channels alike.
+
+    .. math:: \hat u(k) = \hat x(k)\, \hat w(k) / |\hat w(k)|, \qquad w \text{ Gaussian noise}
+
+    Spectrum, norm and correlation of channels stay, and where things are is lost (surrogate data, Theiler et al. 1992).
+    It is linear in the images: several that share indices and seed are turned alike.
+
+    Args:
+        images: Shape (..., B, C, H, W).
+        indices: The B running numbers.
+        seed: The seed.
+
+    Returns:
+        Images of the same shape.
+
+    Example:
+        >>> image = torch.rand(1, 3, 8, 8)
+        >>> turned = phase_randomised(image, [4], 0)
+        >>> round((turned.norm() / image.norm()).item(), 5), bool(torch.allclose(turned, image))
+        (1.0, False)
+    """
+    height, width = images.shape[-2:]
+    drawn = noise(images.new_empty((len(indices), 1, height, width)), indices, seed)
+    turn = torch.fft.rfft2(drawn)
+    turn = turn / turn.abs().clamp(min=torch.finfo(images.dtype).tiny)
+    return torch.fft.irfft2(torch.fft.rfft2(images) * turn, s=(height, width))

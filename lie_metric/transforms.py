@@ -173,6 +173,30 @@ def _velocities(
         return [(field[..., 0].to(dtype), field[..., 1].to(dtype)) for field in fields]
 
 
+def pixels_per_unit(generator: Generator, size: tuple[int, int], resampling: Resampling) -> float:
+    r"""How far a generator moves pixels per unit of t: the root mean square of its velocity over the frame.
+
+    .. math:: v_X = \sqrt{ \tfrac{1}{HW} \sum_p \| A \tilde p \|^2 }
+
+    Args:
+        generator: The generator.
+        size: Height and width of the image.
+        resampling: The stencil, which fixes the unit of length.
+
+    Returns:
+        Pixels per unit of t; 0 for intensities.
+
+    Example:
+        >>> translation, rotation = generators("translation_x", "rotation")
+        >>> pixels_per_unit(translation, (8, 8), Resampling())  # half of the side
+        4.0
+        >>> round(pixels_per_unit(rotation, (224, 224), Resampling()) / 112, 4)  # sqrt(2 / 3) of it
+        0.8165
+    """
+    ((along_x, along_y),) = _velocities((generator.matrix,), size, resampling, torch.float64, torch.device("cpu"))
+    return float((along_x.square() + along_y.square()).mean().sqrt())
+
+
 def apply(image: Tensor, generator: Generator | str, t: Parameter, resampling: Resampling | None = None) -> Tensor:
     r"""The finite action :math:`(T_t x)(p) = e^{ts} x(\exp(tA)\,p)` of a one-parameter group.
 

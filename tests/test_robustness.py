@@ -33,7 +33,7 @@ def test_a_value_or_nan_with_a_reason(count, classes, scale, kind, dtype):
     with torch.no_grad():
         model[1].weight.mul_({"constant": 0, "zero": 0}.get(kind, scale))
         model[1].bias.fill_({"nan": torch.nan, "inf": torch.inf, "constant": scale, "zero": 0}.get(kind, 0.0))
-    metric = lm.LocalEquivarianceError(("rotation", "saturation"))
+    metric = lm.LocalEquivarianceError(("rotation", "saturation"), with_noise=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         metric.update(model, images(count, 8).to(dtype))

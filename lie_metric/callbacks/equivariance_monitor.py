@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,13 +21,15 @@ from lie_metric.algebra import Generator
 from lie_metric.callbacks import tensorboard
 from lie_metric.callbacks.batches import images_of
 from lie_metric.callbacks.monitor import Function, Monitor
+from lie_metric.callbacks.records import keep
 from lie_metric.callbacks.selection import Gathering, Share
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, number_of_batches, validation_loaders
 from lie_metric.callbacks.weights import copies, exchanged, tensors_of
 from lie_metric.jacobian import Method
-from lie_metric.metrics import LocalEquivarianceError
+from lie_metric.metrics import FiniteEquivarianceError, LocalEquivarianceError, StencilError
 from lie_metric.metrics.base import ModelMetric
+from lie_metric.orbits import displaced
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 from lie_metric.warning import warn
@@ -40,6 +43,14 @@ _FAMILIES: dict[str, tuple[str, str]] = {
     "lee": ("_lee", "LEE: mean squared Lie derivative"),
     "sensitivity": ("_sensitivity", "error relative to noise of the same size: 1 = nothing learned"),
 }
+
+_TITLES = {
+    "finite": "finite error at",
+    "linearity": "linearity at 1 px: what is left of the first order",
+    "floor": "stencil's own error, in units of the relative error",
+}
+# The displacement at which the first order is compared with what happens.
+_LINEAR = 1.0
 
 
 class EquivarianceMonitor(Monitor):
@@ -57,11 +68,18 @@ class EquivarianceMonitor(Monitor):
     ``equivariance_lee/<generator>``        ``lee``: E‖L_X f‖² / dim f of the output
     ``equivariance_lee_se/<generator>``     its standard error
     ``equivariance_sensitivity/<gener.>``   ``sensitivity`` and, with ``_se``, its standard error; only if asked for
+    ``equivariance_finite/<generator>``     what a transform by ``displacement`` pixels does to the output: 0 =
+                                            equivariant, 1 = as far away as another image; and with ``_se`` its error
+    ``equivariance_linearity/<generator>``  what is left of the first order after one pixel: 1 = all; and ``_se``
+    ``equivariance_floor/<generator>``      what two stencils disagree about, in units of ``equivariance``: values at or
+                                            below it cannot be told from 0; and ``_se``
     ``equivariance_<metric>/<name>``        each of ``metrics`` and, with ``_se``, its standard error, for each orbit
     ======================================  ==========================================================================
 
     Units of t: half of the shorter side (translation), radian (rotation), log factor or slope (scale, stretch, shear).
-    Read ``equivariance``; ``equivariance_lee`` grows with the square of the outputs, and with
+    ``equivariance`` tells how the function bends at the image, ``equivariance_finite`` what a moved image meets; where
+    ``equivariance_linearity`` is far from 1 the first says little of the second. ``equivariance_lee`` grows with the
+    square of the outputs, and with
     ``lee_output="probabilities"``, as in the paper, it rewards a classifier for low confidence.
 
     The values are logged at the step of the other validation metrics, and are in ``trainer.callback_metrics`` in time
@@ -90,6 +108,11 @@ class EquivarianceMonitor(Monitor):
         it. Then one line says what is measured: function, output and representation, method and its check, stencil and
         number of images.
 
+        *How many images*: the finite error is measured on every fourth image; linearity on every eighth and the floor
+        on every sixteenth, at the first, second, fourth, eighth, ... epoch that is measured. Of fewer than 256 images
+        at least sixteen are taken, if there are so many. Shifts are by whole pixels: two crops of one image are
+        compared where the model takes images smaller by as much, and mirrored images otherwise.
+
         *Several epochs between measurements* (``every_n_epochs=n``): epochs n, 2n, ... are measured, counted from 1 as
         in ``check_val_every_n_epoch``; in between ``trainer.callback_metrics`` keeps the old value. Monitor a key only
         with ``every_n_epochs=1``.
@@ -97,6 +120,10 @@ class EquivarianceMonitor(Monitor):
         *Several processes*: ``num_images`` is the total. Each process measures its share of the images, the
         padding of a distributed sampler is left out, and the sums are added up; the values are those of one process
         over the same images. Sharded modules (FSDP, DeepSpeed, model parallel) are refused.
+
+        *Comparisons*: with a logger that has a directory, ``<log_dir>/<prefix>.jsonl`` keeps of each measured epoch
+        what :func:`lie_metric.compare`, :func:`lie_metric.read_runs` and ``lie-metric compare`` need: values without
+        each group of images, settings, and what tells the images from others.
 
         *Tests*: nothing is measured in ``trainer.test()``, which a warning says; ``trainer.validate()`` measures any
         loader.
@@ -114,6 +141,10 @@ class EquivarianceMonitor(Monitor):
             measured.
         measures: Which of ``"relative"``, ``"lee"`` and ``"sensitivity"`` to log. All come from the same pass;
             ``"sensitivity"`` adds one tangent to it.
+        displacement: By how many pixels, in the root mean square over the frame, images are moved for
+            ``equivariance_finite``; None for neither that nor ``equivariance_linearity``. Intensities move none, and
+            inputs that stand on no grid have no pixels: of these there are none.
+        floor: Whether to measure ``equivariance_floor``.
         metrics: Companions to measure on the same images, such as :class:`~lie_metric.PredictionConsistency`,
             :class:`~lie_metric.LatticeEquivarianceError` or :class:`~lie_metric.FiniteEquivarianceError`: a sequence of
             them, logged under the name of their class, or a mapping from names of one's own. ``output``, ``function``,
@@ -164,6 +195,8 @@ class EquivarianceMonitor(Monitor):
         every_n_epochs: int = 1,
         *,
         measures: Sequence[Measure] = ("relative", "lee"),
+        displacement: float | None = 2.0,
+        floor: bool = True,
         metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric] = (),
         images: Callable[[Any], Any] | int | str | None = None,
         output: Literal["logits", "probabilities"] | Callable[[Any], Any] = "logits",
@@ -205,7 +238,10 @@ class EquivarianceMonitor(Monitor):
         } | ({} if function is None else {"function": function})
         self._options = shared | {"lee_output": lee_output, "method": method, "chunk_size": chunk_size}
         self._metric()  # refuses bad options now rather than after the first epoch
-        self.metrics = {name: metric.inheriting(**shared) for name, metric in _by_name(metrics).items()}
+        self.displacement, self.floor = displacement, floor
+        beside = self._beside(input_representation)
+        self._built_in = frozenset(beside)
+        self.metrics = {name: metric.inheriting(**shared) for name, metric in (beside | _by_name(metrics)).items()}
         self._forget()
 
     @override
@@ -303,11 +339,13 @@ class EquivarianceMonitor(Monitor):
         """
         self._measuring = not self.skips(trainer, self.every_n_epochs)
         self._loaders = []
+        count = max((trainer.current_epoch + 1) // self.every_n_epochs, 1)
+        seldom = frozenset() if count & (count - 1) == 0 else self._built_in & {"linearity", "floor"}
         if self._measuring or self._untrained is not None:
             self._loaders = [
                 _Loader(
                     each,
-                    _Measurement(self._metrics(pl_module.device)) if self._measuring else None,
+                    _Measurement(self._metrics(pl_module.device, seldom)) if self._measuring else None,
                     _Measurement(self._metrics(pl_module.device)) if self._untrained is not None else None,
                 )
                 for each in validation_loaders(trainer)
@@ -341,6 +379,8 @@ class EquivarianceMonitor(Monitor):
             images = images_of(batch, self.images)
             if loader.gathering is None:
                 share = Share.of(loader.loader, trainer, dataloader_idx, self.num_images, len(images))
+                for measurement in loader.measurements:
+                    measurement.strides = _strides(len(share))
                 loader.gathering = Gathering(share, max(1, len(images)))
             is_last = batch_idx + 1 >= number_of_batches(trainer, dataloader_idx)
             ready = loader.gathering.add(images, is_last)
@@ -354,7 +394,8 @@ class EquivarianceMonitor(Monitor):
                 if loader.curve is not None:
                     loader.curve.update(pl_module, chosen, numbers)
                 if loader.start is not None and self._untrained is not None:
-                    self._measure_start(pl_module, loader.start, chosen, numbers)
+                    measure = partial(loader.start.update, pl_module, chosen, numbers)
+                    self._measure_start(pl_module, loader.start, measure)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -365,7 +406,14 @@ class EquivarianceMonitor(Monitor):
             pl_module: The module.
         """
         super().on_validation_epoch_end(trainer, pl_module)
-        if self._untrained is not None:
+        for loader in self._loaders:
+            with silence(trainer, pl_module):
+                if loader.curve is not None:
+                    loader.curve.finish(pl_module)
+                if loader.start is not None and self._untrained is not None:
+                    self._measure_start(pl_module, loader.start, partial(loader.start.finish, pl_module))
+        baseline = self._untrained is not None
+        if baseline:
             self._untrained, self._measuring_start = None, False
             starts = [loader.start for loader in self._loaders]
             start = {key: value.item() for key, value in self._values(trainer, pl_module, starts).items()}
@@ -376,6 +424,7 @@ class EquivarianceMonitor(Monitor):
             # Lightning from warning that values might differ.
             values = self._values(trainer, pl_module, [loader.curve for loader in self._loaders])
             pl_module.log_dict(values, sync_dist=True, batch_size=1, add_dataloader_idx=False)
+        keep(trainer, pl_module, self.prefix, self.measures, self._loaders, baseline=baseline)
         self._measuring, self._loaders = False, []
 
     @override
@@ -398,13 +447,30 @@ class EquivarianceMonitor(Monitor):
     def _metric(self) -> LocalEquivarianceError:
         return LocalEquivarianceError(self.generators, with_noise="sensitivity" in self.measures, **self._options)
 
-    def _metrics(self, device: torch.device) -> dict[str, ModelMetric]:
-        """Empty metrics, the Lie derivatives under no name and the companions under theirs."""
+    def _beside(self, input_representation: Representation | None) -> dict[str, ModelMetric]:
+        """What stands beside the Lie derivatives by default."""
+        found: dict[str, ModelMetric] = {}
+        moving = [each for each in self.generators if any(map(any, each.matrix)) and not each.intensity]
+        on_grid = input_representation is None or callable(getattr(input_representation, "map", None))
+        if self.displacement is not None:
+            distances = {"finite": self.displacement, "linearity": _LINEAR}
+            for name, pixels in distances.items():
+                orbits = (
+                    [replace(one, name=one.generator.name) for one in displaced(moving, (pixels,))] if moving else []
+                )
+                if orbits and on_grid:
+                    found[name] = FiniteEquivarianceError(orbits)
+        if self.floor and moving and on_grid:
+            found["floor"] = StencilError(moving)
+        return found
+
+    def _metrics(self, device: torch.device, without: frozenset[str] = frozenset()) -> dict[str, ModelMetric]:
+        """Empty metrics, the Lie derivatives under no name and the companions, but for some, under theirs."""
         local = self._metric()
         if self._checked is not None:
             local.expect(self._checked)
         found: dict[str, ModelMetric] = {"": local}
-        found |= {name: metric.inheriting() for name, metric in self.metrics.items()}
+        found |= {name: metric.inheriting() for name, metric in self.metrics.items() if name not in without}
         # The sums are float64, which MPS has not: there they stay in main memory.
         return found if device.type == "mps" else {name: metric.to(device) for name, metric in found.items()}
 
@@ -414,8 +480,10 @@ class EquivarianceMonitor(Monitor):
         found: dict[str, tuple[str, Sequence[str]]] = {
             _FAMILIES[measure][1]: (self.prefix + _FAMILIES[measure][0], generators) for measure in self.measures
         }
+        titles = _TITLES | {"finite": f"{_TITLES['finite']} {self.displacement or 0:g} px: 1 = as far as another image"}
         for name, metric in self.metrics.items():
-            found[name.replace("_", " ")] = (f"{self.prefix}_{name}", metric.names)
+            title = titles[name] if name in self._built_in else name.replace("_", " ")
+            found[title] = (f"{self.prefix}_{name}", metric.names)
         return found
 
     @override
@@ -436,7 +504,12 @@ class EquivarianceMonitor(Monitor):
         for name, metric in metrics.items():
             try:
                 metric.update(pl_module, images)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
+                if name in self._built_in:
+                    self.report(f"The companion {name!r} of `{self._name}` cannot be measured", error)
+                    continue
                 explained = self.explained(error, measured + (f" with the companion {name!r}" if name else ""))
                 if explained is error:
                     raise
@@ -456,12 +529,10 @@ class EquivarianceMonitor(Monitor):
         ]
         return "; ".join(parts)
 
-    def _measure_start(
-        self, pl_module: LightningModule, start: _Measurement, images: Tensor, numbers: list[int]
-    ) -> None:
+    def _measure_start(self, pl_module: LightningModule, start: _Measurement, measure: Callable[[], None]) -> None:
         try:
             with exchanged(pl_module, self._untrained or {}):
-                start.update(pl_module, images, numbers)
+                measure()
         except ValueError:
             self._give_up_baseline("its parameters or buffers were replaced in training")
         except Exception as error:
@@ -485,20 +556,24 @@ class EquivarianceMonitor(Monitor):
             for name, failed in zip(measurement.metrics, failures, strict=True):
                 error = measurement.errors.get(name)
                 if not failed and images:
-                    found, error = self._read(name, measurement.metrics[name])
+                    found, error = self._read(name, measurement.metrics[name], measurement.local)
                     measured |= found
-                if failed or error is not None:
+                # What stands beside by default falls with the measurement itself, which is told.
+                if (failed or error is not None) and not (name in self._built_in and failures[0]):
                     companion = f"The companion {name!r} of `{self._name}` could not be measured"
                     self.report(companion if name else self.failure, error)
             suffix = f"/dataloader_idx_{index}" if len(known) > 1 else ""
+            left_out = {f"{self.prefix}_{name}" for name in set(self.metrics) - set(measurement.metrics)}
             for family, names in self._families().values():
-                for key in (family, f"{family}_se"):
+                for key in (family, f"{family}_se") if family not in left_out else ():
                     for name in names:
                         value = torch.as_tensor(measured.get(key, {}).get(name, torch.nan), dtype=torch.float32)
                         values[f"{key}/{name}{suffix}"] = value.to(pl_module.device)
         return values
 
-    def _read(self, name: str, metric: ModelMetric) -> tuple[dict[str, Mapping[str, Tensor]], Exception | None]:
+    def _read(
+        self, name: str, metric: ModelMetric, local: LocalEquivarianceError
+    ) -> tuple[dict[str, Mapping[str, Tensor]], Exception | None]:
         """All values and standard errors of a metric, by the text before the slash of their keys, and what failed.
 
         Each reading adds up over processes before it does anything else: all of them are made, whatever fails.
@@ -511,6 +586,9 @@ class EquivarianceMonitor(Monitor):
                 for kind, by_name in metric.measures().items():
                     measure = kind.removesuffix("_standard_error")
                     found[self.prefix + _FAMILIES[measure][0] + ("_se" if kind != measure else "")] = by_name
+                return found, None
+            if name == "linearity" and isinstance(metric, FiniteEquivarianceError):
+                found[family], found[f"{family}_se"] = metric.linearity(local)
                 return found, None
             found[family] = metric.compute()
         except Exception as failure:
@@ -534,17 +612,56 @@ class _Measurement:
     metrics: dict[str, ModelMetric]
     images: int = 0
     errors: dict[str, Exception] = field(default_factory=dict, repr=False)
+    strides: Mapping[str, int] = field(default_factory=dict)
+    _waiting: dict[tuple[str, torch.Size, torch.dtype], tuple[list[Tensor], list[int]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    @property
+    def local(self) -> LocalEquivarianceError:
+        """The Lie derivatives."""
+        found = self.metrics[""]
+        assert isinstance(found, LocalEquivarianceError)
+        return found
 
     def update(self, pl_module: LightningModule, images: Tensor, numbers: list[int]) -> None:
-        """Adds images; a metric that fails takes no more, and the others go on."""
-        for name, metric in self.metrics.items():
-            if name not in self.errors:
-                try:
-                    metric.numbers = numbers
-                    metric.update(pl_module, images)
-                except Exception as error:
-                    self.errors[name] = error
+        """Adds images; a metric that fails takes no more, and the others go on.
+
+        What is measured on some of the images waits until these are as many as a batch, or :meth:`finish`.
+        """
+        for name in self.metrics:
+            stride = self.strides.get(name, 1)
+            if stride == 1:
+                self._measure(name, pl_module, images, numbers)
+                continue
+            chosen = [row for row, number in enumerate(numbers) if number % stride == 0]
+            parts, waiting = self._waiting.setdefault((name, images.shape[1:], images.dtype), ([], []))
+            parts.append(images[chosen])
+            waiting += [numbers[row] for row in chosen]
+            if len(waiting) >= len(images):
+                self._measure(name, pl_module, torch.cat(parts), list(waiting))
+                parts.clear()
+                waiting.clear()
         self.images += len(images)
+
+    def finish(self, pl_module: LightningModule) -> None:
+        """Measures what still waits."""
+        waiting, self._waiting = self._waiting, {}
+        for (name, *_), (parts, numbers) in waiting.items():
+            if numbers:
+                self._measure(name, pl_module, torch.cat(parts), numbers)
+
+    def _measure(self, name: str, pl_module: LightningModule, images: Tensor, numbers: list[int]) -> None:
+        if name in self.errors:
+            return
+        metric = self.metrics[name]
+        try:
+            if isinstance(metric, StencilError):
+                metric.trust(self.local.method_used)
+            metric.numbers = numbers
+            metric.update(pl_module, images)
+        except Exception as error:
+            self.errors[name] = error
 
 
 @dataclass
@@ -568,6 +685,12 @@ class _Loader:
         return failed or (self.gathering is not None and self.gathering.is_complete)
 
 
+def _strides(count: int) -> dict[str, int]:
+    """Every how many-th image is measured by what stands beside: a power of two, which leaves sixteen if it can be."""
+    most = 1 << (max(count // 16, 1).bit_length() - 1)
+    return {name: min(stride, most) for name, stride in (("finite", 4), ("linearity", 8), ("floor", 16))}
+
+
 def _by_name(metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric]) -> dict[str, ModelMetric]:
     """Metrics under their names, which become a part of keys."""
     if isinstance(metrics, Mapping):
@@ -583,7 +706,7 @@ def _by_name(metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric]) -> dict
         found = dict(zip(names, metrics, strict=True))
     else:
         raise TypeError(f"`metrics` must be a sequence or a mapping of metrics, got {metrics!r}. Put it into a list.")
-    taken = {suffix.strip("_") for suffix, _ in _FAMILIES.values()} | {"se"}
+    taken = {suffix.strip("_") for suffix, _ in _FAMILIES.values()} | {"se", *_TITLES}
     for name, metric in found.items():
         if not isinstance(metric, ModelMetric):
             raise TypeError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-__all__ = ["write_hyperparameters", "write_layout"]
+__all__ = ["flat_hyperparameters", "write_hyperparameters", "write_layout"]
 
 
 def write_layout(logger: Any, categories: Mapping[str, Mapping[str, tuple[str, Sequence[str]]]]) -> None:
@@ -55,7 +55,7 @@ def write_hyperparameters(trainer: Trainer, logger: Any, settings: Mapping[str, 
         return
     saved: dict[str, Any] = dict(settings)
     for source in (getattr(trainer, "datamodule", None), trainer.lightning_module):
-        saved |= _flatten(getattr(source, "hparams_initial", None) or {})
+        saved |= flat_hyperparameters(getattr(source, "hparams_initial", None) or {})
     experiment, start, end = hparams(saved, dict.fromkeys([*tags, "hp_metric"], 0.0))
     # Lightning keeps the flag private; where it cannot be read, tags are declared, which is right in both cases.
     declared = [experiment] if getattr(logger, "_default_hp_metric", True) else []
@@ -63,12 +63,20 @@ def write_hyperparameters(trainer: Trainer, logger: Any, settings: Mapping[str, 
         logger.experiment._get_file_writer().add_summary(summary)
 
 
-def _flatten(parameters: Mapping[Any, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Nested hyperparameters as one level with ``/`` in the keys; what is neither number nor text as its text."""
+def flat_hyperparameters(parameters: Mapping[Any, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested hyperparameters as one level with ``/`` in the keys; what is neither number nor text as its text.
+
+    Args:
+        parameters: The hyperparameters.
+        prefix: What keys begin with.
+
+    Returns:
+        One level of numbers and texts.
+    """
     flat: dict[str, bool | int | float | str] = {}
     for key, value in parameters.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}/")
+            flat |= flat_hyperparameters(value, f"{prefix}{key}/")
         elif not str(key).startswith("_"):  # e.g. the "_class_path" that LightningCLI keeps for itself
             flat[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
     return flat

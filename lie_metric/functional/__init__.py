@@ -12,6 +12,7 @@ from lie_metric.functional.local_equivariance import gram, lee, principal_direct
 from lie_metric.functional.noise_floor import below_floor, noise_floor
 from lie_metric.functional.penalty import equivariance_penalty
 from lie_metric.functional.stability import relative_stability
+from lie_metric.functional.stencil_error import stencil_error
 
 __all__ = [
     "below_floor",
@@ -31,4 +32,5 @@ __all__ = [
     "relative_stability",
     "relaxed_equivariance_error",
     "sensitivity",
+    "stencil_error",
 ]

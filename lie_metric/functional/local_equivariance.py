@@ -19,8 +19,8 @@ from lie_metric.functional.sums import GROUPS, ROUNDINGS, Sums, defined, grouped
 from lie_metric.jacobian import Method
 from lie_metric.lie import Generators, Linearisation, linearise
 from lie_metric.measured import Function, Output, validate_options
-from lie_metric.randomness import noise, validate_seed
-from lie_metric.representations import Invariant, Representation
+from lie_metric.randomness import phase_randomised, validate_seed
+from lie_metric.representations import Image, Invariant, Representation, map_grid
 from lie_metric.resampling import Resampling, coordinate_dtype
 from lie_metric.warning import warn
 
@@ -62,29 +62,31 @@ def _local_equivariance_update(
     generators: Sequence[Generator],
     indices: Sequence[int],
     lee_output: LeeOutput = "output",
-    with_noise: bool = True,
+    with_noise: bool = False,
     seed: int = 0,
     output: Output = "logits",
     **options: Any,
 ) -> tuple[dict[str, Tensor], Linearisation]:
     """The sums of a batch; ``indices`` are the images' running numbers, which fix their groups and their noise."""
+    carrier = options.get("input_representation") or Image()
+
+    def noise(tangents: Tensor) -> Tensor:
+        return _like_noise(tangents, carrier, indices, seed)
+
     with torch.no_grad():
-        drawn = noise(images, indices, seed) if with_noise and isinstance(images, Tensor) else None
-        directions = None if drawn is None else drawn[None]
-        result = linearise(model, images, generators, output=output, directions=directions, **options)
+        result = linearise(model, images, generators, output=output, further=noise if with_noise else None, **options)
         if result.output.shape[:1] != images.shape[:1]:
             raise ValueError(
                 f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
                 f"{tuple(result.output.shape)}. Select or reshape it with `output=`."
             )
-        sums = _sum(result, generators, drawn, indices, lee_output, output)
+        sums = _sum(result, generators, indices, lee_output, output)
     return sums, result
 
 
 def _sum(
     result: Linearisation,
     asked: Sequence[Generator],
-    noise: Tensor | None,
     indices: Sequence[int],
     lee_output: LeeOutput,
     output: Output,
@@ -112,17 +114,27 @@ def _sum(
         moved = result.tangents[:, image].reshape(len(asked), -1).to(wide)
         energy = moved @ moved.mT
         rows["energy"].append(energy / moved.shape[1])
-        if noise is not None:
-            gain = result.products[-1, image].to(wide).square().sum() / noise[image].to(wide).square().sum()
-            rows["noise"].append(gain * energy.diagonal())
+        if result.further is not None:
+            rows["noise"].append(result.further[:, image].reshape(len(asked), -1).to(wide).square().sum(1))
     sums = grouped(
         {name: torch.stack(values) for name, values in rows.items() if values} | moments(f, result.representation),
         indices,
     )
-    if noise is None:
-        sums["noise"] = torch.full((GROUPS, len(asked)), torch.nan, dtype=wide, device=f.device)
+    if result.further is None:
+        sums["noise"] = torch.zeros((GROUPS, len(asked)), dtype=wide, device=f.device)
     sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=wide, device=f.device)
     return sums
+
+
+def _like_noise(tangents: Tensor, carrier: Representation, indices: Sequence[int], seed: int) -> Tensor:
+    """Tangents with the phases of their spectra turned at random; what stands on no grid is taken as one long row."""
+
+    def turned(image: Tensor) -> Tensor:
+        return phase_randomised(image, indices, seed)
+
+    if callable(getattr(carrier, "map", None)):
+        return torch.stack([map_grid(carrier, each, turned) for each in tangents])
+    return turned(tangents.flatten(2)[:, :, None, None]).reshape(tangents.shape)
 
 
 def _lee(sums: Sums) -> Tensor:
@@ -180,7 +192,11 @@ def _principal_directions(
     return values, rows * largest.sign()
 
 
-_STATISTICS: dict[str, Callable[[Sums], Tensor]] = {"relative": _relative, "lee": _lee, "sensitivity": _sensitivity}
+_STATISTICS: dict[str, Callable[[Sums], Tensor]] = {
+    "relative": _relative,
+    "lee": _lee,
+    "sensitivity": _sensitivity,
+}
 
 _UNDEFINED = {
     "relative": "the output does not vary over the images, or not by more than rounding",
@@ -279,7 +295,7 @@ def relative(
 ) -> dict[str, Tensor]:
     r"""The Lie derivative in standard deviations of the output per unit of t.
 
-    .. math:: r_X = \sqrt{ \sum_i \|L_X f(x_i)\|^2 / \sum_i \|f(x_i) - E f\|^2 }
+    .. math:: r_X = \sqrt{ \frac{1}{n} \sum_i \|L_X f(x_i)\|^2 \Big/ \frac{1}{n - 1} \sum_i \|f(x_i) - E f\|^2 }
 
     E f is the mean over images, of every element of an invariant output, and of every channel of an image-valued
     one, its positions pooled. It does not change when the output is multiplied by a number or shifted by a constant.
@@ -297,8 +313,8 @@ def relative(
         >>> import torch
         >>> brightness = lambda x: x.mean((1, 2, 3))
         >>> images = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
-        >>> round(relative(brightness, images, "saturation")["saturation"].item() ** 2, 6)  # (1 + 9) / (1 + 1)
-        5.0
+        >>> round(relative(brightness, images, "saturation")["saturation"].item() ** 2, 6)  # 5 over 2
+        2.5
     """
     return _by_name("relative", model, images, generators, options)
 
@@ -306,12 +322,13 @@ def relative(
 def sensitivity(
     model: Callable[..., Any], images: Tensor, generators: Generators = "affine", **options: Any
 ) -> dict[str, Tensor]:
-    r"""The response to a transform over the response to noise of the same norm.
+    r"""The response to a transform over the response to noise with the spectrum of the same change of the image.
 
-    .. math:: s_X = \sqrt{ E\|L_X f(x)\|^2 / E\|Df(x)\,u\|^2 }, \qquad u \text{ Gaussian}, \|u\| = \|X \cdot x\|
+    .. math:: s_X = \sqrt{ E\|L_X f(x)\|^2 / E\|Df(x)\,u\|^2 }, \qquad |\hat u| = |\widehat{X \cdot x}|
 
-    1: the model treats the transform as any other change of the image; below 1, it has learned (or was built) to
-    respond less to it. One noise image, drawn by the image's number and ``seed``, serves every generator.
+    u is the tangent with the phases of its Fourier transform turned at random, by the image's number and ``seed``: it
+    has its norm, its spectrum and its colours, and nothing of the transform. 1: the model treats the transform as any
+    other change of the image; below 1, it has learned (or was built) to respond less to it.
 
     Args:
         model: As in :func:`lie_metric.lie_derivative`.

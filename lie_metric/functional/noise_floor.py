@@ -31,7 +31,8 @@ def noise_floor(
 ) -> dict[str, Tensor]:
     r"""The error of a stencil on a function with a known answer, in the units of ``relative``.
 
-    .. math:: \mathrm{floor}_X = \sqrt{ \sum_i \|\hat L_X f(x_i) - L_X f(x_i)\|^2 / \sum_i \|f(x_i) - E f\|^2 }
+    .. math:: \mathrm{floor}_X = \sqrt{ \frac{1}{n} \sum_i \|\hat L_X f(x_i) - L_X f(x_i)\|^2 \Big/
+        \frac{1}{n - 1} \sum_i \|f(x_i) - E f\|^2 }
 
     :math:`\hat L` is what the stencil gives, L the analytic derivative, and f one of
 
@@ -89,7 +90,7 @@ def noise_floor(
         error = from_slopes(nothing, 2 * x * found_x - square_x, 2 * x * found_y - square_y, asked, resampling)
     elif control == "mean_square":
         f, error = x.square().mean((-2, -1)), (2 * x * error).mean((-2, -1))
-    values = (error.square().flatten(1).sum(1) / (f - f.mean()).square().sum()).sqrt()
+    values = (error.square().flatten(1).sum(1) / (f - f.mean()).square().sum() * (count - 1) / count).sqrt()
     return dict(zip((generator.name for generator in asked), values.unbind(), strict=True))
 
 

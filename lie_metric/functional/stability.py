@@ -139,7 +139,7 @@ def _stability_update(
 
 
 def _statistic(sums: Sums) -> Tensor:
-    # Two independent images are 2 Var f apart: Σ‖f - E f‖² is n Var f.
+    # Two independent images are 2 Var f apart: `spread` is n Var f.
     apart = 2 * spread(sums)
     floor = sums["square"] * (8 * sums["rounding"]) ** 2
     noisy = torch.where(sums["noisy"] > floor, sums["noisy"], torch.nan)

@@ -10,6 +10,7 @@ from lie_metric.metrics.finite_transforms import (
 )
 from lie_metric.metrics.local_equivariance import LocalEquivarianceError
 from lie_metric.metrics.stability import RelativeStability
+from lie_metric.metrics.stencil_error import StencilError
 
 __all__ = [
     "BandLimitedEquivariance",
@@ -20,4 +21,5 @@ __all__ = [
     "PredictionConsistency",
     "RelativeStability",
     "RelaxedEquivarianceError",
+    "StencilError",
 ]

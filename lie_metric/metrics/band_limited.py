@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from lie_metric.functional.band_limited import (
     _band_limited_validate,
     _statistic,
 )
+from lie_metric.functional.sums import Sums
 from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation
@@ -50,6 +51,7 @@ class BandLimitedEquivariance(ModelMetric):
         inf
     """
 
+    measure = "band_limited_equivariance"
     higher_is_better = None
     plot_lower_bound = None
     options: ClassVar[tuple[str, ...]] = (
@@ -93,16 +95,27 @@ class BandLimitedEquivariance(ModelMetric):
         """The kinds, in the order of all results."""
         return self.kinds
 
-    def update(self, model: Callable[..., Any], images: Tensor) -> None:
+    def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
+        """The measure as a function of the sums."""
+        return {self.measure: _statistic(self.data_range)}
+
+    @property
+    def decibels(self) -> bool:
+        """Whether values are decibels: for images, not for invariant outputs."""
+        return self.data_range is not None
+
+    def update(self, model: Callable[..., Any], images: Tensor, groups: Sequence[int] | Tensor | None = None) -> None:
         """Adds a batch of images.
 
         Args:
             model: A module or callable, see :func:`~lie_metric.lie_derivative`.
             images: Shape (B, C, H, W), floating point and finite.
+            groups: For each image an integer, alike for those that belong together, such as crops of one photo: the
+                jackknife leaves them out as one, by the number modulo 64. By default images are independent.
         """
-        indices = self._indices(images)
+        indices = self._indices(images, groups)
         sums, described = _band_limited_update(model, images, self.kinds, indices=indices, **self._given_options())
-        self._add(sums, len(indices), described)
+        self._add(images, indices, sums, described)
 
     def compute(self) -> dict[str, Tensor]:
         """Each kind in dB, or as a mean square for invariant outputs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,19 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 from typing_extensions import Self
 
-from lie_metric.functional.sums import GROUPS, Sums, standard_error
+from lie_metric.functional.sums import (
+    GROUPS,
+    Indices,
+    Replicates,
+    Sums,
+    fingerprints,
+    grouped,
+    spread,
+    standard_error,
+    totals,
+)
+from lie_metric.records import Record, of_images, plain
+from lie_metric.warning import warn
 
 __all__ = ["ModelMetric"]
 
@@ -66,6 +78,7 @@ class ModelMetric(Metric):
     Attributes:
         given: Names of the arguments that were given to the constructor.
         described: What was measured first: shape of the output, how it transforms and why that is thought; None before.
+        input_shapes: Shapes of the images measured so far.
     """
 
     full_state_update = False
@@ -76,6 +89,9 @@ class ModelMetric(Metric):
     options: ClassVar[tuple[str, ...]] = ()
     """Attributes on which the sums depend."""
 
+    measure: str
+    """What :meth:`compute` returns."""
+
     numbers: list[int] | None = None
     """The running numbers of the images of the next batch, where they are not those of the order in which they come."""
 
@@ -83,6 +99,7 @@ class ModelMetric(Metric):
     fingerprint: Tensor
     given: frozenset[str]
     described: str | None
+    input_shapes: set[tuple[int, ...]]
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -97,11 +114,12 @@ class ModelMetric(Metric):
         if kwargs.get("dist_sync_fn") is None:
             kwargs["dist_sync_fn"] = _gather
         super().__init__(**kwargs)
-        self._names = ("images", *shapes)
+        self._names = ("images", "hash", *shapes)
         self._seen = 0
+        self._grouped = False
         self._continuing = False
-        self.described = None
-        for name, shape in {"images": (), **shapes}.items():
+        self.described, self.input_shapes = None, set()
+        for name, shape in {"images": (), "hash": (), **shapes}.items():
             self.add_state(f"sum_{name}", torch.zeros(GROUPS, *shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rounding", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
         # Collections compare states to find out whose are the same; sixteen bytes, exact in every dtype.
@@ -115,6 +133,133 @@ class ModelMetric(Metric):
     def standard_error(self) -> dict[str, Tensor]:
         """The standard error over images of each value, in its units."""
         raise NotImplementedError
+
+    def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
+        """By the name of each measure that can be read its values as a function of the sums."""
+        raise NotImplementedError
+
+    @property
+    def parameter_units(self) -> tuple[str, ...]:
+        """For each name the unit of the parameter that a value is per; empty where a value is a number alone."""
+        return ("",) * len(self.names)
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """The shape of one image; None before there are any, and where there are several shapes."""
+        return next(iter(self.input_shapes)) if len(self.input_shapes) == 1 else None
+
+    @property
+    def decibels(self) -> bool:
+        """Whether values are decibels, of which differences count, rather than ratios."""
+        return False
+
+    def replicates(self, measure: str | None = None) -> Replicates:
+        """The values of a measure, and what they are without each group of images.
+
+        Args:
+            measure: The measure; the default is the one of :meth:`compute`.
+
+        Returns:
+            Replicates of as many values as there are :attr:`names`, in their order, on the CPU.
+        """
+        return self.record(measure).replicates
+
+    def record(self, measure: str | None = None) -> Record:
+        """All that a comparison needs of a measure; what :func:`lie_metric.compare` takes, and files of runs hold.
+
+        Args:
+            measure: The measure; the default is the one of :meth:`compute`.
+
+        Returns:
+            The record, over all processes.
+        """
+        return self.records([self._chosen(measure)])[0]
+
+    def records(self, measures: Sequence[str] | None = None) -> list[Record]:
+        """The records of several measures, synchronised over processes once.
+
+        Args:
+            measures: The measures; the default is all that can be read.
+
+        Returns:
+            A record for each.
+        """
+        asked = list(self.statistics()) if measures is None else [self._chosen(measure) for measure in measures]
+        skipped = {"generators", "orbits", "method", "chunk_size", "with_noise", "seed"}
+        settings = {name: plain(value) for name, value in self._given_options().items() if name not in skipped}
+
+        def read(sums: Sums) -> list[Record]:
+            found = []
+            for measure in asked:
+                kept = Replicates.of(sums, self.statistics()[measure]).map(_finite)
+                moved = Replicates(*(part.to("cpu", torch.float64) for part in vars(kept).values()))
+                about = (settings, of_images(sums), self.input_shape, float(variance(sums)), self.decibels)
+                found.append(Record(type(self).__name__, measure, self.names, self.parameter_units, moved, *about))
+            return found
+
+        return self._synced(read)
+
+    def interval(self, measure: str | None = None, level: float = 0.95) -> dict[str, tuple[Tensor, Tensor]]:
+        r"""A confidence interval over images of each value, :math:`\exp(\log v \pm q\,\mathrm{se} / v)`.
+
+        q is of Student's t with as many degrees of freedom as groups of images, less one: 63 for 64 images and more.
+        Decibels, which are logarithms, have :math:`v \pm q\,\mathrm{se}`. Groups given to ``update`` count as one.
+
+        Args:
+            measure: The measure; the default is the one of :meth:`compute`.
+            level: The probability with which such intervals hold the value of all images.
+
+        Returns:
+            For each name the lower and the upper end; NaN for fewer than two images or groups, and for a value that is
+            not positive.
+
+        Raises:
+            ValueError: If there is no such measure, or the level is no probability.
+
+        Warns:
+            UserWarning: If a value has no interval.
+
+        Example:
+            >>> import lie_metric as lm
+            >>> metric = lm.LocalEquivarianceError("saturation", "lee")
+            >>> images = torch.tensor([1.0, 2, 3]).reshape(3, 1, 1, 1).expand(3, 1, 8, 8)
+            >>> metric.update(lambda x: x.mean((2, 3)), images)
+            >>> low, high = metric.interval()["saturation"]  # of the mean of 1, 4, 9
+            >>> round(low.item(), 3), round((low * high).item(), 3)
+            (0.543, 21.778)
+        """
+        ends = self.replicates(measure).interval(level, logarithmic=not self.decibels)
+        upper = getattr(self, "plot_upper_bound", None)
+        low, high = ends if upper is None else (ends[0], ends[1].clamp(max=upper))
+        undefined = [name for name, bad in zip(self.names, low.isnan().tolist(), strict=True) if bad]
+        if undefined:
+            warn(
+                f"`interval` is NaN for {undefined}: the value is zero or NaN, or there are fewer than two images or "
+                "groups of them."
+            )
+        return {name: (low[k], high[k]) for k, name in enumerate(self.names)}
+
+    def output_variance(self) -> Tensor:
+        """The variance of the output over images, each entry about its own mean, and the mean of it over entries.
+
+        Returns:
+            A number; NaN for a metric that does not keep it, and for an output that does not vary.
+        """
+        return self._synced(variance)
+
+    def images_fingerprint(self) -> str:
+        """What tells the measured images from others: of each its bytes and its group, whatever order they came in.
+
+        Returns:
+            32 hexadecimal digits.
+        """
+        return self._synced(of_images)
+
+    def _chosen(self, measure: str | None) -> str:
+        known, chosen = self.statistics(), self.measure if measure is None else measure
+        if chosen not in known:
+            raise ValueError(f"`measure` must be one of {sorted(known)}, got {chosen!r}.")
+        return chosen
 
     def inheriting(self, **options: Any) -> Self:
         """A new metric with the arguments of this one, and others where none were given.
@@ -141,19 +286,25 @@ class ModelMetric(Metric):
         """The attributes on which the sums depend, as arguments of the functions that make these."""
         return {name: getattr(self, name) for name in self.options}
 
-    def _indices(self, images: object) -> list[int]:
-        """The running numbers of the images of a batch.
+    def _indices(self, images: object, groups: Sequence[int] | Tensor | None = None) -> Indices:
+        """The running numbers of the images of a batch, and their groups.
 
         Under several processes image i of rank r is taken for number i · world + r, which is how samplers deal them
         out, so that groups and noise are those of one process.
         """
-        if self.numbers is not None:
-            return self.numbers
-        rank, world = _process()
         count = len(images) if isinstance(images, Tensor) and images.ndim else 0
-        return [(self._seen + row) * world + rank for row in range(count)]
+        belonging = None if groups is None else _validated_groups(groups, count)
+        if self._seen and self._grouped != (groups is not None):
+            raise ValueError(
+                f"`groups` must be given for all images or for none, got {'none' if groups is None else 'some'} after "
+                f"{self._seen} images {'with' if self._grouped else 'without'}. Call `reset()` to begin anew."
+            )
+        if self.numbers is not None:
+            return Indices(self.numbers, belonging)
+        rank, world = _process()
+        return Indices([(self._seen + row) * world + rank for row in range(count)], belonging)
 
-    def _add(self, sums: Sums, count: int, described: str) -> None:
+    def _add(self, images: Tensor, indices: Indices, sums: Sums, described: str) -> None:
         if "total" in self._names:
             before, now = self._state("total").shape[1], sums["total"].shape[1]
             if before not in {1, now} and now != 1:
@@ -161,8 +312,11 @@ class ModelMetric(Metric):
                     f"`images` must lead to outputs of one width, got {now} means after {before}. Use one Metric for "
                     "each kind of output."
                 )
-        self._seen += count
+        self._seen += len(indices)
+        self._grouped = indices.groups is not None
         self.described = self.described or described
+        self.input_shapes = self.input_shapes | {tuple(images.shape[1:])}
+        sums = {**sums, "hash": grouped({"hash": fingerprints(images)}, indices)["hash"]}
         for name in self._names:
             # Not in place: a state made in inference mode could not be changed outside of it.
             state = self._state(name)
@@ -206,7 +360,8 @@ class ModelMetric(Metric):
         super().reset()
         if not getattr(self, "_continuing", False):
             self._seen = 0
-            self.described = None
+            self._grouped = False
+            self.described, self.input_shapes = None, set()
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plots one value, or a sequence of values over steps, for each name.
@@ -219,6 +374,42 @@ class ModelMetric(Metric):
             The figure and the axis.
         """
         return self._plot(val, ax)
+
+
+def _finite(values: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(values), values, torch.nan)
+
+
+def variance(sums: Sums) -> Tensor:
+    """The mean variance of the output's entries; NaN where the sums do not tell."""
+    if not {"square", "total", "weight"} <= set(sums):
+        return torch.tensor(torch.nan)
+    total = totals(sums)
+    # A width that is still unknown holds nothing.
+    return spread(total) / total["weight"].sum(-1)
+
+
+def _validated_groups(groups: Sequence[int] | Tensor, count: int) -> list[int]:
+    """The group of each image as an integer."""
+    advice = "Give one integer for each image, alike for images that belong together, such as crops of one photo."
+    if isinstance(groups, Tensor):
+        if groups.ndim != 1 or groups.dtype.is_floating_point or groups.dtype.is_complex or groups.dtype == torch.bool:
+            raise TypeError(
+                f"`groups` must be integers on one axis, got shape {tuple(groups.shape)} of {groups.dtype}. {advice}"
+            )
+        groups = groups.tolist()
+    if isinstance(groups, str) or not hasattr(groups, "__len__") or not hasattr(groups, "__iter__"):
+        raise TypeError(f"`groups` must be a sequence of integers, got {groups!r}. {advice}")
+    found = list(groups)
+    wrong = next((one for one in found if isinstance(one, bool) or not hasattr(one, "__index__")), None)
+    if wrong is not None:
+        raise TypeError(f"`groups` must be integers, got {wrong!r}. {advice}")
+    if len(found) != count:
+        raise ValueError(f"`groups` must have one entry for each of the {count} images, got {len(found)}. {advice}")
+    numbers = [int(one.__index__()) for one in found]
+    if any(one < 0 for one in numbers):
+        raise ValueError(f"`groups` must not be negative, got {min(numbers)}. {advice}")
+    return numbers
 
 
 def _accepted(kind: type) -> set[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lie_metric.figures import Curve
@@ -20,9 +21,11 @@ from lie_metric.functional.finite_transforms import (
     default_curve,
     default_shifts,
 )
+from lie_metric.functional.sums import Replicates, Sums, defined
 from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
-from lie_metric.orbits import Orbits, RandomOrbit
+from lie_metric.metrics.local_equivariance import LocalEquivarianceError
+from lie_metric.orbits import Border, DisplacedOrbit, Orbits, RandomOrbit
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 
@@ -77,28 +80,46 @@ class _FiniteTransforms(ModelMetric):
         self.resampling = resampling or Resampling()
         self.seed = seed
         self.loss: Loss | None = None
+        self.border: Border | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The orbits' names, in the order of all results."""
         return tuple(orbit.name for orbit in self.orbits)
 
-    def update(self, model: Callable[..., Any], images: Tensor, targets: Any = None) -> None:
+    @property
+    def parameter_units(self) -> tuple[str, ...]:
+        """For each orbit of a stated displacement that, which fixes what the value is of."""
+        return tuple(f"at {one.pixels:g} px" if isinstance(one, DisplacedOrbit) else "" for one in self.orbits)
+
+    def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
+        """The measure as a function of the sums."""
+        return {self.measure: STATISTICS[self.measure][0]}
+
+    def update(
+        self,
+        model: Callable[..., Any],
+        images: Tensor,
+        targets: Any = None,
+        groups: Sequence[int] | Tensor | None = None,
+    ) -> None:
         """Adds a batch of images.
 
         Args:
             model: A module or callable, see :func:`~lie_metric.lie_derivative`.
             images: Shape (B, C, H, W), floating point and finite.
             targets: What the loss compares outputs with; only :class:`OrbitVariance` has one.
+            groups: For each image an integer, alike for those that belong together, such as crops of one photo: the
+                jackknife leaves them out as one, by the number modulo 64. By default images are independent.
 
         Raises:
             ValueError: If the outputs have another width than before.
         """
-        indices = self._indices(images)
-        sums, described = _finite_transforms_update(
-            model, images, indices=indices, targets=targets, **self._given_options()
+        indices = self._indices(images, groups)
+        sums, described, self.border = _finite_transforms_update(
+            model, images, indices=indices, targets=targets, border=self.border, **self._given_options()
         )
-        self._add(sums, len(indices), described)
+        self._add(images, indices, sums, described)
 
     def compute(self) -> dict[str, Tensor]:
         """The measure of each orbit.
@@ -125,7 +146,8 @@ class FiniteEquivarianceError(_FiniteTransforms):
     See :func:`lie_metric.functional.finite_equivariance_error`. One pass over the model for each element, and one more.
 
     Args:
-        transforms: Orbits, see :func:`lie_metric.orbits.orbits`; the default is rotations and shifts by 0.05 to 0.8.
+        transforms: Orbits, see :func:`lie_metric.orbits.orbits`; the default is shifts along both axes, rotation and
+            scale that move pixels by 1, 2 and 8 (:func:`lie_metric.orbits.displaced`).
         output: ``"logits"``, ``"probabilities"`` or a callable, see :func:`~lie_metric.lie_derivative`.
         function: See :func:`~lie_metric.lie_derivative`.
         input_representation: See :func:`~lie_metric.lie_derivative`. Transforms of one-parameter groups go through its
@@ -149,15 +171,73 @@ class FiniteEquivarianceError(_FiniteTransforms):
     def __init__(self, transforms: Orbits | None = None, **kwargs: Any) -> None:
         super().__init__(default_curve() if transforms is None else transforms, **kwargs)
 
+    def linearity(self, local: LocalEquivarianceError) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        r"""How much of the first order is left at a stated displacement, and its standard error over images.
+
+        .. math:: \sqrt{ \sum_i \| \rho_2(g)^{-1} f(\rho_1(g) x_i) - f(x_i) \|^2 \Big/ t^2 \sum_i \|L_X f(x_i)\|^2 },
+            \qquad g = \exp(t X)
+
+        1 where the function is straight along the transform as far as that; trained networks are often at a few tenths
+        after one pixel, and their Lie derivative then says how they bend at the image, not what a moved image meets.
+
+        Args:
+            local: Of the same model, over all images of the groups that were measured here.
+
+        Returns:
+            For each orbit of a stated displacement (:func:`lie_metric.orbits.displaced`) a number, and its error.
+
+        Raises:
+            ValueError: If there is no such orbit, a generator is missing in ``local``, or the images are others.
+
+        Example:
+            >>> import torch, lie_metric as lm
+            >>> images, pixels = torch.rand(6, 1, 16, 16).double(), lm.orbits.displaced("rotation", (0.001,))
+            >>> finite, local = lm.FiniteEquivarianceError(pixels), lm.LocalEquivarianceError("rotation")
+            >>> for metric in (finite, local):
+            ...     metric.update(lambda x: x.square().mean((2, 3)), images)
+            >>> round(finite.linearity(local)[0]["rotation_0.001px"].item(), 1)
+            1.0
+        """
+        moved = [(k, orbit) for k, orbit in enumerate(self.orbits) if isinstance(orbit, DisplacedOrbit)]
+        missing = sorted({orbit.generator.name for _, orbit in moved} - set(local.names))
+        if not moved or missing:
+            raise ValueError(
+                f"`local` must hold the generators of displaced orbits, got {local.names} without {missing}. Pass "
+                "orbits by `orbits.displaced(generators)` and a metric of the same generators."
+            )
+        mine, theirs = [k for k, _ in moved], [local.names.index(orbit.generator.name) for _, orbit in moved]
+
+        def read(sums: Sums, others: Sums) -> Replicates:
+            used = sums["images"] > 0
+            if not torch.equal(sums["hash"][used], others["hash"][used]):
+                raise ValueError(
+                    "`local` must have measured the images of the groups that were measured here, and no others of "
+                    "them. Update both with the same images."
+                )
+            squared = sums["parameter"][used][:, mine].sum(0) / sums["images"].sum()
+            joint = {"finite": sums["violation"][:, mine], "images": sums["images"]}
+            joint["first"] = squared * torch.where(used[:, None], others["violation"][:, theirs], 0.0)
+            return Replicates.of(joint, lambda s: (s["finite"] / s["first"]).sqrt())
+
+        found = self._synced(lambda sums: local._synced(lambda others: read(sums, others)))
+        names = [orbit.name for _, orbit in moved]
+        value = defined(found.value, "linearity", names, "the Lie derivative is zero", {"images": found.images.sum()})
+        errors = found.standard_error()
+        return dict(zip(names, value.unbind(), strict=True)), dict(zip(names, errors.unbind(), strict=True))
+
     def curves(self) -> dict[str, Curve]:
         """The listed parameters of each generator with their errors, for :func:`lie_metric.figures.error_curves`.
 
         Returns:
-            For each generator's name a curve over t; random and lattice orbits have no place on one.
+            For each generator's name a curve over t, or over pixels under a name that ends in "[px]"; random and
+            lattice orbits have no place on one.
         """
         values, errors = self.compute(), self.standard_error()
         points: dict[str, list[tuple[float, float, float]]] = {}
         for orbit in self.orbits:
+            if isinstance(orbit, DisplacedOrbit):
+                point = (orbit.pixels, values[orbit.name].item(), errors[orbit.name].item())
+                points.setdefault(f"{orbit.generator.name} [px]", []).append(point)
             if isinstance(orbit, RandomOrbit) and orbit.low == orbit.high and len(orbit.generators) == 1:
                 point = (orbit.low[0], values[orbit.name].item(), errors[orbit.name].item())
                 points.setdefault(orbit.generators[0].name, []).append(point)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lie_metric.figures import unit_of
 from lie_metric.functional.local_equivariance import (
     _STATISTICS,
     LeeOutput,
@@ -24,16 +25,19 @@ from lie_metric.functional.local_equivariance import (
     _validate_normalise,
     _value,
 )
-from lie_metric.functional.sums import standard_error
+from lie_metric.functional.sums import Sums, standard_error
 from lie_metric.jacobian import Check, Method
 from lie_metric.lie import Generators, Linearisation
 from lie_metric.measured import Function, Output, described
-from lie_metric.metrics.base import ModelMetric, told_apart
-from lie_metric.representations import Representation
+from lie_metric.metrics.base import ModelMetric, told_apart, variance
+from lie_metric.representations import Image, Representation, grid_size
 from lie_metric.resampling import Resampling
 from lie_metric.running import configuration
+from lie_metric.transforms import pixels_per_unit
 
-__all__ = ["LocalEquivarianceError"]
+__all__ = ["LocalEquivarianceError", "Units"]
+
+Units = Literal["t", "pixel"]
 
 
 class LocalEquivarianceError(ModelMetric):
@@ -43,7 +47,7 @@ class LocalEquivarianceError(ModelMetric):
 
     - :meth:`relative`: :math:`\sqrt{\sum\|L_X f\|^2 / \sum\|f - E f\|^2}`, output standard deviations per unit of t;
     - :meth:`lee`: :math:`E\|L_X f\|^2 / \dim f` (Gruver et al. 2023, Eq. 4);
-    - :meth:`sensitivity`: :math:`\sqrt{E\|L_X f\|^2 / E\|Df\,u\|^2}`, u noise with the norm of X·x;
+    - :meth:`sensitivity`: :math:`\sqrt{E\|L_X f\|^2 / E\|Df\,u\|^2}`, u noise with the spectrum of X·x, if asked for;
     - :attr:`gram`: :math:`G_{ij} = E\langle L_i f, L_j f\rangle / \dim f`, from which :meth:`directional` and
       :meth:`principal_directions` follow.
 
@@ -68,7 +72,8 @@ class LocalEquivarianceError(ModelMetric):
         resampling: The stencil; the default is ``Resampling()``.
         method: See :func:`~lie_metric.lie_derivative`.
         chunk_size: See :func:`~lie_metric.lie_derivative`.
-        with_noise: Whether the noise direction that :meth:`sensitivity` needs is pushed along; it costs one tangent.
+        with_noise: Whether the noise that :meth:`sensitivity` needs is pushed along, as many tangents again; by default
+            if ``measure`` is ``"sensitivity"``.
         seed: Fixes the noise images.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
@@ -87,7 +92,7 @@ class LocalEquivarianceError(ModelMetric):
         >>> brightness = lambda x: x.mean((1, 2, 3))
         >>> metric.update(brightness, torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8))
         >>> {name: round(value.item(), 4) for name, value in metric.compute().items()}
-        {'rotation': 0.0, 'saturation': 2.2361}
+        {'rotation': 0.0, 'saturation': 1.5811}
         >>> metric.lee()["saturation"].item()
         5.0
     """
@@ -119,7 +124,7 @@ class LocalEquivarianceError(ModelMetric):
         resampling: Resampling | None = None,
         method: Method = "auto",
         chunk_size: int | None = None,
-        with_noise: bool = True,
+        with_noise: bool | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -136,6 +141,7 @@ class LocalEquivarianceError(ModelMetric):
             chunk_size,
             seed,
         )
+        with_noise = measure == "sensitivity" if with_noise is None else with_noise
         if measure == "sensitivity" and not with_noise:
             raise ValueError("`with_noise` must be True when `measure` is 'sensitivity', got False.")
         count = len(asked)
@@ -167,17 +173,28 @@ class LocalEquivarianceError(ModelMetric):
         """The generators' names, in the order of all results."""
         return tuple(generator.name for generator in self.generators)
 
-    def update(self, model: Callable[..., Any], images: Tensor) -> None:
+    @property
+    def parameter_units(self) -> tuple[str, ...]:
+        """For each generator the unit of t."""
+        return tuple(unit_of(name) for name in self.names)
+
+    def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
+        """Every measure as a function of the sums; ``"sensitivity"`` only of a metric with noise."""
+        return {name: value for name, value in _STATISTICS.items() if name != "sensitivity" or self.with_noise}
+
+    def update(self, model: Callable[..., Any], images: Tensor, groups: Sequence[int] | Tensor | None = None) -> None:
         """Adds a batch of images.
 
         Args:
             model: A module or callable, see :func:`~lie_metric.lie_derivative`.
             images: Shape (B, C, H, W), floating point and finite.
+            groups: For each image an integer, alike for those that belong together, such as crops of one photo: the
+                jackknife leaves them out as one, by the number modulo 64. By default images are independent.
 
         Raises:
             ValueError: If the outputs have another width than before.
         """
-        indices = self._indices(images)
+        indices = self._indices(images, groups)
         asked = self._given_options()
         # A method that was found right for this model and these options is kept; anything else is probed anew.
         setting = ""
@@ -187,9 +204,8 @@ class LocalEquivarianceError(ModelMetric):
         if known:
             asked["method"] = self.method_used
         sums, result = self._by_what_is_expected(model, images, indices, known, asked)
-        self._add(
-            sums, len(indices), described(result.output, result.representation, self.output_representation, self.output)
-        )
+        told = described(result.output, result.representation, self.output_representation, self.output)
+        self._add(images, indices, sums, told)
         if not known:
             self.method_used, self.check = result.method, result.check
             self._verified = _remembered(model, setting)
@@ -240,13 +256,68 @@ class LocalEquivarianceError(ModelMetric):
         if measure == "sensitivity" and not self.with_noise:
             raise ValueError("`with_noise` must be True to read the sensitivity, got False. Set it when constructing.")
 
-    def relative(self) -> dict[str, Tensor]:
-        """Output standard deviations per unit of t, see :func:`lie_metric.functional.relative`."""
-        return self._synced(lambda sums: _local_equivariance_compute(sums, "relative", self.names))
+    def relative(self, units: Units = "t", spread_from: ModelMetric | None = None) -> dict[str, Tensor]:
+        """Output standard deviations per unit of t, see :func:`lie_metric.functional.relative`.
 
-    def lee(self) -> dict[str, Tensor]:
-        """The mean square of the Lie derivative, see :func:`lie_metric.functional.lee`."""
-        return self._synced(lambda sums: _local_equivariance_compute(sums, "lee", self.names))
+        Args:
+            units: ``"t"``, or ``"pixel"``: per pixel of displacement, the root mean square over the frame. Units of t
+                are parts of the image, and compare images of one size alone; pixels compare sizes.
+            spread_from: Another metric, the standard deviation of whose outputs is the unit: that of a larger set of
+                images, say, or of the model that others are compared with.
+
+        Returns:
+            For each generator's name a float64 number of no axes.
+
+        Raises:
+            ValueError: If a generator moves no pixels, images of several sizes were measured, or the other metric has
+                no spread or is of another output.
+        """
+        scale, unit = self._scale(units), self._external(spread_from)
+        value = self._synced(lambda sums: _value(sums, _STATISTICS["relative"], "relative", self.names) * unit(sums))
+        return self._named(value * scale.to(value))
+
+    def lee(self, units: Units = "t") -> dict[str, Tensor]:
+        """The mean square of the Lie derivative, see :func:`lie_metric.functional.lee`.
+
+        Args:
+            units: As in :meth:`relative`; per squared pixel.
+
+        Returns:
+            For each generator's name a float64 number of no axes.
+        """
+        scale = self._scale(units)
+        value = self._synced(lambda sums: _value(sums, _STATISTICS["lee"], "lee", self.names))
+        return self._named(value * scale.to(value).square())
+
+    def _scale(self, units: Units) -> Tensor:
+        """What values per unit of t are multiplied by."""
+        if units not in get_args(Units):
+            raise ValueError(f"`units` must be one of {get_args(Units)}, got {units!r}.")
+        if units == "t":
+            return torch.ones(len(self.names), dtype=torch.float64)
+        if self.input_shape is None:
+            raise ValueError(
+                f"`units` must be 't' unless all images are of one size, got {sorted(self.input_shapes)}. Use one "
+                "metric for each size."
+            )
+        size = grid_size(self.input_representation or Image(), torch.zeros(1, *self.input_shape))
+        moved = [pixels_per_unit(generator, size, self.resampling) for generator in self.generators]
+        if not all(moved):
+            still = [name for name, pixels in zip(self.names, moved, strict=True) if not pixels]
+            raise ValueError(f"`units` must be 't' for generators that move no pixels, got 'pixel' for {still}.")
+        return 1 / torch.tensor(moved, dtype=torch.float64)
+
+    def _external(self, other: ModelMetric | None) -> Callable[[Sums], Tensor | float]:
+        """What values in this metric's standard deviation are multiplied by."""
+        if other is None:
+            return lambda sums: 1.0
+        theirs, width = other.output_variance(), other._state("total").shape[-1] if "total" in other._names else 0
+        if not bool(torch.isfinite(theirs)) or width != self._state("total").shape[-1]:
+            raise ValueError(
+                f"`spread_from` must be a metric of outputs of {self._state('total').shape[-1]} means that vary, got "
+                f"{type(other).__name__} with {width}. Pass one that has measured the same kind of output."
+            )
+        return lambda sums: (variance(sums) / theirs).sqrt()
 
     def sensitivity(self) -> dict[str, Tensor]:
         """The response over that to noise, see :func:`lie_metric.functional.sensitivity`.
@@ -257,11 +328,12 @@ class LocalEquivarianceError(ModelMetric):
         self._needs_noise("sensitivity")
         return self._synced(lambda sums: _local_equivariance_compute(sums, "sensitivity", self.names))
 
-    def standard_error(self, measure: Measure | None = None) -> dict[str, Tensor]:
+    def standard_error(self, measure: Measure | None = None, units: Units = "t") -> dict[str, Tensor]:
         """The standard error over images of a measure, in the measure's units.
 
         Args:
             measure: The measure; the default is the one of :meth:`compute`.
+            units: As in :meth:`relative`.
 
         Returns:
             For each generator's name a number; NaN for fewer than two images.
@@ -273,7 +345,9 @@ class LocalEquivarianceError(ModelMetric):
         if chosen not in _STATISTICS:
             raise ValueError(f"`measure` must be one of {sorted(_STATISTICS)}, got {chosen!r}.")
         self._needs_noise(chosen)
-        return self._named(self._errors(_STATISTICS[chosen]))
+        errors = self._errors(_STATISTICS[chosen])
+        scale = self._scale("t" if chosen == "sensitivity" else units).to(errors)
+        return self._named(errors * (scale.square() if chosen == "lee" else scale))
 
     def measures(self) -> dict[str, dict[str, Tensor]]:
         """Every measure and its standard error, synchronised over processes once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from lie_metric.functional.stability import (
     _stability_validate,
     _statistic,
 )
+from lie_metric.functional.sums import Sums
 from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation
@@ -49,6 +50,7 @@ class RelativeStability(ModelMetric):
         0.0
     """
 
+    measure = "relative_stability"
     options: ClassVar[tuple[str, ...]] = (
         "displacement",
         "cut",
@@ -91,16 +93,22 @@ class RelativeStability(ModelMetric):
         """The three numbers, in the order of all results."""
         return NAMES
 
-    def update(self, model: Callable[..., Any], images: Tensor) -> None:
+    def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
+        """The measure as a function of the sums."""
+        return {self.measure: _statistic}
+
+    def update(self, model: Callable[..., Any], images: Tensor, groups: Sequence[int] | Tensor | None = None) -> None:
         """Adds a batch of images.
 
         Args:
             model: A module or callable, see :func:`~lie_metric.lie_derivative`.
             images: Shape (B, C, H, W), floating point and finite.
+            groups: For each image an integer, alike for those that belong together, such as crops of one photo: the
+                jackknife leaves them out as one, by the number modulo 64. By default images are independent.
         """
-        indices = self._indices(images)
+        indices = self._indices(images, groups)
         sums, described = _stability_update(model, images, indices=indices, **self._given_options())
-        self._add(sums, len(indices), described)
+        self._add(images, indices, sums, described)
 
     def compute(self) -> dict[str, Tensor]:
         """R_f, D_f and G_f.

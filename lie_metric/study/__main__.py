@@ -1,4 +1,4 @@
-"""The commands ``lie-metric study`` and ``lie-metric report``."""
+"""The commands ``lie-metric study``, ``lie-metric report`` and ``lie-metric compare``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lie_metric.resampling import Resampling
+from lie_metric.study.comparison import compare_runs, write_comparison
 from lie_metric.study.report import write_report
 from lie_metric.study.run import run_study
 from lie_metric.study.settings import MEASURES, Settings
@@ -27,9 +28,14 @@ data: digits, synthetic, folder:PATH with a folder of images for each class, or 
 Each timm model gets its own input size, crop and normalisation; an own model with an attribute `pretrained_cfg` too.
 """
 
+_RUNS = """runs: folders that a Lightning logger wrote to, with all that is in them. Of each run the monitor's own
+<prefix>.jsonl is read, else TensorBoard's files, else metrics.csv; a CSV exported from Weights & Biases or MLflow may
+be given by name. The regime is a hyperparameter (--by), a part of the path (--by-regex), or the name of the folder.
+"""
+
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lie-metric", description="Lie derivatives of many models.")
+    parser = argparse.ArgumentParser(prog="lie-metric", description="Lie derivatives of many models and runs.")
     commands = parser.add_subparsers(dest="command", required=True)
     study = commands.add_parser(
         "study",
@@ -65,7 +71,40 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="merge all shards; tables, one HTML page, and pictures")
     report.add_argument("folder", type=Path, metavar="DIR")
     report.add_argument("--no-pictures", action="store_true", help="no PNGs, which need matplotlib")
+    compare = commands.add_parser(
+        "compare",
+        help="compare the regimes of trained runs",
+        description="Compares regimes of runs that EquivarianceMonitor watched: a table, with --out a page too.",
+        epilog=_RUNS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = compare.add_argument
+    add("paths", nargs="+", type=Path, metavar="RUNS", help="see below")
+    add("--by", nargs="+", default=["regime"], metavar="NAME", help="hyperparameters that name the regime")
+    add("--by-regex", metavar="REGEX", help="names regimes (and seeds) by the path instead: its groups regime, seed")
+    add("--baseline", metavar="REGIME", help="what others are compared with; by default none or baseline")
+    add("--measure", nargs="+", default=["relative"], metavar="NAME", help="relative, lee, ... as in the keys")
+    add("--level", type=float, default=0.95, help="probability of the intervals")
+    add("--loader", type=int, default=0, help="number of the validation loader")
+    add("--out", type=Path, metavar="DIR", help="folder for comparison.html, a text and pictures")
+    add("--no-pictures", action="store_true", help="no PNGs, which need matplotlib")
     return parser
+
+
+def _compare(options: argparse.Namespace) -> None:
+    found = compare_runs(
+        options.paths,
+        options.by,
+        regex=options.by_regex,
+        baseline=options.baseline,
+        measures=options.measure,
+        level=options.level,
+        loader=options.loader,
+    )
+    sys.stdout.write(f"{found}\n")
+    if options.out is not None:
+        for path in write_comparison(options.out, found, pictures=not options.no_pictures):
+            sys.stdout.write(f"{path}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "report":
             for path in write_report(options.folder, pictures=not options.no_pictures):
                 sys.stdout.write(f"{path}\n")
+            return 0
+        if options.command == "compare":
+            _compare(options)
             return 0
         settings = Settings(
             options.data,
@@ -125,6 +167,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    known = {"study", "report", "-h", "--help"}
+    known = {"study", "report", "compare", "-h", "--help"}
     # python -m lie_metric.study MODELS... is the command of that name.
     sys.exit(main(given if given and given[0] in known else ["study", *given]))

@@ -15,7 +15,7 @@ from lie_metric.study.settings import LIE_MEASURES
 from lie_metric.study.statistics import Correlation, spearman
 from lie_metric.study.store import COLUMNS, LAYER_COLUMNS, StudyError, read_layers, read_rows
 
-__all__ = ["answers", "correlations", "spearman", "summarise", "write_report"]
+__all__ = ["answers", "correlations", "page_of", "spearman", "summarise", "write_report"]
 
 EVERY = "all"
 """The pseudo-generator of the geometric mean over the generators of a study."""
@@ -182,7 +182,7 @@ def write_report(folder: Path | str, *, pictures: bool = True) -> list[Path]:
         if layers:
             written.append(_table(folder / "layers.csv", LAYER_COLUMNS, layers))
         page = folder / "report.html"
-        page.write_text(_page(data), encoding="utf-8")
+        page.write_text(page_of("report.html", data), encoding="utf-8")
         written.append(page)
         if pictures and models:
             from lie_metric.study.figures import draw
@@ -201,12 +201,21 @@ def _table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
     return path
 
 
-def _page(data: Mapping[str, Any]) -> str:
+def page_of(template: str, data: Mapping[str, Any]) -> str:
+    """A page that needs neither network nor server.
+
+    Args:
+        template: Name of a page of this package, with a place for data.
+        data: What it shows.
+
+    Returns:
+        The page.
+    """
     text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
     # Inside a script element "</script" and "<!--" would end or change it; "<" in strings only.
     text = text.replace("<", "\\u003c")
-    template = files("lie_metric.study").joinpath("report.html").read_text(encoding="utf-8")
-    return template.replace("@DATA@", text)
+    page = files("lie_metric.study").joinpath(template).read_text(encoding="utf-8")
+    return page.replace("@DATA@", text)
 
 
 def _finite(value: Any) -> Any:

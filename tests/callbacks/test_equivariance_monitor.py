@@ -172,7 +172,8 @@ def test_values_are_those_of_the_metric_on_images_spread_over_the_set(num_images
     assert_values(trainer.callback_metrics, direct(trainer.lightning_module, chosen(num_images)))
     keys = {key for key in trainer.callback_metrics if key.startswith("equivariance")}
     names = ("translation_x", "translation_y", "rotation", "scale")
-    assert keys == {f"equivariance{family}/{name}" for family in KEYS for name in names}
+    beside = [f"_{name}{error}" for name in ("finite", "linearity", "floor") for error in ("", "_se")]
+    assert keys == {f"equivariance{family}/{name}" for family in (*KEYS, *beside) for name in names}
 
 
 def test_options_reach_the_metric():
@@ -191,12 +192,104 @@ def test_options_reach_the_metric():
             prefix="paper",
         )
     )
-    options = {"output": "probabilities", "lee_output": "output", "resampling": lm.PAPER, "seed": 3}
+    options = {"output": "probabilities", "lee_output": "output", "resampling": lm.PAPER, "seed": 3, "with_noise": True}
     measured = direct(trainer.lightning_module, IMAGES, ("rotation", spiral), **options)
     assert_values(trainer.callback_metrics, measured, prefix="paper")
     for key, kind in (("sensitivity", "sensitivity"), ("sensitivity_se", "sensitivity_standard_error")):
         for name, value in measured[kind].items():
             assert float(trainer.callback_metrics[f"paper_{key}/{name}"]) == pytest.approx(value.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("num_images", "strides"), [(14, (1, 1, 1)), (64, (4, 4, 4)), (128, (4, 8, 8))])
+def test_what_stands_beside_by_default(num_images, strides):
+    """Every fourth, eighth and sixteenth image, as long as sixteen are left."""
+    many = torch.randn(128, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    data = [(image, 0) for image in many]
+    trainer = fitted(
+        EquivarianceMonitor(("translation_x", "rotation"), num_images), val=DataLoader(data, batch_size=50)
+    )
+    module, found = trainer.lightning_module, trainer.callback_metrics
+    part = many[spread(num_images, 128)]
+    numbers = list(range(len(part)))
+    finite = lm.FiniteEquivarianceError(lm.orbits.displaced(("translation_x", "rotation"), (2,)))
+    near = lm.FiniteEquivarianceError(lm.orbits.displaced(("translation_x", "rotation"), (1,)))
+    local, floor = LocalEquivarianceError(("translation_x", "rotation")), lm.StencilError(("translation_x", "rotation"))
+    local.update(module, part)
+    for metric, stride in zip((finite, near, floor), strides, strict=True):
+        metric.numbers = numbers[::stride]
+        metric.update(module, part[::stride])
+    assert_values(found, local.measures())
+    values = {"finite": finite.compute(), "finite_se": finite.standard_error(), "floor": floor.compute()}
+    values["linearity"], values["linearity_se"] = near.linearity(local)
+    for family, by_name in values.items():
+        for name, value in by_name.items():
+            key = f"equivariance_{family}/{name.split('_2px')[0].split('_1px')[0]}"
+            assert float(found[key]) == pytest.approx(value.item(), rel=1e-4), key
+            assert value > 0
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_floor_and_linearity_are_measured_ever_more_seldom(tmp_path, every):
+    """At the first, second and fourth epoch that is measured, not at the third; the rest each time."""
+    logger = CSVLogger(tmp_path)
+    fitted(EquivarianceMonitor("rotation", 6, every, baseline=False), logger=logger, max_epochs=5 * every)
+    logger.finalize("success")
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    measured = {
+        family: [int(row["epoch"]) for row in rows if row.get(f"equivariance{family}/rotation")]
+        for family in ("", "_finite", "_linearity", "_floor")
+    }
+    epochs = [every * (k + 1) - 1 for k in range(5)]
+    assert measured[""] == measured["_finite"] == epochs
+    assert measured["_linearity"] == measured["_floor"] == [epochs[k] for k in (0, 1, 3)]
+
+
+def test_what_stands_beside_can_be_left_out():
+    names = lambda **options: list(EquivarianceMonitor(**options).metrics)  # noqa: E731
+    assert names() == ["finite", "linearity", "floor"]
+    assert names(displacement=None) == ["floor"]
+    assert names(floor=False, displacement=1) == ["finite", "linearity"]
+    assert names(generators="saturation") == []
+    monitor = EquivarianceMonitor(("rotation", "saturation"), displacement=3.0)
+    assert monitor.metrics["finite"].names == monitor.metrics["floor"].names == ("rotation",)
+    assert monitor.metrics["finite"].orbits[0].pixels == 3
+    with pytest.raises(ValueError, match="`pixels` must hold positive distances"):
+        EquivarianceMonitor(displacement=0)
+    with pytest.raises(ValueError, match="among"):
+        EquivarianceMonitor(metrics={"floor": lm.LatticeEquivarianceError("flips")})
+
+
+class OwnLayout:
+    """Rows of pixels, which stand on no grid that anyone knows of."""
+
+    def check(self, tensor, name):
+        pass
+
+    def tangents(self, tensor, generators, resampling):
+        return torch.stack([torch.roll(tensor, 1, -1) - tensor for _ in generators])
+
+    def act(self, tensor, generator, t, resampling):
+        return tensor
+
+    def components(self, tensor):
+        return [tensor.flatten(1)[:, None]]
+
+
+def test_what_stands_on_no_grid_has_no_pixels():
+    assert list(EquivarianceMonitor(input_representation=OwnLayout()).metrics) == []
+
+
+def test_images_too_small_for_a_displacement_are_told_once_and_measured_without():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fitted(EquivarianceMonitor("rotation", 6, displacement=5.0, baseline=False), max_epochs=1)
+    told = [str(entry.message) for entry in caught if "'finite'" in str(entry.message)]
+    assert told
+    assert all("must leave half of the image in the frame" in text for text in told)
+    assert math.isnan(trainer.callback_metrics["equivariance_finite/rotation"])
+    assert math.isfinite(trainer.callback_metrics["equivariance_linearity/rotation"])
+    assert math.isfinite(trainer.callback_metrics["equivariance/rotation"])
 
 
 def test_companions_are_logged_beside():
@@ -212,14 +305,16 @@ def test_companions_are_logged_beside():
                 assert float(found[f"equivariance_{key}/{orbit}"]) == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
     assert_values(found, direct(trainer.lightning_module, chosen(6), "rotation"))
     by_class = EquivarianceMonitor("rotation", metrics=[flips, lm.FiniteEquivarianceError()])
-    assert list(by_class.metrics) == ["lattice_equivariance_error", "finite_equivariance_error"]
+    assert list(by_class.metrics)[3:] == ["lattice_equivariance_error", "finite_equivariance_error"]
 
 
 def test_every_metric_is_a_companion():
     kinds = [getattr(lm.metrics, name) for name in lm.metrics.__all__]
-    monitor = EquivarianceMonitor("rotation", 14, metrics=[kind() for kind in kinds])
+    near = {lm.FiniteEquivarianceError: (lm.orbits.displaced("rotation", (1,)),)}  # images are small
+    metrics = [kind(*near.get(kind, ())) for kind in kinds]
+    monitor = EquivarianceMonitor("rotation", 14, metrics=metrics, displacement=None, floor=False)
     found = fitted(monitor).callback_metrics
-    assert len(monitor.metrics) == len(kinds) == 8
+    assert len(monitor.metrics) == len(kinds) == 9
     for name, metric in monitor.metrics.items():
         values = [found[f"equivariance_{name}/{key}"] for key in metric.names]
         assert all(value.isfinite() for value in values)
@@ -640,10 +735,10 @@ def test_tensorboard(tmp_path, default_hp_metric):
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     (category,) = layout.category
     patterns = [chart.multiline.tag for chart in category.chart]
-    assert len(patterns) == 2  # one chart for each family
+    assert len(patterns) == 5  # one chart for each family
     scalars = [name for name in events.Tags()["scalars"] if name.startswith("equivariance")]
     shown = [[name for name in scalars if re.match(pattern, name)] for (pattern,) in patterns]
-    assert [len(names) for names in shown] == [8, 8]
+    assert [len(names) for names in shown] == [8] * 5
     assert all("_se" not in name for names in shown for name in names)
 
     start = metadata.parse_session_start_info_plugin_data(

@@ -357,15 +357,18 @@ def test_whole_groups_see_all_of_the_variance_and_samples_a_part():
     assert not any(orbit.complete for orbit in lattice("D4")[:-1])
 
 
-def test_sensitivity_has_for_each_generator_noise_of_its_own_norm():
+def test_sensitivity_has_for_each_generator_noise_of_its_own_norm_and_spectrum():
     torch.manual_seed(0)
     J, x, names = torch.randn(4, 768, dtype=torch.float64), images(4), ("rotation", "translation_x", "saturation")
     found = F.sensitivity(lambda v: v.flatten(1) @ J.T, x, names, seed=7)
-    noise = lm.randomness.noise(x, range(4), 7).flatten(1)
-    gain = (noise @ J.T).square().sum(1) / noise.square().sum(1)
+    noise = torch.fft.fft2(lm.randomness.noise(x[:, :1], range(4), 7))
     for name in names:
-        X = lm.transforms.tangents(x, lm.generators(name), lm.Resampling())[0].flatten(1)
-        wanted = ((X @ J.T).square().sum() / (gain * X.square().sum(1)).sum()).sqrt()
+        X = lm.transforms.tangents(x, lm.generators(name), lm.Resampling())[0]
+        turned = torch.fft.ifft2(torch.fft.fft2(X) * noise / noise.abs())
+        assert turned.imag.abs().max() < 1e-12
+        torch.testing.assert_close(turned.real.square().sum((1, 2, 3)), X.square().sum((1, 2, 3)))
+        X, turned = X.flatten(1), turned.real.flatten(1)
+        wanted = ((X @ J.T).square().sum() / (turned @ J.T).square().sum()).sqrt()
         torch.testing.assert_close(found[name], wanted, rtol=1e-9, atol=0)
 
 

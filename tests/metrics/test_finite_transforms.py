@@ -93,6 +93,7 @@ def test_against_a_loop_over_images(make, orbit):
             spread = spread + (f[:, 0] - f[:, 0].mean(0)).square().sum()
     options = {"output_representation": lm.representations.ChannelsLast()} if make is channels_last else {}
     found = F.finite_equivariance_error(model, x, orbit, **options)[orbit.name]
+    spread = spread * 6 / 5  # the variance of a sample
     torch.testing.assert_close(found, (torch.stack(errors).sum() / (2 * spread)).sqrt(), rtol=1e-9, atol=1e-12)
     found = F.relaxed_equivariance_error(model, x, orbit, **options)[orbit.name]
     torch.testing.assert_close(found, torch.stack(norms).mean(), rtol=1e-9, atol=1e-12)
@@ -343,3 +344,141 @@ def test_outputs_of_another_width_are_refused():
     metric.update(cnn(), images())
     with pytest.raises(ValueError, match="`images` must lead to outputs of one width"):
         metric.update(cnn(4), images())
+
+
+# Stated displacements ------------------------------------------------------------------------------------------------
+
+
+class Pools(nn.Module):
+    """Takes images of any size; `size` makes it take one alone."""
+
+    def __init__(self, size=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.size = size
+        self.net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Conv2d(6, 4, 3, stride=2)).double()
+
+    def forward(self, x):
+        if self.size is not None and x.shape[-2:] != self.size:
+            raise ValueError(f"images must be of {self.size}")
+        return self.net(x).square().mean((2, 3))
+
+
+def spread_of(f):
+    return 2 * len(f) * f.var(0).sum()
+
+
+@pytest.mark.parametrize(("name", "sign"), [("translation_x", 1), ("translation_y", 1), ("back", -1)])
+def test_shifts_compare_two_crops_of_one_image(name, sign):
+    back = lm.Generator.affine("back", [[0, 0, 0], [0, 0, -2.0]])
+    model, x = Pools(), torch.rand(5, 3, 14, 18, dtype=torch.float64)
+    generator = back if name == "back" else name
+    metric = lm.FiniteEquivarianceError(lm.orbits.displaced(generator, (3,)))
+    metric.update(model, x)
+    assert metric.border == "crop"
+    first, second = x[..., :11, :15], x[..., :11, 3:] if name == "translation_x" else x[..., 3:, :15]
+    first, second = (first, second) if sign > 0 else (second, first)
+    with torch.no_grad():
+        wanted = ((model(second) - model(first)).square().sum() / spread_of(model(x))).sqrt()
+    torch.testing.assert_close(metric.compute()[f"{name}_3px"], wanted, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("name", ["translation_x", "translation_y"])
+def test_models_of_one_size_see_mirrored_images(name):
+    model, x = Pools((10, 12)), torch.rand(5, 3, 10, 12, dtype=torch.float64)
+    metric = lm.FiniteEquivarianceError(lm.orbits.displaced(name, (2,)))
+    metric.update(model, x)
+    assert metric.border == "reflect"
+    if name == "translation_x":
+        moved = torch.cat([x[..., 2:], x[..., -2:].flip(-1)], -1)
+    else:
+        moved = torch.cat([x[..., 2:, :], x[..., -2:, :].flip(-2)], -2)
+    with torch.no_grad():
+        wanted = ((model(moved) - model(x)).square().sum() / spread_of(model(x))).sqrt()
+    torch.testing.assert_close(metric.compute()[f"{name}_2px"], wanted, rtol=1e-10, atol=0)
+    with pytest.raises(ValueError, match="images must be of"):
+        F.finite_equivariance_error(model, x, lm.orbits.displaced(name, (2,), border="crop"))
+
+
+def test_an_output_on_the_grid_moves_along():
+    """Of patches without overlap every output that both frames see is the same."""
+    torch.manual_seed(0)
+    grid = {"output_representation": lm.representations.Image()}
+    x = torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    for conv, pixels in ((nn.Conv2d(3, 4, 2, 2).double(), (2, 4)), (nn.Conv2d(3, 4, 1).double(), (1, 2, 3))):
+        found = F.finite_equivariance_error(conv, x, lm.orbits.displaced("translation", pixels), **grid)
+        assert all(value < 1e-12 for value in found.values()), found
+    padded = nn.Conv2d(3, 4, 3, padding=1).double()
+    found = F.finite_equivariance_error(padded, x, lm.orbits.displaced("translation", (1, 2)), **grid)
+    assert all(value > 1e-3 for value in found.values()), found
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+@pytest.mark.parametrize("name", ["rotation", "scale", "shear_x", "translation_x"])
+def test_displacements_are_root_mean_squares_over_the_frame(name, size):
+    (orbit,) = lm.orbits.displaced(name, (2,))
+    t = orbit.parameter(size, lm.Resampling())
+    ((a, b, c), (d, e, f)) = lm.generators(name)[0].matrix
+    half = min(size) / 2
+    total = 0.0
+    for row in range(size[0]):
+        for column in range(size[1]):
+            u, v = (column - (size[1] - 1) / 2) / half, (row - (size[0] - 1) / 2) / half
+            total += (a * u + b * v + c) ** 2 + (d * u + e * v + f) ** 2
+    assert t * half * (total / size[0] / size[1]) ** 0.5 == pytest.approx(2, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: lm.orbits.displaced("saturation", (1,)), "must move pixels and nothing else"),
+        (lambda: lm.orbits.displaced("translation", (1.5,)), "must be whole for shifts"),
+        (lambda: lm.orbits.displaced("rotation", ()), "must hold positive distances"),
+        (lambda: lm.orbits.displaced("rotation", (-1,)), "must hold positive distances"),
+        (lambda: lm.orbits.displaced("rotation", (1,), border="zeros"), "`border` must be one of"),
+        (lambda: F.finite_equivariance_error(Pools(), images(4)[..., :7, :14]), "must leave half of the image"),
+    ],
+)
+def test_displacements_that_have_no_meaning(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_linearity_is_one_on_what_is_straight_and_less_where_it_bends():
+    """Of a function of one angle, f(R_t x) = sin(wt + a): the chord over the slope is a known number."""
+    x = torch.rand(64, 1, 24, 24, dtype=torch.float64)
+    pixels = lm.orbits.displaced("rotation", (0.02, 1.0))
+    finite, local = lm.FiniteEquivarianceError(pixels), lm.LocalEquivarianceError(("scale", "rotation"))
+    weights = torch.randn(24 * 24, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for metric in (finite, local):
+        metric.update(lambda v: (v.flatten(1) @ weights).mul(0.3).sin(), x)
+    value, error = finite.linearity(local)
+    assert value["rotation_0.02px"].item() == pytest.approx(1, abs=2e-2)
+    t = [orbit.parameter((24, 24), lm.Resampling()) for orbit in pixels]
+    spread = spread_of((x.flatten(1) @ weights).mul(0.3).sin()) / 2 / 64
+    for (name, ratio), step in zip(value.items(), t, strict=True):
+        change = finite.compute()[name] * (2 * spread).sqrt()
+        first = step * local.relative()["rotation"] * spread.sqrt()
+        assert ratio.item() == pytest.approx((change / first).item(), rel=1e-9)
+        assert 0 < error[name] < 0.1 * ratio
+    assert value["rotation_1px"] < 0.9
+
+
+def test_linearity_needs_the_same_images():
+    finite = lm.FiniteEquivarianceError(lm.orbits.displaced("rotation", (1,)))
+    local, other = lm.LocalEquivarianceError("rotation"), lm.LocalEquivarianceError("scale")
+    for metric in (finite, local, other):
+        metric.update(cnn(), images(6))
+    with pytest.raises(ValueError, match=r"without \['rotation'\]"):
+        finite.linearity(other)
+    local.reset()
+    local.update(cnn(), images(6) + 1e-6)
+    with pytest.raises(ValueError, match="images of the groups that were measured here"):
+        finite.linearity(local)
+    local.reset()
+    local.update(cnn(), images(70))
+    with pytest.raises(ValueError, match="and no others of them"):
+        finite.linearity(local)
+    listed_alone = lm.FiniteEquivarianceError(lm.orbits.listed("rotation", (0.1,)))
+    with pytest.raises(ValueError, match="displaced orbits"):
+        listed_alone.linearity(local)

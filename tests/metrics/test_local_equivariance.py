@@ -61,7 +61,7 @@ def test_measures_equal_their_formulas():
     L, f = explicit(model, x)
     metric = lm.LocalEquivarianceError(NAMES)
     metric.update(model, x)
-    relative = (L.square().sum((1, 2)) / (f - f.mean(0)).square().sum()).sqrt()
+    relative = (L.square().sum((1, 2)) / (len(x) * f.var(0).sum())).sqrt()
     torch.testing.assert_close(torch.stack(list(metric.compute().values())), relative, rtol=1e-10, atol=0)
     torch.testing.assert_close(torch.stack(list(metric.lee().values())), L.square().mean((1, 2)), rtol=1e-10, atol=0)
     gram = torch.einsum("ibc,jbc->ij", L, L) / f.numel()
@@ -84,16 +84,16 @@ def test_lee_of_probabilities_comes_from_the_same_pass():
     torch.testing.assert_close(torch.stack(list(metric.lee().values())), L.square().mean((1, 2)), rtol=1e-10, atol=0)
     raw, _ = explicit(model, x)
     _, f = explicit(model, x)
-    wanted = (raw.square().sum((1, 2)) / (f - f.mean(0)).square().sum()).sqrt()
+    wanted = (raw.square().sum((1, 2)) / (len(x) * f.var(0).sum())).sqrt()
     torch.testing.assert_close(torch.stack(list(metric.relative().values())), wanted, rtol=1e-10, atol=0)
     auto = lm.LocalEquivarianceError(NAMES, "lee", lee_output="auto")
     assert auto(model, x) == pytest.approx({k: v.item() for k, v in metric.lee().items()})
 
 
 def test_sensitivity_against_the_expectation_over_noise():
-    """E‖J u‖² over directions of norm ‖X·x‖ is ‖J‖² ‖X·x‖² / n; many images average the one draw of each."""
+    """Of a matrix that knows no place, all directions of one norm are alike; many images average the draw of each."""
     torch.manual_seed(0)
-    J = torch.randn(3, 162, dtype=torch.float64)
+    J = torch.randn(30, 162, dtype=torch.float64)
     x = images(3000)
     value = F.sensitivity(lambda v: v.flatten(1) @ J.T, x, "rotation", seed=3)["rotation"]
     X = lm.transforms.tangents(x, lm.generators("rotation"), lm.Resampling())[0].flatten(1)
@@ -128,7 +128,7 @@ def test_image_output_pools_positions_by_channel():
     conv = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular").double()
     x = images()
     y = conv(x).detach()
-    spread = (y - y.mean((0, 2, 3), keepdim=True)).square().sum()
+    spread = (y - y.mean((0, 2, 3), keepdim=True)).square().sum() * len(x) / (len(x) - 1)
     L = lm.lie_derivative(conv, x, "rotation")["rotation"]
     wanted = (L.square().sum() / spread).sqrt()
     assert F.relative(conv, x, "rotation")["rotation"].item() == pytest.approx(wanted.item(), rel=1e-10)
@@ -220,14 +220,14 @@ def test_plot():
 
 def test_state_made_in_inference_mode_can_be_updated_later():
     model, x = Net(), images()
-    metric = lm.LocalEquivarianceError(NAMES)
+    inside, outside = lm.LocalEquivarianceError(NAMES), lm.LocalEquivarianceError(NAMES)
     with torch.inference_mode():
-        metric.reset()
-        metric.update(model, x.clone())
-        inside = metric.compute()
-    metric.update(model, x)
-    torch.testing.assert_close(metric.compute()["rotation"], inside["rotation"], rtol=1e-9, atol=0)
-    assert metric.sum_images.sum() == 14
+        inside.reset()
+        inside.update(model, x.clone())
+    for metric in (inside, outside, outside):
+        metric.update(model, x)
+    torch.testing.assert_close(inside.compute()["rotation"], outside.compute()["rotation"], rtol=1e-9, atol=0)
+    assert inside.sum_images.sum() == 14
 
 
 @pytest.mark.parametrize(
@@ -537,3 +537,71 @@ def test_two_processes_give_the_values_of_one(results, counts):
         single.update(Net(), x[::2])
         for rank in (0, 1):
             torch.testing.assert_close(results[counts, rank][1], single.compute(), rtol=1e-9, atol=1e-12)
+
+
+# Units ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(9, 9), (8, 14)])
+def test_values_per_pixel(size):
+    model = lambda v: v.square().mean((2, 3))  # noqa: E731
+    x = torch.randn(6, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    metric = lm.LocalEquivarianceError(("translation_x", "rotation"))
+    metric.update(model, x)
+    half = min(size) / 2
+    radius = sum(
+        (i - (size[0] - 1) / 2) ** 2 + (j - (size[1] - 1) / 2) ** 2 for i in range(size[0]) for j in range(size[1])
+    )
+    pixels = {"translation_x": half, "rotation": (radius / size[0] / size[1]) ** 0.5}
+    for name, each in pixels.items():
+        assert metric.relative(units="pixel")[name].item() == pytest.approx(metric.relative()[name].item() / each)
+        assert metric.lee(units="pixel")[name].item() == pytest.approx(metric.lee()[name].item() / each**2)
+        for measure, power in (("relative", 1), ("lee", 2)):
+            one, other = (metric.standard_error(measure, units=units)[name].item() for units in ("pixel", "t"))
+            assert one == pytest.approx(other / each**power)
+
+
+def test_units_that_have_no_meaning():
+    metric = lm.LocalEquivarianceError(("rotation", "saturation"))
+    metric.update(Net(), images())
+    with pytest.raises(ValueError, match=r"must be 't' for generators that move no pixels, got 'pixel' for \['satur"):
+        metric.relative(units="pixel")
+    with pytest.raises(ValueError, match="`units` must be one of"):
+        metric.relative(units="degrees")
+    mixed = lm.LocalEquivarianceError("rotation")
+    for size in (8, 9):
+        mixed.update(lambda v: v.mean((2, 3)), torch.rand(3, 3, size, size))
+    assert mixed.input_shape is None
+    with pytest.raises(ValueError, match=r"unless all images are of one size, got \[\(3, 8, 8\), \(3, 9, 9\)\]"):
+        mixed.relative(units="pixel")
+
+
+def test_a_spread_from_elsewhere():
+    """Ten times the images that a model is measured on, and another model's outputs."""
+    model, x = Net(), images(40)
+    few, many = lm.LocalEquivarianceError("rotation"), lm.LocalEquivarianceError("rotation")
+    few.update(model, x[:5])
+    many.update(model, x)
+    L, _ = explicit(model, x[:5], ("rotation",))
+    with torch.no_grad():
+        wanted = (L[0].square().sum() / 5 / model.eval()(x).var(0).sum()).sqrt()
+    found = few.relative(spread_from=many)["rotation"]
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-9)
+    other = lm.LocalEquivarianceError("rotation")
+    other.update(lambda v: v.mean((2, 3))[:, :1], x)
+    with pytest.raises(ValueError, match="`spread_from` must be a metric of outputs of 4 means that vary"):
+        few.relative(spread_from=other)
+
+
+def test_relative_does_not_depend_on_how_many_images_there_are():
+    """The variance is that of a sample: pairs of images give, on average of squares, what hundreds do."""
+    model, x = Net(), images(400)
+    squares = []
+    for start in range(0, 400, 2):
+        metric = lm.LocalEquivarianceError("rotation")
+        metric.update(model, x[start : start + 2])
+        squares.append((metric.lee()["rotation"] / metric.relative()["rotation"].square()).item())  # variance / dim
+    whole = lm.LocalEquivarianceError("rotation")
+    whole.update(model, x)
+    wanted = (whole.lee()["rotation"] / whole.relative()["rotation"].square()).item()
+    assert sum(squares) / len(squares) == pytest.approx(wanted, rel=0.15)

@@ -1,0 +1,136 @@
+"""What a stencil gets wrong of this model on these images: the floor under its Lie derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import Generator, spanning_set
+from lie_metric.algebra import generators as resolve
+from lie_metric.functional.options import chosen_options
+from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
+from lie_metric.lie import Generators, linearise
+from lie_metric.measured import described, validate_inputs, validate_options
+from lie_metric.representations import Image
+from lie_metric.resampling import Resampling, coordinate_dtype, working_precision
+
+__all__ = ["other_stencil", "stencil_error"]
+
+
+def other_stencil(resampling: Resampling) -> Resampling:
+    """The stencil that tells how far one can be trusted: Fourier, with the same border where it has one.
+
+    Args:
+        resampling: A stencil.
+
+    Returns:
+        Another one.
+
+    Example:
+        >>> str(other_stencil(Resampling())), str(other_stencil(Resampling("fourier")))
+        ('fourier, reflection, pixel areas', 'bspline, circular, pixel areas')
+    """
+    if resampling.interpolation == "fourier":
+        return replace(resampling, interpolation="bspline")
+    circular = resampling.padding == "circular"
+    return replace(resampling, interpolation="fourier", padding="circular" if circular else "reflection")
+
+
+def _stencil_error_update(
+    model: Callable[..., Any],
+    images: Tensor,
+    *,
+    generators: Sequence[Generator],
+    indices: Sequence[int],
+    resampling: Resampling | None = None,
+    verify: bool = True,
+    **options: Any,
+) -> tuple[dict[str, Tensor], str]:
+    """The sums of a batch, and what is measured in words."""
+    validate_inputs(model, images, options.get("input_representation"), options.get("function"))
+    resampling = resampling or Resampling()
+    other, carrier = other_stencil(resampling), options.get("input_representation") or Image()
+    with torch.no_grad():
+        x = working_precision(images)
+        basis, matrix = spanning_set(generators)
+        apart = carrier.tangents(x, basis, resampling) - carrier.tangents(x, basis, other)
+        result = linearise(model, images, (), directions=apart, resampling=resampling, verify=verify, **options)
+        f, representation = result.output, result.representation
+        moved = representation.tangents(f, basis, resampling) - representation.tangents(f, basis, other)
+        wide = coordinate_dtype(f.device)
+        error = torch.tensordot(matrix.to(f.device, wide), (result.products - moved).to(wide), 1)
+        error = error.reshape(len(generators), len(f), -1).square().sum(2).T
+        sums = grouped({"error": error} | moments(f, representation), indices)
+        sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=wide, device=f.device)
+    told = described(f, representation, options.get("output_representation"), options.get("output", "logits"))
+    return sums, told
+
+
+def _stencil_error(sums: Sums) -> Tensor:
+    return (sums["error"] / spread(sums)[..., None]).sqrt()
+
+
+def _stencil_error_compute(sums: Sums, names: Sequence[str]) -> dict[str, Tensor]:
+    total = totals(sums)
+    reason = "the output does not vary over the images, or not by more than rounding"
+    value = defined(_stencil_error(total), "stencil_error", names, reason, total)
+    return dict(zip(names, value.unbind(), strict=True))
+
+
+_DEFAULTS: dict[str, Any] = {
+    "output": "logits",
+    "function": None,
+    "input_representation": None,
+    "output_representation": None,
+    "resampling": None,
+    "method": "auto",
+    "chunk_size": None,
+}
+
+
+def _stencil_error_validate(generators: Generators, **options: Any) -> tuple[Generator, ...]:
+    """The generators asked for, if every option has a meaning."""
+    found = resolve(generators)
+    validate_options(**options)
+    return found
+
+
+def stencil_error(
+    model: Callable[..., Any], images: Tensor, generators: Generators = "affine", **options: Any
+) -> dict[str, Tensor]:
+    r"""What two stencils make of the same images and the same model, in the units of :func:`relative`: a floor.
+
+    .. math:: \sqrt{ \frac{1}{n} \sum_i \| \hat L_X f(x_i) - \hat L'_X f(x_i) \|^2 \Big/
+        \frac{1}{n - 1} \sum_i \|f(x_i) - E f\|^2 }
+
+    :math:`\hat L` is by the stencil given and :math:`\hat L'` by the Fourier stencil (by the B-spline where Fourier is
+    given): Lie derivatives, exact but for the tangents that go in. Where both are off in their own way, as for the high
+    frequencies of photographs, their difference is about the error of either. A value of ``relative`` at or below it
+    cannot be told from 0, and a larger one is uncertain by as much.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W), at least two.
+        generators: As in :func:`lie_metric.lie_derivative`.
+        options: ``output``, ``function``, ``input_representation``, ``output_representation``, ``resampling``,
+            ``method``, ``chunk_size`` as in :func:`lie_metric.lie_derivative`.
+
+    Returns:
+        For each generator's name a number of no axes; NaN, with a warning, where the output does not vary.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> images = torch.rand(4, 1, 16, 16)
+        >>> paper = stencil_error(lambda x: x.flatten(1), images, "translation_x", resampling=lm.PAPER)["translation_x"]
+        >>> bool(stencil_error(lambda x: x.flatten(1), images, "translation_x")["translation_x"] < paper)
+        True
+    """
+    chosen = chosen_options(options, _DEFAULTS)
+    asked = _stencil_error_validate(generators, **chosen)
+    indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
+    sums, _ = _stencil_error_update(model, images, generators=asked, indices=indices, **chosen)
+    return _stencil_error_compute(sums, [generator.name for generator in asked])

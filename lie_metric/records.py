@@ -1,0 +1,181 @@
+"""A measure of a model with all that a comparison needs: replicates, settings, and which images it is of."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lie_metric.functional.sums import Replicates, Sums
+from lie_metric.resampling import Resampling
+
+__all__ = ["VERSION", "Record", "decibels_to_ratios", "plain"]
+
+VERSION = 1
+"""Of the files that hold records; one that is higher is refused."""
+
+FREE = frozenset({"function", "input_representation", "output_representation", "loss"})
+"""Settings that may differ between models that are compared: how a model is called, and what was said of its output."""
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A measure of a model, as :meth:`lie_metric.LocalEquivarianceError.record` takes it or a file holds it.
+
+    Args:
+        metric: The metric's class.
+        measure: Which measure.
+        names: The generators, orbits or kinds; K of them.
+        units: For each the unit of its parameter; empty where a value has none.
+        replicates: Of K values.
+        settings: On what the values depend besides model and images.
+        fingerprint: Of the images and their groups; two that differ are of other images.
+        input_shape: Shape of one image; None if it is not known.
+        spread: Mean variance of the output, over its entries; NaN where the metric does not keep it.
+        decibels: Whether the values are decibels, of which differences count, rather than ratios.
+        origin: Where it was read, in words; empty for a metric.
+    """
+
+    metric: str
+    measure: str
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    replicates: Replicates
+    settings: Mapping[str, Any]
+    fingerprint: str
+    input_shape: tuple[int, ...] | None
+    spread: float
+    decibels: bool = False
+    origin: str = ""
+
+    @property
+    def images(self) -> int:
+        """How many images were measured."""
+        return int(self.replicates.images.sum())
+
+    def ratios(self) -> Replicates:
+        """The replicates on a scale of which ratios have a meaning: decibels as mean squares over that of the peak."""
+        return self.replicates.map(decibels_to_ratios) if self.decibels else self.replicates
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`from_json` takes: numbers with twelve digits, None for what is not finite."""
+        kept = self.replicates
+        used = kept.images > 0
+        left = kept.left_out[used]
+        return {
+            "metric": self.metric,
+            "measure": self.measure,
+            "names": list(self.names),
+            "units": list(self.units),
+            "settings": dict(self.settings),
+            "fingerprint": self.fingerprint,
+            "input_shape": None if self.input_shape is None else list(self.input_shape),
+            "spread": _short(self.spread),
+            "decibels": self.decibels,
+            "groups": [int(count) for count in kept.images.tolist()],
+            "values": [_short(value) for value in kept.value.tolist()],
+            "left_out": [[_short(value) for value in column] for column in left.mT.tolist()],
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any], origin: str = "") -> Record:
+        """A record from what :meth:`to_json` returns.
+
+        Args:
+            found: The entries.
+            origin: Where they are from, for messages.
+
+        Returns:
+            The record.
+
+        Example:
+            >>> import lie_metric as lm
+            >>> metric = lm.LocalEquivarianceError("saturation")
+            >>> metric.update(lambda x: x.mean((2, 3)), torch.rand(4, 1, 8, 8))
+            >>> record = Record.from_json(metric.record().to_json())
+            >>> record.names, record.images, record.input_shape
+            (('saturation',), 4, (1, 8, 8))
+        """
+        images = torch.tensor(found["groups"], dtype=torch.float64)
+        value = torch.tensor([_number(one) for one in found["values"]], dtype=torch.float64)
+        left = value.expand(len(images), -1).clone()
+        rows = [[_number(one) for one in column] for column in found["left_out"]]
+        left[images > 0] = torch.tensor(rows, dtype=torch.float64).reshape(len(value), -1).mT
+        shape = found["input_shape"]
+        return cls(
+            found["metric"],
+            found["measure"],
+            tuple(found["names"]),
+            tuple(found["units"]),
+            Replicates(value, left, images),
+            dict(found["settings"]),
+            found["fingerprint"],
+            None if shape is None else tuple(shape),
+            _number(found["spread"]),
+            bool(found["decibels"]),
+            origin,
+        )
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.12g}") if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def decibels_to_ratios(values: Tensor) -> Tensor:
+    """Mean squares over that of the peak, from peak signal-to-noise ratios in decibels.
+
+    Args:
+        values: Any shape.
+
+    Returns:
+        The same shape.
+
+    Example:
+        >>> decibels_to_ratios(torch.tensor([10.0, 20.0])).tolist()
+        [0.10000000149011612, 0.009999999776482582]
+    """
+    return torch.pow(10, -values / 10)
+
+
+def plain(value: Any) -> Any:
+    """An option as a file keeps it: what is plain as it is, a stencil and all else as text.
+
+    Args:
+        value: The option.
+
+    Returns:
+        A number, a text, a truth value or None.
+
+    Example:
+        >>> plain(0.5), plain(Resampling()), plain(len)
+        (0.5, 'bspline, reflection, pixel areas', 'callable len')
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Resampling):
+        return str(value)
+    if isinstance(value, Callable):  # type: ignore[arg-type]
+        return f"callable {getattr(value, '__qualname__', type(value).__name__)}"
+    return type(value).__name__
+
+
+def of_images(sums: Sums) -> str:
+    """The fingerprint of measured images: for each group how many they are and the sum of their own fingerprints.
+
+    Args:
+        sums: Sums by group, over all processes.
+
+    Returns:
+        32 hexadecimal digits, whatever the order of images, their batches, and the processes that measured them.
+    """
+    told = torch.stack([sums["images"], sums["hash"]]).to("cpu", torch.int64)
+    return hashlib.blake2b(repr(told.tolist()).encode(), digest_size=16).hexdigest()
