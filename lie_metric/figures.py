@@ -206,7 +206,11 @@ def regime_panels(regimes: Regimes, *, ylabel: str, axis: str = "epochs") -> Fig
 
 
 def heat_map(
-    axis: Axes, regimes: Regimes, generators: Sequence[str], *, floors: Mapping[str, float] | None = None
+    axis: Axes,
+    regimes: Regimes,
+    generators: Sequence[str],
+    *,
+    floors: Mapping[str, Mapping[str, float]] | Mapping[str, float] | None = None,
 ) -> None:
     """Draws the last value of each curve, regimes down and generators across, with its standard error.
 
@@ -217,13 +221,17 @@ def heat_map(
         axis: Where to draw.
         regimes: The curves by regime and generator.
         generators: The columns.
-        floors: For each generator the stencil's own error, see :func:`lie_metric.functional.noise_floor`.
+        floors: For each generator the stencil's own error, or that for each regime: see
+            :func:`lie_metric.functional.stencil_error`.
     """
     rows = list(regimes)
     values = [[regimes[row][column].values[-1] for column in generators] for row in rows]
     errors = [[regimes[row][column].errors[-1] for column in generators] for row in rows]
     ratio = [[value / first if first else 1.0 for value, first in zip(line, values[0], strict=True)] for line in values]
-    hidden = [list(below_floor(dict(zip(generators, line, strict=True)), floors or {}).values()) for line in values]
+    hidden = [
+        list(below_floor(dict(zip(generators, line, strict=True)), _floors_of(floors, row)).values())
+        for row, line in zip(rows, values, strict=True)
+    ]
     # 1 is the neutral colour.
     shown = [[1.0 if h else r for h, r in zip(*lines, strict=True)] for lines in zip(hidden, ratio, strict=True)]
     axis.imshow(shown, cmap="PuOr_r", vmin=0, vmax=2, aspect="auto")
@@ -238,7 +246,11 @@ def heat_map(
 
 
 def comparison(
-    panels: Mapping[str, Regimes], *, title: str, caption: str, floors: Mapping[str, float] | None = None
+    panels: Mapping[str, Regimes],
+    *,
+    title: str,
+    caption: str,
+    floors: Mapping[str, Mapping[str, Mapping[str, float]]] | Mapping[str, float] | None = None,
 ) -> Figure:
     """Curves of every regime and generator over epochs, and the table of final values, one row for each panel.
 
@@ -246,8 +258,8 @@ def comparison(
         panels: For each row's title (a model, say) the curves by regime and generator.
         title: Heading of the picture.
         caption: Line below it: what is measured, on what, and with which stencil.
-        floors: For each generator the stencil's own error, see :func:`lie_metric.functional.noise_floor`: values at or
-            below it are marked.
+        floors: For each generator the stencil's own error, or that for each row's title and regime: values at or below
+            it are marked, and the least of a panel is drawn. See :func:`lie_metric.functional.stencil_error`.
 
     Returns:
         A figure; save it with ``figure.savefig(path)``.
@@ -281,13 +293,15 @@ def comparison(
         for column, generator in enumerate(generators):
             axis = figure.add_subplot(grid[row, column])
             chosen = {regime: curves[generator] for regime, curves in regimes.items()}
-            equivariance_curves(axis, chosen, generator, floor=(floors or {}).get(generator))
+            known = [_floors_of(_floors_of(floors, name), regime).get(generator) for regime in regimes]
+            floor = min((each for each in known if each is not None), default=None)
+            equivariance_curves(axis, chosen, generator, floor=floor)
             axis.set_xlabel("epoch (0: untrained)", fontsize=8)
             if column == 0:
                 axis.annotate(
                     name, (-0.38, 0.5), xycoords="axes fraction", rotation=90, va="center", fontsize=11, weight="bold"
                 )
-        heat_map(figure.add_subplot(grid[row, columns - 1]), regimes, generators, floors=floors)
+        heat_map(figure.add_subplot(grid[row, columns - 1]), regimes, generators, floors=_floors_of(floors, name))
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -301,6 +315,12 @@ def comparison(
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, weight="bold")
     figure.text(0.01, 0.012, caption, fontsize=8, color="0.3", va="bottom", linespacing=1.4)
     return figure
+
+
+def _floors_of(floors: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
+    """What of floors is for one name, where they are told apart by it; all of them otherwise."""
+    told_apart = any(isinstance(each, Mapping) for each in (floors or {}).values())
+    return (floors or {}).get(name, {}) if told_apart else floors or {}
 
 
 def _cycle(count: int) -> list[str]:

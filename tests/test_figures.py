@@ -95,3 +95,15 @@ class TestVectorField:
             vector_field(*arguments)
         with pytest.raises(ValueError, match="`titles` one for each, got 1 and 2"):
             vector_field(lm.generators("rotation"), titles=["a", "b"])
+
+
+def test_floors_of_each_network_mark_its_own_values():
+    regimes = {
+        name: {"rotation": Curve([0, 1], [2.0, value], [0.1, 0.1])} for name, value in (("none", 1.0), ("all", 0.5))
+    }
+    floors = {"cnn": {"none": {"rotation": 1.5}, "all": {"rotation": 0.4}}}
+    figure = comparison({"cnn": regimes}, title="", caption="", floors=floors)
+    curves, table = figure.axes
+    assert ["≤ floor" in text.get_text() for text in table.texts] == [True, False]
+    (band,) = [patch for patch in curves.patches if patch.get_height()]
+    assert band.get_y() + band.get_height() == pytest.approx(0.4)
