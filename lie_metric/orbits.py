@@ -228,7 +228,8 @@ class DisplacedOrbit:
         name: Under which results are reported.
         generator: What moves the pixels.
         pixels: How far.
-        border: Of shifts; "auto" is "crop" where the model runs on the smaller frame, and "reflect" otherwise.
+        border: Of shifts; "auto" is "crop" where the model runs on the smaller frame, and "reflect" otherwise, and for
+            less than a hundredth of the side, where mirrored pixels matter less than a network of another size.
 
     Example:
         >>> orbit = displaced("rotation", (2,))[0]

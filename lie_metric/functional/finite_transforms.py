@@ -117,15 +117,20 @@ def _finite_transforms_update(
         size = grid_size(carrier, images) if callable(getattr(carrier, "map", None)) else (0, 0)
         columns: dict[str, list[Tensor]] = {name: [] for name in SUMS}
         shown: dict[Frame | None, Tensor] = {None: f}  # what each part of the images gives, which orbits share
+        own: list[Tensor | None] = []
         for orbit in orbits:
             elements = orbit.draw(indices, size, seed, resampling)
             if isinstance(orbit, DisplacedOrbit) and orbit.shifts and orbit.border == "auto":
-                border = border or _possible_border(elements[0], measured, carrier, images, representation, shown)
-                elements = replace(orbit, border=border).draw(indices, size, seed, resampling)
+                chosen: Border = "reflect"
+                if orbit.pixels > _MIRRORED * min(size):
+                    border = border or _possible_border(elements[0], measured, carrier, images, representation, shown)
+                    chosen = border
+                elements = replace(orbit, border=chosen).draw(indices, size, seed, resampling)
             frame = elements[0].frame
             if frame is not None and frame not in shown:
                 shown[frame] = measured(map_grid(carrier, images, frame.of))
-            orbit_sums = _Orbit(shown[frame], representation, len(orbit), orbit.complete, f[0].numel())
+            orbit_sums = _Orbit(shown[frame], representation, len(orbit), orbit.complete)
+            own.append(None if frame is None else shown[frame])
             for element in elements:
                 returned = measured(element.on(carrier, images))
                 orbit_sums.add(returned, element, loss, targets)
@@ -133,11 +138,37 @@ def _finite_transforms_update(
                 columns[name].append(values)
             t = orbit.parameter(size, resampling) if isinstance(orbit, DisplacedOrbit) else 0.0
             columns["parameter"].append(orbit_sums.zero + t**2)
-        rows = {name: torch.stack(values, 1) for name, values in columns.items()}
+        rows = {name: torch.stack(values, 1) for name, values in columns.items()} | _of_frames(own, f, representation)
         rows["size"] = f.reshape(len(f), -1).to(coordinate_dtype(f.device)).norm(dim=1)
         sums = grouped(rows | moments(f, representation), indices)
         sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=rows["size"].dtype, device=f.device)
     return sums, described(f, representation, output_representation, output), border
+
+
+# The part of the side up to which mirrored borders are nearer to the truth than a network that is run at another size:
+# on photographs and a pretrained efficientnet-lite0 within 2 % at 1 and 2 of 224 pixels, where crops are within 10 %.
+_MIRRORED = 0.01
+
+
+def _of_frames(outputs: Sequence[Tensor | None], f: Tensor, representation: Representation) -> dict[str, Tensor]:
+    """Moments of the outputs for parts of the images, by orbit; zeros for orbits that are compared with the whole."""
+    found = [None if output is None else moments(output, representation) for output in outputs]
+    known = next((each for each in found if each is not None), None)
+    wide, device = coordinate_dtype(f.device), f.device
+    width = 1 if known is None else known["total"].shape[1]
+    nothing = {
+        "square": torch.zeros(len(f), dtype=wide, device=device),
+        "total": torch.zeros(len(f), width, dtype=wide, device=device),
+        "weight": torch.zeros(len(f), width, dtype=wide, device=device),
+    }
+    return {f"frame_{name}": torch.stack([(each or nothing)[name] for each in found], 1) for name in nothing}
+
+
+def _spreads(sums: Sums) -> Tensor:
+    """For each orbit the spread of the outputs that it is compared with."""
+    own = {name: sums[f"frame_{name}"] for name in ("square", "total", "weight")}
+    found = spread(own | {"rounding": sums["rounding"], "images": sums["images"][..., None]})
+    return torch.where(own["weight"].sum(-1) > 0, found, spread(sums)[..., None])
 
 
 def _possible_border(
@@ -167,9 +198,8 @@ def _possible_border(
 class _Orbit:
     """What the elements of an orbit say together, one element after the other, for each image."""
 
-    def __init__(self, f: Tensor, representation: Representation, count: int, complete: bool, entries: int) -> None:
+    def __init__(self, f: Tensor, representation: Representation, count: int, complete: bool) -> None:
         self.f, self.representation, self.count, self.complete = f, representation, count, complete
-        self.entries = entries  # of the output for the whole image, which spreads are of
         self.wide = coordinate_dtype(f.device)
         self.zero = torch.zeros(len(f), dtype=self.wide, device=f.device)
         self.violation, self.distance, self.agreement, self.loss = (self.zero.clone() for _ in range(4))
@@ -183,7 +213,7 @@ class _Orbit:
         z = element.on(self.representation, returned, -1)
         valid = element.valid(self.representation, f)
         difference = z - f
-        square = self._mean(difference.square(), valid) * self.entries
+        square = self._mean(difference.square(), valid) * f[0].numel()
         self.violation += square / self.count
         self.distance += square.sqrt() / self.count
         self.first += difference / self.count
@@ -220,7 +250,7 @@ class _Orbit:
             # A sample of K elements sees K - 1 of K parts of the variance; a whole group sees all.
             correction = 1.0 if self.complete else self.count / (self.count - 1)
             about_mean = self._mean(self.second - self.first.square(), self.valid)
-            variance = about_mean.clamp(min=0) * self.entries * correction
+            variance = about_mean.clamp(min=0) * self.f[0].numel() * correction
         found = (self.violation, self.distance, self.agreement, pairs, variance, self.loss)
         return dict(zip(SUMS[:-1], found, strict=True))
 
@@ -241,7 +271,7 @@ class _Orbit:
 
 
 def _finite_error(sums: Sums) -> Tensor:
-    return (sums["violation"] / (2 * spread(sums)[..., None])).sqrt()
+    return (sums["violation"] / (2 * _spreads(sums))).sqrt()
 
 
 def _agreement(sums: Sums) -> Tensor:

@@ -18,10 +18,11 @@ from lie_metric.functional.finite_transforms import (
     _finite_transforms_compute,
     _finite_transforms_update,
     _finite_transforms_validate,
+    _spreads,
     default_curve,
     default_shifts,
 )
-from lie_metric.functional.sums import Replicates, Sums, defined
+from lie_metric.functional.sums import Replicates, Sums, defined, spread
 from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.metrics.local_equivariance import LocalEquivarianceError
@@ -70,7 +71,10 @@ class _FiniteTransforms(ModelMetric):
             transforms, output, function, input_representation, output_representation, resampling, seed, several
         )
         super().__init__(
-            dict.fromkeys(SUMS, (len(asked),)) | {"size": (), "square": (), "total": (1,), "weight": (1,)}, **kwargs
+            dict.fromkeys(SUMS, (len(asked),))
+            | {"size": (), "square": (), "total": (1,), "weight": (1,)}
+            | {"frame_square": (len(asked),), "frame_total": (len(asked), 1), "frame_weight": (len(asked), 1)},
+            **kwargs,
         )
         self.orbits = asked
         self.output = output
@@ -215,9 +219,13 @@ class FiniteEquivarianceError(_FiniteTransforms):
                     "them. Update both with the same images."
                 )
             squared = sums["parameter"][used][:, mine].sum(0) / sums["images"].sum()
-            joint = {"finite": sums["violation"][:, mine], "images": sums["images"]}
+            joint = dict(sums)
             joint["first"] = squared * torch.where(used[:, None], others["violation"][:, theirs], 0.0)
-            return Replicates.of(joint, lambda s: (s["finite"] / s["first"]).sqrt())
+            # A network that is run on smaller frames has outputs of another size there.
+            return Replicates.of(
+                joint,
+                lambda s: ((s["violation"] / _spreads(s))[..., mine] / (s["first"] / spread(s)[..., None])).sqrt(),
+            )
 
         found = self._synced(lambda sums: local._synced(lambda others: read(sums, others)))
         names = [orbit.name for _, orbit in moved]

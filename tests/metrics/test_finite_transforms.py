@@ -379,7 +379,7 @@ def test_shifts_compare_two_crops_of_one_image(name, sign):
     first, second = x[..., :11, :15], x[..., :11, 3:] if name == "translation_x" else x[..., 3:, :15]
     first, second = (first, second) if sign > 0 else (second, first)
     with torch.no_grad():
-        wanted = ((model(second) - model(first)).square().sum() / spread_of(model(x))).sqrt()
+        wanted = ((model(second) - model(first)).square().sum() / spread_of(model(first))).sqrt()
     torch.testing.assert_close(metric.compute()[f"{name}_3px"], wanted, rtol=1e-10, atol=0)
 
 
@@ -398,6 +398,30 @@ def test_models_of_one_size_see_mirrored_images(name):
     torch.testing.assert_close(metric.compute()[f"{name}_2px"], wanted, rtol=1e-10, atol=0)
     with pytest.raises(ValueError, match="images must be of"):
         F.finite_equivariance_error(model, x, lm.orbits.displaced(name, (2,), border="crop"))
+
+
+def test_less_than_a_hundredth_of_the_side_is_mirrored():
+    model, x = Pools(), torch.rand(3, 3, 120, 120, dtype=torch.float64)
+    found = F.finite_equivariance_error(model, x, lm.orbits.displaced("translation_x", (1, 2)))
+    for border, pixels in (("reflect", 1), ("crop", 2)):
+        alone = F.finite_equivariance_error(model, x, lm.orbits.displaced("translation_x", (pixels,), border=border))
+        name = f"translation_x_{pixels}px"
+        torch.testing.assert_close(found[name], alone[name], rtol=1e-12, atol=0)
+
+
+def test_linearity_of_crops_does_not_depend_on_the_size_of_outputs_there():
+    """A network whose outputs grow with the size of the image, and that moves with it in the same proportion."""
+    x = torch.rand(8, 1, 20, 20, dtype=torch.float64)
+    ratios = []
+    for power in (0, 3):
+        model = lambda v, power=power: v[..., 4:6, 4:6].flatten(1) * v.shape[-1] ** power  # noqa: E731
+        finite = lm.FiniteEquivarianceError(lm.orbits.displaced("translation_x", (1,)))
+        local = lm.LocalEquivarianceError("translation_x")
+        for metric in (finite, local):
+            metric.update(model, x)
+        assert finite.border == "crop"
+        ratios.append(finite.linearity(local)[0]["translation_x_1px"].item())
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-12)
 
 
 def test_an_output_on_the_grid_moves_along():
