@@ -194,7 +194,7 @@ def test_failure_on_one_process_is_known_on_all(results):
     for found in (single, *pair):
         values, weights = found["one fails"]
         assert all(value != value for value in values.values())
-        assert len(values) == 2 * (2 * len(MEASURES) + 2 + 2)
+        assert len(values) == 2 * (2 * (len(MEASURES) + 3) + 2 + 2)  # three stand beside by default
         assert all(torch.equal(weights[name], found["fit without"][1][name]) for name in weights)
     assert "failed on another process" in pair[0]["warnings"][0]
     assert "planted" in pair[1]["warnings"][0]
