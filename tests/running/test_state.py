@@ -498,3 +498,22 @@ def test_a_trainer_and_what_it_logs_to_live_on():
     model = Holds()
     lm.lie_derivative(model, x(), "rotation")
     assert model.trainer.told
+
+
+def test_arrays_that_grow_or_cannot_be_written_to():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.grows, self.fixed = np.zeros(2), np.arange(3)
+            self.fixed.flags.writeable = False
+            self.named = np.array([["a"]], dtype=object)
+
+        def forward(self, v):
+            self.grows.resize(len(self.grows) + 1, refcheck=False)
+            return v.mean((2, 3))
+
+    model = Holds()
+    lm.lie_derivative(model, x(), "rotation")
+    assert model.grows.tolist() == [0, 0]
+    assert model.fixed.tolist() == [0, 1, 2]
+    assert model.named.tolist() == [["a"]]
