@@ -34,5 +34,6 @@ def test_memory_and_epoch(example, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "peak MiB" in printed
     assert measured["default, affine"] > measured["plain forward, B"] > 0
-    assert "of an epoch of 50,000 images of 32 px" in printed
+    assert "Of an epoch of 50,000 images of 32 px" in printed
+    assert "EquivarianceMonitor(floor=False, displacement=None): " in printed
     assert 0 < found["epoch"]["monitor"] < 1
