@@ -180,10 +180,10 @@ class State:
                 self._references.append((value, _saved(value)))  # what is in them is looked at by itself
             elif isinstance(value, _MUTABLE) or type(value) is tuple:
                 # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
-                if value and depth:
-                    self._keep_entries(f"{prefix}{key}.", value, depth - 1)
-                elif not isinstance(value, tuple):
+                if not value:
                     self._empty.append(value)
+                elif depth:
+                    self._keep_entries(f"{prefix}{key}.", value, depth - 1)
             elif depth:
                 self._keep_object(f"{prefix}{key}.", value, depth - 1)
 
@@ -293,7 +293,7 @@ class State:
                 if scripted.getattr(name) is not value:
                     scripted.setattr(name, value)
         for container in self._empty:
-            if container:
+            if container:  # an empty tuple stays so
                 container.clear()
         for container, saved in self._references:
             _give_back(container, saved, self._sharded)

@@ -517,3 +517,22 @@ def test_arrays_that_grow_or_cannot_be_written_to():
     assert model.grows.tolist() == [0, 0]
     assert model.fixed.tolist() == [0, 1, 2]
     assert model.named.tolist() == [["a"]]
+
+
+def test_what_stands_deep_inside_is_left_alone():
+    """Deeper than is kept, a container must not be taken for one that was empty."""
+
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.deep = [[[[[[1, 2]]]], {"a": {"b": {"c": {"d": [3]}}}}]]
+            self.objects = {"note": Note()}
+            self.objects["note"].tree = [[[[4]]], ()]
+
+        def forward(self, v):
+            return v.mean((2, 3))
+
+    model = Holds()
+    lm.lie_derivative(model, x(), "rotation")
+    assert model.deep == [[[[[[1, 2]]]], {"a": {"b": {"c": {"d": [3]}}}}]]
+    assert model.objects["note"].tree == [[[[4]]], ()]
