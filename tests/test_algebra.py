@@ -1,6 +1,8 @@
 """Generators as vectors, groups of names, spanning sets, and the exponential as a one-parameter group."""
 
 import dataclasses
+import math
+import pickle
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lie_metric as lm
-from lie_metric.algebra import GENERATORS, exponential, simplest_basis, spanning_set
+from lie_metric.algebra import GENERATORS, coefficients, exponential, simplest_basis, spanning_set
 
 number = st.floats(-2, 2, allow_nan=False)
 matrix = st.lists(st.lists(number, min_size=3, max_size=3), min_size=2, max_size=2)
@@ -115,9 +117,9 @@ def test_exponential_of_named_generators():
         (lambda: lm.generators("affine", "scale"), ValueError, r"\['scale'\] more than once"),
         (lambda: lm.generators(1.5), TypeError, "got 1.5"),
         (lambda: lm.generators(torch.eye(2)), TypeError, "must be names"),
-        (lambda: lm.Generator.affine("g", [[1, 2], [3, 4]]), ValueError, "must be 2×3"),
-        (lambda: lm.Generator.affine("g", [[1, 2, 3]]), ValueError, "must be 2×3"),
-        (lambda: lm.Generator.affine("g", [["a", 2, 3], [1, 2, 3]]), TypeError, "must hold two rows"),
+        (lambda: lm.Generator.affine("g", [[1, 2], [3, 4]]), ValueError, r"must be d×\(d \+ 1\)"),
+        (lambda: lm.Generator.affine("g", [[1, 2, 3]]), ValueError, r"must be d×\(d \+ 1\)"),
+        (lambda: lm.Generator.affine("g", [["a", 2, 3], [1, 2, 3]]), TypeError, "must hold d rows"),
         (lambda: lm.Generator.affine("g", [[1, 2, float("inf")], [1, 2, 3]]), ValueError, "must be finite"),
         (lambda: lm.Generator.affine("a/b", [[0] * 3] * 2), ValueError, "without '/'"),
         (lambda: lm.Generator.affine("", [[0] * 3] * 2), ValueError, "non-empty"),
@@ -172,3 +174,81 @@ def test_simplest_basis_takes_single_entries_where_they_are_as_few():
     assert all(sum(map(bool, generator.coefficients)) == 1 for generator in basis)
     assert combine.shape == (10, 7)
     assert simplest_basis(lm.generators("rotation"))[0] == lm.generators("rotation")
+
+
+AXES = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1)}
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_rotations_in_space_turn_content_by_the_right_hand(axis):
+    (rotation,) = lm.generators(f"rotation_{axis}", dimension=3)
+    point = torch.tensor([0.3, -1.2, 0.7], dtype=torch.float64)
+    matrix = torch.tensor(rotation.matrix, dtype=torch.float64)
+    velocity = -(matrix @ torch.cat([point, torch.ones(1, dtype=torch.float64)]))
+    assert torch.equal(velocity, torch.linalg.cross(torch.tensor(AXES[axis], dtype=torch.float64), point))
+
+
+def test_the_plane_lies_in_space():
+    for plane, space in (("rotation", "rotation_z"), ("hyperbolic_rotation", "hyperbolic_xy"), ("shear_x", "shear_xy")):
+        small = torch.tensor(lm.generators(plane)[0].matrix)
+        large = torch.tensor(lm.generators(space, dimension=3)[0].matrix)
+        assert torch.equal(large[:2][:, [0, 1, 3]], small), plane
+
+
+@pytest.mark.parametrize(("group", "names", "rank"), [
+    ("translation", 3, 3), ("rotation", 3, 3), ("rigid", 6, 6), ("similarity", 7, 7), ("affine", 19, 12),
+    ("all", 20, 13), ("galilean", 9, 9),
+])  # fmt: skip
+def test_groups_of_space_span(group, names, rank):
+    asked = lm.generators(group, dimension=3)
+    basis, matrix = spanning_set(asked)
+    rows, wanted = coefficients(basis), coefficients(asked)
+    assert len(asked) == names
+    assert len(basis) == rank
+    if rows.shape[1] == wanted.shape[1]:
+        torch.testing.assert_close(matrix @ rows, wanted, atol=1e-14, rtol=0)
+
+
+def test_so3_closes():
+    x, y, z = (torch.tensor(g.matrix, dtype=torch.float64)[:, :3] for g in lm.generators("rotation", dimension=3))
+    # Fields are read at exp(tA) p: of the right-handed turns -A the brackets are those of the cross product.
+    for a, b, c in ((x, y, z), (y, z, x), (z, x, y)):
+        torch.testing.assert_close((-a) @ (-b) - (-b) @ (-a), -c)
+
+
+def test_a_line():
+    assert [g.name for g in lm.generators("all", dimension=1)] == ["translation_x", "scale", "saturation"]
+    (scale,) = lm.generators("scale", dimension=1)
+    assert exponential(scale, torch.tensor(1.0)).tolist() == [[pytest.approx(math.exp(-1)), 0], [0, 1]]
+
+
+def test_charges_are_numbers_of_the_vector_space():
+    boost, turn = lm.generators("boost_x", "rotation")
+    mixed = 2 * boost - 3 * turn
+    assert mixed.charges == {"boost_x": 2}
+    assert mixed.matrix == ((0, -3, 0), (3, 0, 0))
+    assert (boost - boost).charges == {}
+    basis, matrix = spanning_set([boost, mixed, turn])
+    assert len(basis) == 2
+    assert matrix[2].tolist() == pytest.approx([2 / 3, -1 / 3])
+    assert hash(boost) == hash(lm.Generator("boost_x", [[0] * 3] * 2, charges={"boost_x": 1, "hue": 0}))
+    assert lm.Generator("boost_x", [[0] * 3] * 2, charges={"boost_x": 1, "hue": 0}) == boost != -1 * boost
+    assert pickle.loads(pickle.dumps(mixed)) == mixed
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: lm.generators("rotation_x"), ValueError, "known in the plane, got 'rotation_x'"),
+        (lambda: lm.generators("rotation", dimension=1), ValueError, "known on the line"),
+        (lambda: lm.generators("rotation", dimension=4), ValueError, "known in dimension 4.*Pass `Generator"),
+        (lambda: lm.generators(lm.generators("scale"), dimension=3), ValueError, "dimension 3, got 'scale'"),
+        (lambda: lm.generators("scale")[0] + lm.generators("scale", dimension=3)[0], ValueError, r"got \[2, 3\]"),
+        (lambda: lm.Generator("g", (), charges={"hue": "red"}), TypeError, "`charges` must map"),
+        (lambda: lm.Generator("g", (), charges={3: 1.0}), TypeError, "`charges` must map"),
+        (lambda: lm.Generator("g", (), charges={"hue": float("nan")}), ValueError, "finite"),
+    ],
+)
+def test_dimensions_and_charges_refused(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
