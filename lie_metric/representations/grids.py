@@ -1,50 +1,19 @@
-"""How a tensor carries the action of a generator: as an image, as tokens, not at all, or in a way of the user's own."""
+"""Tensors that stand on grids of pixels, and those on which nothing acts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from lie_metric import transforms
 from lie_metric.algebra import Generator
+from lie_metric.representations.protocol import Representation, check_axes
 from lie_metric.resampling import Resampling
 
-__all__ = [
-    "ChannelsLast",
-    "Image",
-    "Invariant",
-    "Representation",
-    "Tokens",
-    "grid_size",
-    "infer_output_representation",
-    "map_grid",
-]
-
-
-@runtime_checkable
-class Representation(Protocol):
-    """The protocol by which a tensor carries an action; any object with these methods is one.
-
-    The actions must fit together: :meth:`tangents` is the derivative of :meth:`act` at t = 0 and linear in the
-    generator. Finite transforms T_t of one-parameter groups act by :meth:`act`. Others, such as flips, need one more
-    method, ``map(tensor, function)``, see :func:`map_grid`; it also tells what of the tensor has left the frame.
-    """
-
-    def check(self, tensor: Tensor, name: str) -> None:
-        """Raises ValueError, naming the argument, if the tensor cannot carry the action."""
-
-    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
-        """The infinitesimal actions X_k · tensor: shape (K, *tensor.shape)."""
-
-    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
-        """The finite action T_t tensor: the shape of ``tensor``."""
-
-    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """The tensor as blocks (B, positions, elements); means over images pool the positions of a block."""
+__all__ = ["ChannelsLast", "Image", "Invariant", "Padded", "Tokens", "grid_size", "map_grid"]
 
 
 def map_grid(representation: Representation, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -93,7 +62,7 @@ def grid_size(representation: Representation, inputs: Tensor) -> tuple[int, int]
         (5, 7)
     """
     map_grid(representation, inputs, lambda image: image)  # refuses what has no method `map`
-    seen = _images(representation, inputs)
+    seen = images_within(representation, inputs)
     if not seen:
         raise ValueError(
             f"`input_representation` must hold images, got {representation!r}, on which no transform acts. "
@@ -102,7 +71,7 @@ def grid_size(representation: Representation, inputs: Tensor) -> tuple[int, int]
     return seen[0][1:]
 
 
-def _images(representation: Representation, tensor: Tensor) -> list[tuple[int, int, int]]:
+def images_within(representation: Representation, tensor: Tensor) -> list[tuple[int, int, int]]:
     """Channels, height and width of the images within a tensor; none if it does not say where they are."""
     seen: list[tuple[int, int, int]] = []
 
@@ -128,7 +97,7 @@ def scalar_fields(representation: Representation) -> bool:
         >>> scalar_fields(Image())
         True
     """
-    return isinstance(representation, _Mapped) and type(representation).act is _Mapped.act
+    return isinstance(representation, Mapped) and type(representation).act is Mapped.act
 
 
 def refuse_own_action(representation: Representation, measure: str) -> None:
@@ -149,7 +118,7 @@ def refuse_own_action(representation: Representation, measure: str) -> None:
         )
 
 
-class _Mapped:
+class Mapped:
     """The finite action of a generator, for every layout that says where its images are."""
 
     def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -161,7 +130,7 @@ class _Mapped:
 
 
 @dataclass(frozen=True)
-class Invariant(_Mapped):
+class Invariant(Mapped):
     """The trivial representation: nothing acts, as on class scores. X · y = 0.
 
     Example:
@@ -193,7 +162,7 @@ class Invariant(_Mapped):
 
 
 @dataclass(frozen=True)
-class Image(_Mapped):
+class Image(Mapped):
     """Images or feature maps (B, C, H, W); every channel is a scalar field, moved by the transform.
 
     Example:
@@ -208,7 +177,7 @@ class Image(_Mapped):
         Raises:
             ValueError: If the tensor has another number of axes, or is empty.
         """
-        _check_axes(tensor, name, "(B, C, H, W)", 4)
+        check_axes(tensor, name, "(B, C, H, W)", 4)
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, B, C, H, W)."""
@@ -224,7 +193,7 @@ class Image(_Mapped):
 
 
 @dataclass(frozen=True)
-class ChannelsLast(_Mapped):
+class ChannelsLast(Mapped):
     """Feature maps (B, H, W, C); every channel is a scalar field, moved by the transform.
 
     Example:
@@ -239,7 +208,7 @@ class ChannelsLast(_Mapped):
         Raises:
             ValueError: If the tensor has another number of axes, or is empty.
         """
-        _check_axes(tensor, name, "(B, H, W, C)", 4)
+        check_axes(tensor, name, "(B, H, W, C)", 4)
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, B, H, W, C)."""
@@ -255,7 +224,7 @@ class ChannelsLast(_Mapped):
 
 
 @dataclass(frozen=True)
-class Tokens(_Mapped):
+class Tokens(Mapped):
     """Sequences (B, N, C) whose tokens stand on a grid, row by row, behind prefix tokens on which nothing acts.
 
     Args:
@@ -291,7 +260,7 @@ class Tokens(_Mapped):
         Raises:
             ValueError: If the tensor has another number of axes or tokens.
         """
-        _check_axes(tensor, name, "(B, N, C)", 3)
+        check_axes(tensor, name, "(B, N, C)", 3)
         needed = self.prefix + self.grid_size[0] * self.grid_size[1]
         if tensor.shape[1] != needed:
             raise ValueError(
@@ -368,90 +337,3 @@ class Padded:
         x, y = (right - left) / inside, (bottom - top) / inside
         rows = [(along_x, along_y, (along_x * x + along_y * y + v) / a) for along_x, along_y, v in generator.matrix]
         return Generator(generator.name, (rows[0], rows[1]), generator.intensity)
-
-
-def _check_axes(tensor: Tensor, name: str, layout: str, axes: int) -> None:
-    if tensor.ndim != axes or tensor.numel() == 0:
-        raise ValueError(
-            f"`{name}` must be non-empty with axes {layout}, got shape {tuple(tensor.shape)}. "
-            "Reshape it, or give the representation that fits (see `lie_metric.representations`)."
-        )
-
-
-def declared_grid(model: object) -> Tokens | None:
-    """The token grid that a vision transformer declares by ``patch_embed.grid_size`` and ``num_prefix_tokens``.
-
-    Args:
-        model: Any object.
-
-    Returns:
-        The representation, or None if the model declares no grid.
-    """
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    if not isinstance(grid, Sequence) or len(grid) != 2:
-        return None
-    prefix = getattr(model, "num_prefix_tokens", 0)
-    return Tokens((int(grid[0]), int(grid[1])), prefix if isinstance(prefix, int) else 0)
-
-
-def _same_layout(size: Sequence[int], reference: Sequence[int]) -> bool:
-    """Whether an output of this height and width has the input's proportions, to within a pixel of rounding."""
-    (h, w), (height, width) = size, reference
-    return abs(h * width - w * height) <= max(height, width)
-
-
-def infer_output_representation(
-    output: Tensor, inputs: Tensor, model: object, input_representation: Representation | None = None
-) -> Representation:
-    """The representation of a model's output, where its shape leaves one possibility only.
-
-    One or two axes (B,), (B, C) are invariant. Four axes are an image (B, C, H, W) if H × W has the proportions of the
-    input and the layout (B, H, W, C) does not fit as well, and if it is not two channels from images of another number,
-    which may be a field of vectors. Three axes are tokens if the model, or one of its direct children, declares the
-    grid (``patch_embed.grid_size``, ``num_prefix_tokens``) and the number of tokens fits.
-
-    Args:
-        output: The model's output.
-        inputs: The images it came from.
-        model: The model.
-        input_representation: How the images are laid out; the default is (B, C, H, W).
-
-    Returns:
-        The representation.
-
-    Raises:
-        ValueError: If the shape leaves more than one possibility, or none.
-
-    Example:
-        >>> infer_output_representation(torch.rand(2, 10), torch.rand(2, 3, 8, 8), None)
-        Invariant()
-        >>> infer_output_representation(torch.rand(2, 10, 4, 4), torch.rand(2, 3, 8, 8), None)
-        Image()
-    """
-    shape = tuple(output.shape)
-    if output.ndim in {1, 2}:
-        return Invariant()
-    if output.ndim == 4 and (input_representation is not None or inputs.ndim == 4):
-        for channels, *size in _images(input_representation or Image(), inputs):
-            if _same_layout(shape[2:], size) and not _same_layout(shape[1:3], size):
-                if shape[1] == 2 != channels:
-                    raise ValueError(
-                        f"`output_representation` must be given for an output of shape {shape} from images of "
-                        f"{channels} channels: two scalars, which move with the image, or the two components of "
-                        "vectors, which turn with it too? Pass `lie_metric.representations.Image()` for scalars such "
-                        "as class scores. There is no representation of vectors yet: pass an object of your own (see "
-                        "`lie_metric.representations.Representation`), or measure their length, e.g. "
-                        "`output=lambda field: field.norm(dim=1, keepdim=True)`."
-                    )
-                return Image()
-    if output.ndim == 3:
-        owners: list[Any] = [model, *(model.children() if isinstance(model, nn.Module) else ())]
-        grids = {grid for grid in map(declared_grid, owners) if grid is not None}
-        fitting = [grid for grid in grids if grid.prefix + grid.grid_size[0] * grid.grid_size[1] == shape[1]]
-        if len(fitting) == 1:
-            return fitting[0]
-    raise ValueError(
-        f"`output_representation` must be given for an output of shape {shape}: how it transforms cannot be told from "
-        "its shape. Pass one of `lie_metric.representations`: Invariant() (nothing acts), Image() for (B, C, H, W), "
-        "ChannelsLast() for (B, H, W, C), Tokens(grid_size, prefix) for (B, N, C), or an object of your own."
-    )
