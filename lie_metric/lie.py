@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra import Generator, spanning_set
-from lie_metric.algebra import generators as resolve
+from lie_metric.binding import Generators, bind, resolve_for, split_parts
 from lie_metric.jacobian import Check, Method, push
 from lie_metric.jacobian.methods import METHODS
-from lie_metric.measured import Function, Output, carried, function_of, tell_of_rest, validate_inputs, validate_options
-from lie_metric.representations import Image, Representation
+from lie_metric.measured import Function, Layout, Output, function_of, tell_of_rest, validate_options
+from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling, working_precision
 from lie_metric.running import configuration, isolated
 
 __all__ = ["Generators", "Linearisation", "lie_derivative", "linearise"]
-
-Generators = str | Generator | Sequence[str | Generator]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Linearisation:
         products: Df(x)[u] for the extra directions u that were asked for, shape (D, B, ...).
         further: Df(x)[P(X_k · x)] for the map P of tangents that was asked for, shape (K, B, ...); None without.
         representation: How the output carries the action.
+        carrier: How the inputs do.
         method: The method that was used; "forward vmap" and "forward loop" are forward mode by vectorisation and one
             tangent at a time, where tensors could not carry their tangents.
         check: How the products compare with the function itself.
@@ -46,19 +45,20 @@ class Linearisation:
     products: Tensor
     further: Tensor | None
     representation: Representation
+    carrier: Representation
     method: str
     check: Check | None = None
 
 
 def lie_derivative(
     model: Callable[..., Any],
-    inputs: Tensor,
+    inputs: Any,
     generators: Generators = "affine",
     *,
     output: Output = "logits",
     function: Function | None = None,
-    input_representation: Representation | None = None,
-    output_representation: Representation | None = None,
+    input_representation: Layout | None = None,
+    output_representation: Layout | None = None,
     resampling: Resampling | None = None,
     method: Method = "auto",
     chunk_size: int | None = None,
@@ -80,16 +80,19 @@ def lie_derivative(
     Args:
         model: A module or any callable from a tensor to a tensor, a dict or dataclass with ``logits``, or a tuple whose
             first entry is the tensor.
-        inputs: Shape (B, C, H, W) for images, floating point and finite.
+        inputs: Shape (B, C, H, W) for images, floating point and finite. Other tensors with an
+            ``input_representation``; mappings, tuples (the model's arguments) and objects with one for each part that
+            moves.
         generators: Names, groups, :class:`~lie_metric.Generator` objects, or a sequence of them. As many tangents are
             pushed through the model as they span: six for ``"affine"``.
         output: ``"logits"``, what the model returns; ``"probabilities"``, its softmax over the last axis; or a
             callable from what the model returns to a tensor.
         function: What of the model is run: None, the model itself; the name of a method, as ``"encode"``; or a callable
             ``(model, inputs) -> returned``, for models that take more than images.
-        input_representation: How the inputs carry the action; the default is an image.
+        input_representation: How the inputs carry the action; the default is an image. A mapping from names of parts
+            (a key, an index, an attribute; dotted where deeper) leaves all other parts as they are.
         output_representation: How the output does; inferred where its shape leaves no choice, see
-            :func:`~lie_metric.representations.infer_output_representation`.
+            :func:`~lie_metric.representations.infer_output_representation`. A mapping measures several parts at once.
         resampling: The stencil; the default is ``Resampling()``.
         method: ``"forward"``: forward mode, tangents vectorised over one shared primal pass. ``"reverse"``: one
             backward pass for each output element, for few outputs; needs images that do not influence one another.
@@ -100,7 +103,8 @@ def lie_derivative(
             default all, or with ``"auto"`` half of them where those of the largest tensor on the way exceed 128 MiB.
 
     Returns:
-        For each generator's name the tensor L_X f(inputs), of the shape of the output.
+        For each generator's name the tensor L_X f(inputs), of the shape of the output; for an output with named parts
+        by ``"part/generator"``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -117,7 +121,7 @@ def lie_derivative(
         >>> bool(L["translation_x"].abs().max() < 1e-5)
         True
     """
-    asked = resolve(generators)
+    asked = resolve_for(generators, input_representation)
     result = linearise(
         model,
         inputs,
@@ -130,18 +134,22 @@ def lie_derivative(
         method=method,
         chunk_size=chunk_size,
     )
-    return {generator.name: value for generator, value in zip(asked, result.lie_derivatives, strict=True)}
+    return {
+        f"{part}/{generator.name}" if part else generator.name: value
+        for part, _, values in split_parts(result.representation, result.lie_derivatives)
+        for generator, value in zip(asked, values, strict=True)
+    }
 
 
 def linearise(
     model: Callable[..., Any],
-    inputs: Tensor,
+    inputs: Any,
     asked: Sequence[Generator],
     *,
     output: Output = "logits",
     function: Function | None = None,
-    input_representation: Representation | None = None,
-    output_representation: Representation | None = None,
+    input_representation: Layout | None = None,
+    output_representation: Layout | None = None,
     resampling: Resampling | None = None,
     method: str = "auto",
     chunk_size: int | None = None,
@@ -175,8 +183,15 @@ def linearise(
     resampling = resampling or Resampling()
     coarse = method.split(" ")[0] if method in METHODS else method
     validate_options(output, input_representation, output_representation, resampling, coarse, chunk_size, function)
-    validate_inputs(model, inputs, input_representation, function)
-    carrier = input_representation or Image()
+    bound = bind(
+        model,
+        inputs,
+        input_representation=input_representation,
+        output=output,
+        output_representation=output_representation,
+        function=function,
+    )
+    inputs, carrier = bound.inputs, bound.carrier
     basis, matrix = spanning_set(asked)
     with isolated(model):
         # A tensor made in inference mode, or expanded over one memory place, cannot be differentiated; half types
@@ -187,7 +202,7 @@ def linearise(
         parts = [moved] if further is None else [moved, further(moved)]
         of_generators = len(parts) * len(basis)
         pushed = torch.cat(parts if directions is None else [*parts, directions.to(moved)])
-        measured = function_of(model, output, function)
+        measured = function_of(model, bound.output, bound.function)
         # In training a penalty is taken at every step: there a model is checked once.
         setting = (_kept(output), _kept(function), method, configuration(model) if torch.is_grad_enabled() else 0)
         known = _found_right(model).get(setting) if torch.is_grad_enabled() else None
@@ -197,15 +212,15 @@ def linearise(
             pushed,
             known or method,
             chunk_size,
-            precise=_precise(model, output, function),
+            precise=_precise(model, bound.output, bound.function),
             verified=verify and known is None,
         )
         if torch.is_grad_enabled() and verify:
             _found_right(model)[setting] = by
         if verify and known is None:
             tell_of_rest(model, pushed, products, by)
-        output_representation = carried(primal, inputs, model, output_representation, input_representation)
-        along_basis = products[: len(basis)] - output_representation.tangents(primal, basis, resampling)
+        representation = bound.carried(primal, model)
+        along_basis = products[: len(basis)] - representation.tangents(primal, basis, resampling)
         # Inside the isolation, because autocast would combine them in half precision.
         return Linearisation(
             primal,
@@ -213,7 +228,8 @@ def linearise(
             _combine(matrix, moved, inputs.shape),
             products[of_generators:],
             None if further is None else _combine(matrix, products[len(basis) : of_generators], primal.shape),
-            output_representation,
+            representation,
+            carrier,
             by,
             check,
         )

@@ -28,6 +28,7 @@ from lie_metric.warning import warn
 
 __all__ = [
     "Function",
+    "Layout",
     "Output",
     "call_of",
     "carried",
@@ -42,7 +43,8 @@ __all__ = [
 ]
 
 Output = Literal["logits", "probabilities"] | Callable[[Any], Tensor]
-Function = str | Callable[[Any, Tensor], Any]
+Function = str | Callable[..., Any]
+Layout = Representation | Mapping[str, Representation]
 
 _TENSOR_KEYS = ("logits", "out", "output")
 
@@ -65,7 +67,8 @@ def validate_inputs(
     call_of(model, function)
     if not isinstance(inputs, Tensor):
         raise TypeError(
-            f"`inputs` must be a tensor, got {type(inputs).__name__}. Pass the images alone, without labels."
+            f"`inputs` must be a tensor, got {type(inputs).__name__}. Pass the images alone, without labels, or name "
+            "the parts that move, e.g. `input_representation={'pos': lie_metric.representations.Points(3)}`."
         )
     if not inputs.is_floating_point():
         raise TypeError(
@@ -90,8 +93,8 @@ def validate_inputs(
 
 def validate_options(
     output: Output,
-    input_representation: Representation | None,
-    output_representation: Representation | None,
+    input_representation: Layout | None,
+    output_representation: Layout | None,
     resampling: Resampling | None,
     method: str,
     chunk_size: int | None,
@@ -120,8 +123,8 @@ def validate_options(
             "`lambda model, images: model(images, steps=4)`."
         )
     for name, value in (
-        ("input_representation", input_representation),
-        ("output_representation", output_representation),
+        *_parts_of("input_representation", input_representation),
+        *_parts_of("output_representation", output_representation),
     ):
         if value is not None and (isinstance(value, type) or not isinstance(value, Representation)):
             raise TypeError(
@@ -136,6 +139,13 @@ def validate_options(
         raise TypeError(f"`chunk_size` must be an integer or None, got {chunk_size!r}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}. None chooses.")
+
+
+def _parts_of(name: str, layout: Any) -> list[tuple[str, Any]]:
+    """A representation, or those of named parts, by what they are called."""
+    if isinstance(layout, Mapping):
+        return [(f"{name}[{key!r}]", value) for key, value in layout.items()]
+    return [(name, layout)]
 
 
 def select_output(returned: Any, output: Output) -> Tensor:
@@ -202,12 +212,13 @@ def _unwrap(returned: Any) -> Tensor:
     )
 
 
-def call_of(model: Any, function: Function | None) -> Callable[[Tensor], Any]:
+def call_of(model: Any, function: Function | None, arguments: int = 1) -> Callable[..., Any]:
     """What of a model is run: the model itself, a method of it, or a function of it and the images.
 
     Args:
         model: As in :func:`lie_derivative`.
         function: As in :func:`lie_derivative`.
+        arguments: With how many arguments it is called.
 
     Returns:
         From images to what is returned.
@@ -222,10 +233,10 @@ def call_of(model: Any, function: Function | None) -> Callable[[Tensor], Any]:
             near = difflib.get_close_matches(function, [name for name in dir(model) if not name.startswith("_")])
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else " Pass the name of one, or a callable."
             raise ValueError(f"`function` must name a method of {type(model).__name__}, got {function!r}.{hint}")
-        return cast(Callable[[Tensor], Any], found)
+        return cast(Callable[..., Any], found)
     if function is not None:
         given = function
-        return lambda x: given(model, x)
+        return lambda *x: given(model, *x)
     if not callable(model):
         raise TypeError(
             f"`model` must be callable, got {type(model).__name__}. Pass a module or a function, or say what of it is "
@@ -242,15 +253,16 @@ def call_of(model: Any, function: Function | None) -> Callable[[Tensor], Any]:
         try:
             needed = inspect.signature(target)
         except (TypeError, ValueError):  # a scripted or built-in function does not say
-            return cast(Callable[[Tensor], Any], model)
+            return cast(Callable[..., Any], model)
         try:
-            needed.bind(None)
+            needed.bind(*[None] * arguments)
         except TypeError as error:
             raise TypeError(
-                f"`model` must be callable with the images alone, got {_name(model)}{needed}. Say how it is called, "
-                f"e.g. `function=lambda model, images: model(images{_further(needed)})`."
+                f"`model` must be callable with {'the images alone' if arguments == 1 else f'{arguments} arguments'}, "
+                f"got {_name(model)}{needed}. Say how it is called, e.g. "
+                f"`function=lambda model, images: model(images{_further(needed)})`."
             ) from error
-    return cast(Callable[[Tensor], Any], model)
+    return cast(Callable[..., Any], model)
 
 
 _UNFORWARDED = {"_forward_unimplemented", "LightningModule.forward"}

@@ -1,5 +1,7 @@
 """How a tensor carries the action of a generator: as an image, as tokens, not at all, or in a way of the user's own."""
 
+from lie_metric.representations.composite import Masked, Packed, Parts
+from lie_metric.representations.flow import Flow
 from lie_metric.representations.grids import (
     ChannelsLast,
     Image,
@@ -12,15 +14,29 @@ from lie_metric.representations.grids import (
     scalar_fields,
 )
 from lie_metric.representations.inference import declared_grid, infer_output_representation
+from lie_metric.representations.irreps import Irreps
+from lie_metric.representations.linear import Boxes, Covectors, Linear, Points, Tensors, Vectors, Velocities
 from lie_metric.representations.protocol import Representation
 
 __all__ = [
+    "Boxes",
     "ChannelsLast",
+    "Covectors",
+    "Flow",
     "Image",
     "Invariant",
+    "Irreps",
+    "Linear",
+    "Masked",
+    "Packed",
     "Padded",
+    "Parts",
+    "Points",
     "Representation",
+    "Tensors",
     "Tokens",
+    "Vectors",
+    "Velocities",
     "declared_grid",
     "grid_size",
     "infer_output_representation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +122,9 @@ def refuse_own_action(representation: Representation, measure: str) -> None:
 class Mapped:
     """The finite action of a generator, for every layout that says where its images are."""
 
+    dimension: ClassVar[int | None] = 2
+    charges: ClassVar[frozenset[str]] = frozenset({"intensity"})
+
     def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         raise NotImplementedError
 
@@ -138,6 +142,9 @@ class Invariant(Mapped):
         >>> Invariant().tangents(torch.ones(2, 5), lm.generators("affine"), lm.Resampling()).abs().max().item()
         0.0
     """
+
+    dimension: ClassVar[int | None] = None
+    charges: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, tensor: Tensor, name: str) -> None:
         """Accepts every tensor with a batch axis.

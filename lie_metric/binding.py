@@ -1,0 +1,390 @@
+"""Inputs and outputs of several named parts as one tensor each: the only place that knows mappings and attributes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import Generator
+from lie_metric.algebra import generators as resolve
+from lie_metric.measured import Function, Layout, Output, call_of, carried, select_output, validate_inputs
+from lie_metric.representations import Image, Invariant, Representation
+from lie_metric.representations.composite import Masked, Packed, Parts, common_dimension, samples
+
+__all__ = ["Bound", "Generators", "bind", "by_sample", "count_samples", "resolve_for", "split_parts"]
+
+Generators = str | Generator | Sequence[str | Generator]
+
+
+@dataclasses.dataclass
+class Bound:
+    """A measurement of a function of one tensor, whatever a model takes and returns.
+
+    Attributes:
+        inputs: The moved parts of the inputs as one tensor.
+        carrier: How it moves.
+        function: What of the model is run, from the model and that tensor.
+        output: From what the model returns to the measured tensor.
+    """
+
+    inputs: Tensor
+    carrier: Representation
+    function: Function | None
+    output: Output
+    _declared: Representation | dict[str, Representation] | None
+    _given: Representation | None
+    _shapes: list[tuple[int, ...]] | None = None
+
+    def carried(self, f: Tensor, model: object) -> Representation:
+        """How the output carries the action.
+
+        Args:
+            f: The output.
+            model: The model.
+
+        Returns:
+            Its representation; of outputs with named parts :class:`~lie_metric.representations.composite.Parts`.
+
+        Raises:
+            ValueError: If a part does not fit its representation.
+        """
+        if self._shapes is None:
+            plain = cast("Representation | None", self._declared)
+            return carried(f, self.inputs, model, plain, self._given)
+        declared = cast("dict[str, Representation]", self._declared)
+        together = isinstance(self.carrier, Parts) and self.carrier.together
+        found = Parts(declared, tuple(self._shapes), together)
+        found.check(f, "output")
+        return found
+
+
+def bind(
+    model: Any,
+    inputs: Any,
+    *,
+    input_representation: Layout | None,
+    output: Output = "logits",
+    output_representation: Layout | None = None,
+    function: Function | None = None,
+) -> Bound:
+    """Makes one tensor of the moved parts of inputs, and of the measured parts of outputs, and checks both.
+
+    Args:
+        model: The model.
+        inputs: A tensor; or what holds several: a mapping, a tuple or list (the model's positional arguments), or an
+            object with attributes, which the model takes as it is.
+        input_representation: How the inputs move; a mapping from the names of parts to their representations leaves all
+            other parts as they are. A name is a key, an index of a tuple, or an attribute, dotted where it is deeper.
+        output: As in :func:`lie_metric.lie_derivative`.
+        output_representation: How outputs move; a mapping measures several parts at once.
+        function: As in :func:`lie_metric.lie_derivative`.
+
+    Returns:
+        The measurement.
+
+    Raises:
+        KeyError: If there is no part of a name.
+        TypeError: If a part is no tensor.
+        ValueError: If a part does not fit its representation.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> distance = lambda a, b: (a - b).norm(dim=-1)
+        >>> pair = (torch.zeros(4, 3), torch.ones(4, 3))
+        >>> bound = bind(distance, pair, input_representation={"0": Points(3), "1": Points(3)})
+        >>> bound.inputs.shape, bound.function(distance, bound.inputs).shape
+        (torch.Size([4, 6]), torch.Size([4]))
+    """
+    if not isinstance(input_representation, Mapping):
+        kept = output_representation
+        if isinstance(input_representation, Packed):
+            raise TypeError(
+                "`input_representation` must name the part that is packed, got `Packed` alone. The model needs to know "
+                "the graphs too: pass e.g. {'pos': Packed(Points(3), 'batch')} with a batch that holds both."
+            )
+        validate_inputs(model, inputs, input_representation, function)
+        bound = Bound(inputs, input_representation or Image(), function, output, None, input_representation)
+        if isinstance(kept, Mapping):
+            _bind_output(bound, kept, inputs, output)
+        else:
+            bound._declared = kept
+        return bound
+    if not input_representation:
+        raise ValueError("`input_representation` must name at least one part, got none. Pass e.g. {'pos': Points(3)}.")
+    parts = {key: _tensor(inputs, key) for key in input_representation}
+    layouts = {key: _named(one, inputs) for key, one in input_representation.items()}
+    common_dimension(layouts)
+    for key, part in parts.items():
+        layouts[key].check(part, f"inputs[{key!r}]")
+        if not bool(torch.isfinite(part).all()):
+            raise ValueError(f"`inputs[{key!r}]` must be finite, got NaN or infinite entries.")
+    lengths = {key: len(part) for key, part in parts.items()}
+    together = any(isinstance(one, Packed) for one in layouts.values())
+    if not together and len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"`inputs` must have parts with one batch axis, got lengths {lengths}. Give what is the same for all "
+            "samples an axis of B, or pack nodes with `Packed(..., 'batch')`."
+        )
+    carrier = Parts(layouts, tuple(tuple(part.shape) for part in parts.values()), together)
+    dtype = parts[next(iter(parts))].dtype
+    for part in parts.values():
+        dtype = torch.promote_types(dtype, part.dtype)
+    arguments = len(inputs) if isinstance(inputs, (tuple, list)) else 1
+    run = call_of(model, function, arguments)
+
+    def rebuilt(tensor: Tensor) -> tuple[Any, ...]:
+        found = inputs if tensor.dtype == dtype else _recast(inputs, tensor.dtype)
+        for key, part in zip(parts, carrier.split(tensor), strict=True):
+            found = _replaced(found, key.split("."), part)
+        return tuple(found) if isinstance(found, (tuple, list)) else (found,)
+
+    def called(owner: Any, tensor: Tensor) -> Any:
+        return run(*rebuilt(tensor))
+
+    whole = carrier.join([part.to(dtype) for part in parts.values()])
+    bound = Bound(whole, carrier, called, output, None, carrier)
+    if output_representation is None and not together:
+        return bound
+    declared = output_representation if isinstance(output_representation, Mapping) else {"": output_representation}
+    _bind_output(bound, cast("Mapping[str, Representation | None]", declared), inputs, output)
+    return bound
+
+
+def _bind_output(bound: Bound, asked: Mapping[str, Representation | None], inputs: Any, output: Output) -> None:
+    """Makes one tensor of the asked parts of what the model returns."""
+    if not asked:
+        raise ValueError("`output_representation` must name at least one part, got none.")
+    if output == "probabilities" and set(asked) != {""}:
+        raise ValueError("`output` must not be 'probabilities' for outputs with named parts. Pass a callable.")
+    layouts: dict[str, Representation] = {}
+
+    def joined(returned: Any) -> Tensor:
+        if set(asked) == {""}:
+            parts = {"": select_output(returned, output)}
+        else:
+            held = output(returned) if callable(output) else returned
+            parts = {key: _tensor(held, key, "output") for key in asked}
+        together = isinstance(bound.carrier, Parts) and bound.carrier.together
+        for key, part in parts.items():
+            one = asked[key]
+            layouts[key] = _inferred(part) if one is None else _named(one, inputs)
+        bound._shapes = [tuple(part.shape) for part in parts.values()]
+        dtype = next(iter(parts.values())).dtype
+        for part in parts.values():
+            dtype = torch.promote_types(dtype, part.dtype)
+        return Parts(layouts, tuple(bound._shapes), together).join([part.to(dtype) for part in parts.values()])
+
+    bound.output, bound._declared, bound._shapes = joined, layouts, []
+
+
+def _inferred(part: Tensor) -> Representation:
+    if part.ndim == 1 or (part.ndim == 2 and part.shape[1] == 1):
+        return Invariant()
+    raise ValueError(
+        f"`output_representation` must be given for an output of shape {tuple(part.shape)} of inputs with named parts: "
+        "how it moves cannot be told. Pass e.g. `Invariant()`, `Vectors(3)`, or `Packed(Vectors(3), 'batch')` for a "
+        "vector at each node."
+    )
+
+
+def split_parts(representation: Representation, tensor: Tensor) -> list[tuple[str, Representation, Tensor]]:
+    """The measured parts of an output or of what has its shape, with leading axes.
+
+    Args:
+        representation: How the output moves.
+        tensor: Shape (..., *output.shape).
+
+    Returns:
+        Name, representation and tensor of each; a single one without a name for an output of one part.
+
+    Example:
+        >>> split_parts(Invariant(), torch.zeros(2, 5))[0][:2]
+        ('', Invariant())
+    """
+    if not isinstance(representation, Parts):
+        return [("", representation, tensor)]
+    split = representation.split(tensor)
+    return list(zip(representation.names, representation.representations.values(), split, strict=True))
+
+
+def by_sample(representation: Representation, stacked: Tensor) -> Iterator[Tensor]:
+    """What each sample has of several tensors of one layout.
+
+    Args:
+        representation: The layout.
+        stacked: Shape (K, *tensor.shape).
+
+    Yields:
+        For each sample a tensor (K, entries); the numbers of entries may differ.
+
+    Example:
+        >>> [tuple(one.shape) for one in by_sample(Image(), torch.zeros(3, 2, 1, 4, 4))]
+        [(3, 16), (3, 16)]
+    """
+    if isinstance(representation, Parts):
+        parts = split_parts(representation, stacked)
+        for each in zip(*(by_sample(one, part) for _, one, part in parts), strict=True):
+            yield torch.cat(each, dim=1)
+    elif callable(getattr(representation, "samples", None)):
+        for each in zip(*(samples(representation, one) for one in stacked), strict=True):
+            yield torch.stack([one.flatten() for one in each])
+    else:
+        for row in range(stacked.shape[1]):
+            yield stacked[:, row].flatten(1)
+
+
+def count_samples(representation: Representation, tensor: Tensor) -> int:
+    """How many samples a tensor holds.
+
+    Args:
+        representation: Its layout.
+        tensor: The tensor.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> count_samples(Image(), torch.zeros(3, 1, 4, 4))
+        3
+    """
+    own = getattr(representation, "count", None)
+    return len(tensor) if own is None else int(own)
+
+
+def resolve_for(generators: Generators, representation: Layout | None) -> tuple[Generator, ...]:
+    """The generators asked for, in the dimension of what they move, if it can read all that they say.
+
+    Args:
+        generators: Names, groups or generators.
+        representation: How inputs move; None for images.
+
+    Returns:
+        The generators.
+
+    Raises:
+        ValueError: If they are of another dimension, or have a charge that no part reads.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> [generator.name for generator in resolve_for("rotation", {"pos": Points(3)})]
+        ['rotation_x', 'rotation_y', 'rotation_z']
+    """
+    layouts = dict(representation) if isinstance(representation, Mapping) else {"": representation or Image()}
+    dimension = common_dimension(layouts)
+    if dimension is None:
+        given = {one.dimension for one in _objects(generators)}
+        dimension = given.pop() if len(given) == 1 else 2
+    found = resolve(generators, dimension=dimension)
+    read = [getattr(one, "charges", None) for one in layouts.values()]
+    if None not in read:
+        known = frozenset().union(*cast("list[frozenset[str]]", read))
+        for one in found:
+            unread = sorted({*one.charges, *(["intensity"] if one.intensity else [])} - known)
+            if unread:
+                raise ValueError(
+                    f"`generators` must act on the inputs, got {one.name!r} with {unread}, which none of "
+                    f"{list(layouts.values())} reads. Leave it out, or give a representation that does, e.g. "
+                    "`Velocities` for boosts and `Image` for intensities."
+                )
+    return found
+
+
+def _objects(asked: Any) -> Iterator[Generator]:
+    if isinstance(asked, Generator):
+        yield asked
+    elif isinstance(asked, (tuple, list)):
+        for entry in asked:
+            yield from _objects(entry)
+
+
+def _named(representation: Representation, inputs: Any) -> Representation:
+    """The representation with the tensors that it names."""
+    if isinstance(representation, Masked):
+        mask = _part(inputs, representation.mask) if isinstance(representation.mask, str) else representation.mask
+        return Masked(_named(representation.of, inputs), mask)
+    if isinstance(representation, Packed):
+        batch = _part(inputs, representation.batch) if isinstance(representation.batch, str) else representation.batch
+        return Packed(_named(representation.of, inputs), batch)
+    return representation
+
+
+def _tensor(holder: Any, key: str, name: str = "inputs") -> Tensor:
+    part = _part(holder, key, name)
+    if not isinstance(part, Tensor) or not part.is_floating_point():
+        got = part.dtype if isinstance(part, Tensor) else type(part).__name__
+        raise TypeError(f"`{name}[{key!r}]` must be a floating-point tensor to be measured, got {got}.")
+    return part
+
+
+def _part(holder: Any, key: str, name: str = "inputs") -> Any:
+    for step in str(key).split("."):
+        try:
+            holder = _get(holder, step)
+        except (KeyError, IndexError, AttributeError, ValueError, TypeError):
+            raise KeyError(
+                f"`{name}` must have a part {key!r}, got {type(holder).__name__} with {_held(holder)}."
+            ) from None
+    return holder
+
+
+def _get(holder: Any, step: str) -> Any:
+    if isinstance(holder, Mapping):
+        return holder[step]
+    if isinstance(holder, (tuple, list)):
+        return holder[int(step)]
+    return getattr(holder, step)
+
+
+def _held(holder: Any) -> list[str]:
+    if isinstance(holder, Mapping):
+        return [str(key) for key in holder]
+    if isinstance(holder, (tuple, list)):
+        return [str(index) for index in range(len(holder))]
+    keys = getattr(holder, "keys", None)
+    return sorted(keys() if callable(keys) else vars(holder) if hasattr(holder, "__dict__") else [])
+
+
+def _replaced(holder: Any, path: list[str], part: Tensor) -> Any:
+    """A shallow copy of what holds parts, with another tensor in one place."""
+    if not path:
+        return part
+    step, *rest = path
+    inner = _replaced(_get(holder, step), rest, part)
+    if isinstance(holder, tuple):
+        entries = [inner if index == int(step) else entry for index, entry in enumerate(holder)]
+        return type(holder)(*entries) if hasattr(holder, "_fields") else tuple(entries)
+    made = copy.copy(holder)
+    if isinstance(made, list):
+        made[int(step)] = inner
+    elif isinstance(made, Mapping):
+        cast("dict[str, Any]", made)[step] = inner
+    else:
+        setattr(made, step, inner)
+    return made
+
+
+def _recast(holder: Any, dtype: torch.dtype) -> Any:
+    """What holds parts with its floating-point tensors in another dtype, as far as its kind is known."""
+
+    def cast_(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    if isinstance(holder, tuple) and not hasattr(holder, "_fields"):
+        return tuple(map(cast_, holder))
+    made = copy.copy(holder)
+    if isinstance(made, list):
+        return list(map(cast_, made))
+    if isinstance(made, Mapping):
+        for key, value in dict(made).items():
+            cast("dict[Any, Any]", made)[key] = cast_(value)
+        return made
+    for name in _held(made):
+        value = getattr(made, name, None)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            setattr(made, name, cast_(value))
+    return made

@@ -1,0 +1,355 @@
+"""Representations made of others: several tensors as one, samples packed in one axis, and entries that do not count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import Generator
+from lie_metric.representations.linear import Affine
+from lie_metric.representations.protocol import Representation
+from lie_metric.resampling import Resampling
+
+__all__ = ["Masked", "Packed", "Parts", "samples"]
+
+
+def samples(representation: Representation, tensor: Tensor) -> Iterator[Tensor]:
+    """Each sample of a tensor by itself, with a batch axis of one.
+
+    Args:
+        representation: How the tensor is laid out. Without a method ``samples`` of its own the first axis counts.
+        tensor: The tensor.
+
+    Yields:
+        The samples, which need not be of one size.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> graphs = Packed(Points(2), torch.tensor([0, 0, 1]))
+        >>> [tuple(one.shape) for one in samples(graphs, torch.zeros(3, 2))]
+        [(1, 2, 2), (1, 1, 2)]
+    """
+    own = getattr(representation, "samples", None)
+    yield from own(tensor) if callable(own) else (tensor[row : row + 1] for row in range(len(tensor)))
+
+
+class _Wrapped:
+    """What a representation around another takes from it."""
+
+    of: Representation
+
+    @property
+    def dimension(self) -> int | None:
+        """That of the other."""
+        return getattr(self.of, "dimension", None)
+
+    @property
+    def charges(self) -> frozenset[str] | None:
+        """Those of the other."""
+        return getattr(self.of, "charges", None)
+
+
+@dataclass(frozen=True, eq=False)
+class Masked(_Wrapped):
+    """Samples (B, N, ...) padded to one length: entries where the mask is False do not move and do not count.
+
+    Args:
+        of: How a sample moves.
+        mask: Booleans (B, N), True for what is there; or the name of the part of the input that holds them.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> from lie_metric.representations import Points
+        >>> atoms = Masked(Points(3), torch.tensor([[True, False]]))
+        >>> atoms.tangents(torch.ones(1, 2, 3), lm.generators("scale", dimension=3), lm.Resampling())[0, 0].tolist()
+        [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+
+    of: Representation
+    mask: Tensor | str
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        if isinstance(self.mask, str):
+            raise TypeError(
+                f"`mask` must be booleans here, got the name {self.mask!r}. Names are read from inputs and outputs "
+                "with named parts: pass `input_representation={...}`."
+            )
+        return self.mask.to(tensor.device)
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Accepts what the other does, with a mask of its first two axes.
+
+        Raises:
+            ValueError: If the mask is of other lengths.
+        """
+        there = self._there(tensor)
+        if there.dtype != torch.bool or there.shape != tensor.shape[:2]:
+            raise ValueError(
+                f"`mask` must be booleans of shape {tuple(tensor.shape[:2])}, got {tuple(there.shape)} of "
+                f"{there.dtype}. True marks the entries that are there."
+            )
+        self.of.check(tensor, name)
+
+    def _kept(self, moved: Tensor, else_: Tensor | None = None) -> Tensor:
+        there = self._there(moved)
+        there = there.reshape(*there.shape, *[1] * (moved.ndim - there.ndim))
+        return torch.where(there, moved, moved.new_zeros(()) if else_ is None else else_)
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions, shape (K, *tensor.shape); zero where nothing is."""
+        moved = self.of.tangents(tensor, generators, resampling)
+        return torch.stack([self._kept(each) for each in moved]) if len(moved) else moved
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed tensor; what is not there stays."""
+        return self._kept(self.of.act(tensor, generator, t, resampling), tensor)
+
+    def transform(self, tensor: Tensor, maps: Tensor) -> Tensor:
+        """The tensor after maps of space; what is not there stays."""
+        return self._kept(transformed(self.of, tensor, maps), tensor)
+
+    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Those of the other: of one of the :meth:`samples` they hold what is there."""
+        return self.of.components(tensor)
+
+    def samples(self, tensor: Tensor) -> Iterator[Tensor]:
+        """What is there of each sample.
+
+        Yields:
+            The samples, (1, n, ...).
+        """
+        for row, there in zip(tensor, self._there(tensor), strict=True):
+            yield row[there][None]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed(_Wrapped):
+    """The nodes (N, ...) of all graphs of a batch in one axis, as PyG keeps them.
+
+    Args:
+        of: How the nodes of one graph, (1, n, ...), move.
+        batch: For each node the number of its graph, (N,), in ascending order; or the name of the part of the input
+            that holds them.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> from lie_metric.representations import Points
+        >>> nodes = Packed(Points(2), torch.tensor([0, 0, 1]))
+        >>> nodes.tangents(torch.zeros(3, 2), lm.generators("rotation"), lm.Resampling()).shape
+        torch.Size([1, 3, 2])
+    """
+
+    of: Representation
+    batch: Tensor | str
+
+    def _sizes(self, tensor: Tensor) -> list[int]:
+        if isinstance(self.batch, str):
+            raise TypeError(
+                f"`batch` must be the numbers of graphs here, got the name {self.batch!r}. Names are read from inputs "
+                "with named parts: pass `input_representation={...}`."
+            )
+        return torch.bincount(self.batch).tolist()
+
+    @property
+    def count(self) -> int:
+        """How many graphs there are."""
+        return len(self._sizes(torch.empty(0)))
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Accepts the nodes of graphs in order.
+
+        Raises:
+            ValueError: If there is not one number for each node, or they do not ascend.
+        """
+        sizes, batch = self._sizes(tensor), torch.as_tensor(self.batch)
+        if batch.ndim != 1 or len(batch) != len(tensor) or bool((batch.diff() < 0).any()) or 0 in sizes:
+            raise ValueError(
+                f"`batch` must hold a number of graph for each of the {len(tensor)} nodes, ascending from 0 without "
+                f"gaps, got shape {tuple(batch.shape)}. That is what PyG's `Batch.batch` holds."
+            )
+        self.of.check(tensor[: sizes[0]][None], name)
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions, shape (K, N, ...)."""
+        # What moves node by node needs no loop over graphs.
+        graphs = [tensor[None]] if isinstance(self.of, Affine) else self.samples(tensor)
+        moved = [self.of.tangents(one, generators, resampling) for one in graphs]
+        return torch.cat([each[:, 0] for each in moved], dim=1)
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed tensor; t is a number, or one for each graph."""
+        graphs = list(self.samples(tensor))
+        steps = torch.as_tensor(t).expand(len(graphs))
+        moved = [self.of.act(one, generator, step, resampling) for one, step in zip(graphs, steps, strict=True)]
+        return torch.cat([each[0] for each in moved])
+
+    def transform(self, tensor: Tensor, maps: Tensor) -> Tensor:
+        """The tensor after maps of space, one for all graphs or one for each."""
+        graphs = list(self.samples(tensor))
+        maps = maps.expand(len(graphs), *maps.shape[1:])
+        return torch.cat([transformed(self.of, one, maps[k : k + 1])[0] for k, one in enumerate(graphs)])
+
+    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Those of one of the :meth:`samples`."""
+        return self.of.components(tensor)
+
+    def samples(self, tensor: Tensor) -> Iterator[Tensor]:
+        """The nodes of each graph.
+
+        Yields:
+            The graphs, (1, n, ...).
+        """
+        for nodes in tensor.split(self._sizes(tensor)):
+            yield nodes[None]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Several tensors as one, row by row, each with an action of its own.
+
+    Args:
+        representations: How each part moves, by name.
+        shapes: The shape of each part; the first number is that of rows unless the whole is one row.
+        together: Whether the tensors are one row, because a batch is no axis of each.
+
+    Attributes:
+        rows: How many rows the whole has; None for as many as a tensor has.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> from lie_metric.representations import Invariant, Points
+        >>> two = Parts({"pos": Points(3), "charge": Invariant()}, ((2, 5, 3), (2, 5)))
+        >>> whole = two.join([torch.rand(2, 5, 3), torch.rand(2, 5)])
+        >>> whole.shape, [tuple(part.shape) for part in two.split(whole)]
+        (torch.Size([2, 20]), [(2, 5, 3), (2, 5)])
+    """
+
+    representations: dict[str, Representation]
+    shapes: tuple[tuple[int, ...], ...]
+    together: bool = False
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.representations))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The parts as one tensor (rows, entries)."""
+        return torch.cat([part.reshape(1 if self.together else len(part), -1) for part in parts], dim=1)
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """The parts of a tensor (..., rows, entries), with its leading axes."""
+        lead, shapes = tensor.shape[:-1], self.shapes
+        if self.together:
+            lead = tensor.shape[:-2]
+            tensor = tensor.reshape(*lead, -1)
+        else:
+            shapes = tuple(shape[1:] for shape in shapes)
+        sizes = [math.prod(shape) for shape in shapes]
+        return [part.reshape(*lead, *shape) for part, shape in zip(tensor.split(sizes, dim=-1), shapes, strict=True)]
+
+    @property
+    def _each(self) -> tuple[Representation, ...]:
+        return tuple(self.representations.values())
+
+    @property
+    def dimension(self) -> int | None:
+        """That of the parts which have one."""
+        return common_dimension(self.representations)
+
+    @property
+    def charges(self) -> frozenset[str] | None:
+        """The charges that any part reads; None if one does not say."""
+        read = [getattr(one, "charges", None) for one in self._each]
+        return None if None in read else frozenset().union(*read)  # type: ignore[arg-type]
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        counts = [getattr(one, "count", None) for one in self._each]
+        return next((int(one) for one in counts if one is not None), self.shapes[0][0])
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Checks each part."""
+        for key, one, part in zip(self.names, self._each, self.split(tensor), strict=True):
+            one.check(part, f"{name}[{key!r}]")
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions, shape (K, rows, entries)."""
+        moved = [one.tangents(part, generators, resampling) for one, part in self._pairs(tensor)]
+        joined = [self.join([part[k] for part in moved]) for k in range(len(generators))]
+        return torch.stack(joined) if joined else tensor.new_zeros((0, *tensor.shape))
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed tensor."""
+        return self.join([one.act(part, generator, t, resampling) for one, part in self._pairs(tensor)])
+
+    def transform(self, tensor: Tensor, maps: Tensor) -> Tensor:
+        """The tensor after maps of space."""
+        return self.join([transformed(one, part, maps) for one, part in self._pairs(tensor)])
+
+    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Those of all parts."""
+        return tuple(block for one, part in self._pairs(tensor) for block in one.components(part))
+
+    def _pairs(self, tensor: Tensor) -> Iterator[tuple[Representation, Tensor]]:
+        return zip(self._each, self.split(tensor), strict=True)
+
+
+def transformed(representation: Any, tensor: Tensor, maps: Tensor) -> Tensor:
+    """A tensor after maps of space, refused where its representation does not say what they do.
+
+    Args:
+        representation: How it moves.
+        tensor: The tensor.
+        maps: Where points go, (B or 1, d, d + 1).
+
+    Returns:
+        The tensor, of the same shape.
+
+    Raises:
+        TypeError: If the representation has no ``transform``.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> transformed(Points(1), torch.tensor([[3.0]]), torch.tensor([[[-1.0, 0.0]]])).item()
+        -3.0
+    """
+    own = getattr(representation, "transform", None)
+    if not callable(own):
+        raise TypeError(
+            f"`representation` must have a method `transform(tensor, maps)` for maps that are no exponentials, got "
+            f"{representation!r}. Add one, with maps of points of shape (B or 1, d, d + 1)."
+        )
+    return own(tensor, maps)
+
+
+def common_dimension(representations: dict[str, Representation]) -> int | None:
+    """The dimension of those representations that have one.
+
+    Args:
+        representations: By name.
+
+    Returns:
+        The dimension; None if none has one.
+
+    Raises:
+        ValueError: If they are several.
+
+    Example:
+        >>> from lie_metric.representations import Invariant, Points
+        >>> common_dimension({"pos": Points(3), "energy": Invariant()})
+        3
+    """
+    found = {name: getattr(one, "dimension", None) for name, one in representations.items()}
+    kinds = {dimension for dimension in found.values() if dimension is not None}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"`representations` must be of one dimension, got {found}. The same generators act on all parts: give "
+            "matrices with as many rows to all, e.g. `Points(3)` and `Vectors(3)`."
+        )
+    return kinds.pop() if kinds else None

@@ -1,0 +1,516 @@
+"""Tensors whose last axis moves by an affine map of itself: points, vectors, tensors, and any with given matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import Generator, coefficients, exponential, generators
+from lie_metric.resampling import Resampling
+
+__all__ = ["Affine", "Boxes", "Covectors", "Linear", "Points", "Tensors", "Vectors", "Velocities"]
+
+
+class Affine:
+    """What all of them share: an algebra of affine maps of the last axis, and its exponentials.
+
+    A subclass says by which matrix a generator acts, :meth:`matrix`, and by which a map of space does, :meth:`element`.
+    """
+
+    dimension: int
+    """The dimension of the space whose generators act."""
+
+    charges: frozenset[str] = frozenset()
+    """Names of the charges that act."""
+
+    axes = 1
+    """How many axes at the end move; they are taken as one."""
+
+    @property
+    def size(self) -> int:
+        """How many numbers move together: n."""
+        return self.dimension
+
+    def matrix(self, generator: Generator) -> Tensor:
+        """The matrix M of a generator, with X · v = -M (v, 1): shape (n, n + 1), float64."""
+        raise NotImplementedError
+
+    def element(self, maps: Tensor) -> Tensor:
+        """What maps of points, shape (..., d, d + 1), do to the last axis: shape (..., n, n + 1)."""
+        raise TypeError(
+            f"`representation` must say what a map of space does to it, got {self!r}, which knows generators alone. "
+            "Measure Lie derivatives, or give a representation with `transform`."
+        )
+
+    def invariants(self) -> Tensor:
+        """Orthonormal rows, shape (m, n): the directions in which a mean is taken off before the spread."""
+        return torch.zeros(0, self.size, dtype=torch.float64)
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Accepts (B, ..., n).
+
+        Raises:
+            ValueError: If the last axes are of other lengths, there is no batch axis, or the tensor is empty.
+        """
+        wanted = (self.dimension,) * self.axes if self.axes > 1 else (self.size,)
+        if tensor.ndim <= self.axes or tuple(tensor.shape[-self.axes :]) != wanted or tensor.numel() == 0:
+            raise ValueError(
+                f"`{name}` must be non-empty with axes (B, ..., {', '.join(map(str, wanted))}) to move as {self!r}, "
+                f"got shape {tuple(tensor.shape)}. Reshape it, or give the representation that fits."
+            )
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions, shape (K, *tensor.shape)."""
+        rows = self._rows(tensor)
+        moved = [self._applied(-self.matrix(generator).to(rows), rows) for generator in generators]
+        found = torch.stack(moved) if moved else rows.new_zeros((0, *rows.shape))
+        return found.reshape(-1, *tensor.shape)
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed tensor, by the exponential of the action; t is a number, or one for each of B."""
+        matrix = torch.nn.functional.pad(self.matrix(generator), (0, 0, 0, 1))
+        steps = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1)
+        return self._moved(tensor, torch.linalg.matrix_exp(-steps * matrix)[:, :-1])
+
+    def transform(self, tensor: Tensor, maps: Tensor) -> Tensor:
+        """The tensor after maps of space.
+
+        Args:
+            tensor: The tensor, (B, ..., n).
+            maps: Where points go, shape (B or 1, d, d + 1): a matrix and a step.
+
+        Returns:
+            The tensor, of the same shape.
+        """
+        return self._moved(tensor, self.element(maps))
+
+    def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """One block (B, positions, m) of the invariant directions, or none."""
+        invariant = self.invariants()
+        if not len(invariant):
+            return ()
+        rows = self._rows(tensor)
+        return ((rows @ invariant.mT.to(rows)).reshape(len(tensor), -1, len(invariant)),)
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """The tensor with what moves on one axis."""
+        return tensor.flatten(-self.axes) if self.axes else tensor[..., None]
+
+    def _moved(self, tensor: Tensor, matrices: Tensor) -> Tensor:
+        rows = self._rows(tensor)
+        return self._applied(matrices.to(rows), rows.reshape(len(rows), -1, self.size)).reshape(tensor.shape)
+
+    @staticmethod
+    def _applied(matrix: Tensor, rows: Tensor) -> Tensor:
+        """Matrices (n, n + 1) or (B or 1, n, n + 1) on rows (..., n) or (B, positions, n)."""
+        return rows @ matrix[..., :-1].mT + (matrix[..., -1] if matrix.ndim == 2 else matrix[..., None, :, -1])
+
+
+def _parts(generator: Generator) -> tuple[Tensor, Tensor]:
+    """The square part of a generator's matrix and its last column."""
+    width = generator.dimension + 1
+    matrix = torch.tensor(generator.matrix, dtype=torch.float64).reshape(-1, width)
+    return matrix[:, :-1], matrix[:, -1:]
+
+
+def _without_step(square: Tensor) -> Tensor:
+    return torch.nn.functional.pad(square, (0, 1))
+
+
+@dataclass(frozen=True)
+class Points(Affine):
+    """Places (B, ..., d) in space: point clouds, atoms, keypoints. They move as the content of an image does.
+
+    X · p = -(A p + b), with p in units of ``unit`` about ``origin``. For keypoints of an image in pixels these are half
+    of its shorter side and its centre, see :meth:`of_image`; a translation of a point cloud is one of its own units.
+
+    Args:
+        dimension: d.
+        unit: The unit of length of the generators, in those of the tensor.
+        origin: The place about which they turn, d numbers; the default is 0.
+
+    Raises:
+        ValueError: If the dimension or the unit is not positive, or the origin has other than d numbers.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> rotation = lm.generators("rotation_z", dimension=3)
+        >>> Points(3).tangents(torch.tensor([[1.0, 0, 0]]), rotation, lm.Resampling())[0, 0].abs().tolist()
+        [0.0, 1.0, 0.0]
+    """
+
+    dimension: int
+    unit: float = 1.0
+    origin: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_dimension(self.dimension)
+        if not self.unit > 0 or math.isinf(self.unit):
+            raise ValueError(f"`unit` must be a positive length, got {self.unit!r}. It is 1 for most point clouds.")
+        origin = tuple(float(entry) for entry in self.origin) or (0.0,) * self.dimension
+        if len(origin) != self.dimension:
+            raise ValueError(f"`origin` must hold {self.dimension} numbers, got {self.origin!r}.")
+        object.__setattr__(self, "origin", origin)
+
+    @classmethod
+    def of_image(cls, height: int, width: int) -> Points:
+        """Keypoints (x, y) of images of a size, in pixels, with 0 at the centre of the first pixel.
+
+        Args:
+            height: Rows of pixels.
+            width: Columns of pixels.
+
+        Returns:
+            The representation: it moves points as the generators move the image's content.
+
+        Example:
+            >>> Points.of_image(4, 8)
+            Points(dimension=2, unit=2.0, origin=(3.5, 1.5))
+        """
+        return cls(2, min(height, width) / 2, ((width - 1) / 2, (height - 1) / 2))
+
+    def matrix(self, generator: Generator) -> Tensor:
+        """A, in the tensor's units and about its origin."""
+        square, step = _parts(generator)
+        about = torch.tensor(self.origin, dtype=torch.float64)[:, None]
+        return torch.cat([square, self.unit * step - square @ about], dim=1)
+
+    def element(self, maps: Tensor) -> Tensor:
+        """The maps, in the tensor's units and about its origin."""
+        about = torch.tensor(self.origin, dtype=maps.dtype, device=maps.device)[:, None]
+        square, step = maps[..., :-1], maps[..., -1:]
+        return torch.cat([square, self.unit * step + about - square @ about], dim=-1)
+
+    def invariants(self) -> Tensor:
+        """All directions: spreads are about the centre of all points."""
+        return torch.eye(self.dimension, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Boxes(Points):
+    """Boxes (B, ..., 2 d) with axes parallel to those of space, as (x1, y1, x2, y2): two opposite corners.
+
+    Generators that would turn or slant a box are refused: there is no box afterwards.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> larger = lm.generators("scale")[0]
+        >>> Boxes(2).act(torch.tensor([[-1.0, -1, 1, 1]]), larger, 0.5, lm.Resampling())[0, 2].exp().item() > 5
+        True
+    """
+
+    @property
+    def size(self) -> int:
+        """Twice the dimension."""
+        return 2 * self.dimension
+
+    def matrix(self, generator: Generator) -> Tensor:
+        """A for each corner.
+
+        Raises:
+            ValueError: If the generator does not keep axes parallel.
+        """
+        one = super().matrix(generator)
+        if bool((one[:, :-1] - one[:, :-1].diagonal().diag()).any()):
+            raise ValueError(
+                f"`generators` must keep the sides of boxes parallel to the axes, got {generator.name!r}, after which "
+                "a box is none. Choose translations, scale and stretches, or measure the corners as `Points`."
+            )
+        return _twice(one)
+
+    def element(self, maps: Tensor) -> Tensor:
+        """The maps for each corner.
+
+        Raises:
+            ValueError: If a map does not keep axes parallel.
+        """
+        square = maps[..., :-1]
+        if bool((square - torch.diag_embed(square.diagonal(dim1=-2, dim2=-1))).any()):
+            raise ValueError("`maps` must keep the sides of boxes parallel to the axes. Measure corners as `Points`.")
+        return _twice(super().element(maps))
+
+    def invariants(self) -> Tensor:
+        """All directions."""
+        return torch.eye(self.size, dtype=torch.float64)
+
+
+def _twice(one: Tensor) -> Tensor:
+    none = torch.zeros_like(one[..., :-1])
+    square, step = one[..., :-1], one[..., -1:]
+    upper, lower = torch.cat([square, none, step], dim=-1), torch.cat([none, square, step], dim=-1)
+    return torch.cat([upper, lower], dim=-2)
+
+
+@dataclass(frozen=True)
+class Vectors(Affine):
+    """Differences of places (B, ..., d), such as displacements, dipoles and cell vectors: X · v = -A v, no step.
+
+    Forces are vectors for rotations; under scale and shear a gradient is one of :class:`Covectors`.
+
+    Args:
+        dimension: d.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> moving = lm.generators("translation_x", dimension=3)
+        >>> bool(Vectors(3).tangents(torch.ones(1, 5, 3), moving, lm.Resampling()).any())
+        False
+    """
+
+    dimension: int
+
+    def __post_init__(self) -> None:
+        _check_dimension(self.dimension)
+
+    def matrix(self, generator: Generator) -> Tensor:
+        """A without its step."""
+        return _without_step(_parts(generator)[0])
+
+    def element(self, maps: Tensor) -> Tensor:
+        """The maps without their steps."""
+        return _without_step(maps[..., :-1])
+
+
+@dataclass(frozen=True)
+class Covectors(Vectors):
+    """Gradients and momenta (B, ..., d): X · c = Aᵀ c, so that c · v stays as it is for vectors v.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> scale, c = lm.generators("scale", dimension=3), torch.ones(1, 3)
+        >>> [round(kind(3).act(c, scale[0], 0.5, lm.Resampling())[0, 0].item(), 4) for kind in (Vectors, Covectors)]
+        [1.6487, 0.6065]
+    """
+
+    def matrix(self, generator: Generator) -> Tensor:
+        """-Aᵀ without a step."""
+        return _without_step(-_parts(generator)[0].mT)
+
+    def element(self, maps: Tensor) -> Tensor:
+        """The inverse transposes of the maps."""
+        return _without_step(torch.linalg.inv(maps[..., :-1]).mT)
+
+
+@dataclass(frozen=True)
+class Velocities(Vectors):
+    """Velocities (B, ..., d): vectors to which the boosts b of the Galilean group are added, X · v = -(A v + b).
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> boost = lm.generators("boost_x", dimension=2)
+        >>> Velocities(2).tangents(torch.zeros(1, 2), boost, lm.Resampling())[0, 0].tolist()
+        [-1.0, -0.0]
+    """
+
+    @property
+    def charges(self) -> frozenset[str]:  # type: ignore[override]
+        """The boosts along the axes."""
+        return frozenset(f"boost_{axis}" for axis in "xyz"[: self.dimension])
+
+    def matrix(self, generator: Generator) -> Tensor:
+        """A, with the boost for its step."""
+        boost = [generator.charges.get(f"boost_{axis}", 0.0) for axis in "xyz"[: self.dimension]]
+        boost += [0.0] * (self.dimension - len(boost))
+        return torch.cat([_parts(generator)[0], torch.tensor(boost, dtype=torch.float64)[:, None]], dim=1)
+
+
+@dataclass(frozen=True)
+class Tensors(Affine):
+    """Tensors of a rank (B, ..., d, ..., d), each of whose last axes moves as a vector: stress, polarisability.
+
+    Args:
+        dimension: d.
+        rank: How many axes; 0 for scalars, 1 for vectors.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> turning = lm.generators("rotation", dimension=3)
+        >>> bool(Tensors(3, 2).tangents(torch.eye(3)[None], turning, lm.Resampling()).any())  # isotropic
+        False
+    """
+
+    dimension: int
+    rank: int = 2
+
+    def __post_init__(self) -> None:
+        _check_dimension(self.dimension)
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or not 0 <= self.rank <= 4:
+            raise ValueError(f"`rank` must be an integer from 0 to 4, got {self.rank!r}. A matrix has rank 2.")
+
+    @property
+    def axes(self) -> int:  # type: ignore[override]
+        """The rank."""
+        return self.rank
+
+    @property
+    def size(self) -> int:
+        """How many entries a tensor has."""
+        return self.dimension**self.rank
+
+    def check(self, tensor: Tensor, name: str) -> None:
+        """Accepts (B, ..., d, ..., d).
+
+        Raises:
+            ValueError: If the last axes are of other lengths, there is no batch axis, or the tensor is empty.
+        """
+        wanted = (self.dimension,) * self.rank
+        if tensor.ndim <= self.rank or tuple(tensor.shape[tensor.ndim - self.rank :]) != wanted or not tensor.numel():
+            raise ValueError(
+                f"`{name}` must be non-empty with axes {('B', '...', *wanted)} to move as {self!r}, got shape "
+                f"{tuple(tensor.shape)}. Reshape it, or give the representation that fits."
+            )
+
+    def matrix(self, generator: Generator) -> Tensor:
+        """The sum of A over the axes."""
+        square = _parts(generator)[0]
+        total = torch.zeros(self.size, self.size, dtype=torch.float64)
+        for axis in range(self.rank):
+            before, after = (torch.eye(self.dimension**n, dtype=torch.float64) for n in (axis, self.rank - 1 - axis))
+            total = total + torch.kron(torch.kron(before, square), after)
+        return _without_step(total)
+
+    def element(self, maps: Tensor) -> Tensor:
+        """The products of the maps over the axes."""
+        total = torch.ones(*maps.shape[:-2], 1, 1, dtype=maps.dtype, device=maps.device)
+        for _ in range(self.rank):
+            total = torch.einsum("...ij,...kl->...ikjl", total, maps[..., :-1]).flatten(-2).flatten(-3, -2)
+        return _without_step(total)
+
+    def invariants(self) -> Tensor:
+        """What all rotations and reflections leave: of matrices, the trace."""
+        return _isotropic(self.dimension, self.rank)
+
+
+@lru_cache(maxsize=32)
+def _isotropic(dimension: int, rank: int) -> Tensor:
+    kind = Tensors(dimension, rank)
+    turns = []
+    for i in range(dimension):
+        for j in range(i):
+            rows = torch.zeros(dimension, dimension + 1)
+            rows[i, j], rows[j, i] = 1, -1
+            turns.append(kind.matrix(Generator.affine("turn", rows))[:, :-1])
+    mirror = torch.eye(dimension, dimension + 1, dtype=torch.float64)
+    mirror[0, 0] = -1
+    mirrored = kind.element(mirror)[:, :-1] - torch.eye(kind.size, dtype=torch.float64)
+    _, values, rows = torch.linalg.svd(torch.cat([*turns, mirrored]))
+    return rows[torch.nn.functional.pad(values, (0, len(rows) - len(values))) < 1e-9]
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Affine):
+    """A tensor (B, ..., n) whose last axis moves by given matrices: X · v = M v.
+
+    What is not a combination of the generators given is refused.
+
+    Args:
+        matrices: By the name of a generator, or by the generator itself, the n×n matrix M of its action.
+        dimension: The dimension in which names are meant.
+
+    Raises:
+        ValueError: If there are none, or they are not square and of one size.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> spin = Linear({"rotation": [[0, -2], [2, 0]]})  # turns twice as fast
+        >>> spin.tangents(torch.tensor([[1.0, 0.0]]), lm.generators("rotation"), lm.Resampling())[0, 0].tolist()
+        [0.0, 2.0]
+    """
+
+    matrices: Mapping[str | Generator, Tensor | Sequence[Sequence[float]]]
+    dimension: int = 2
+    _keys: tuple[Generator, ...] = field(init=False, repr=False)
+    _values: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        keys = tuple(generators(*self.matrices, dimension=self.dimension)) if self.matrices else ()
+        values = [torch.as_tensor(matrix, dtype=torch.float64) for matrix in self.matrices.values()]
+        shapes = sorted({tuple(matrix.shape) for matrix in values})
+        if len(shapes) != 1 or len(keys) != len(values) or len(shapes[0]) != 2 or len(set(shapes[0])) != 1:
+            raise ValueError(
+                f"`matrices` must hold square matrices of one size, one for each generator, got shapes {shapes} for "
+                f"{[generator.name for generator in keys]}."
+            )
+        object.__setattr__(self, "_keys", keys)
+        object.__setattr__(self, "_values", torch.stack(values))
+
+    @property
+    def size(self) -> int:
+        """Length of the last axis."""
+        return int(self._values.shape[-1])
+
+    @property
+    def charges(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of the generators given."""
+        return frozenset(name for key in self._keys for name in key.charges)
+
+    def matrix(self, generator: Generator) -> Tensor:
+        """-M, of a combination the combination.
+
+        Raises:
+            ValueError: If the generator is no combination of those given.
+        """
+        return _without_step(-torch.tensordot(combined(self._keys, generator, self), self._values, 1))
+
+    def invariants(self) -> Tensor:
+        """What all matrices leave at rest."""
+        _, values, rows = torch.linalg.svd(self._values.flatten(0, 1))
+        return rows[
+            torch.nn.functional.pad(values, (0, len(rows) - len(values))) < 1e-9 * values.max().clamp(min=1e-300)
+        ]
+
+
+def combined(known: Sequence[Generator], asked: Generator, owner: object) -> Tensor:
+    """The numbers by which a generator is a combination of those that are known.
+
+    Args:
+        known: K generators.
+        asked: Another of the same dimension.
+        owner: Who knows them, for the message.
+
+    Returns:
+        K numbers, float64.
+
+    Raises:
+        ValueError: If it is none.
+
+    Example:
+        >>> combined(generators("translation"), generators("translation_y")[0], "a flow").tolist()
+        [0.0, 1.0]
+    """
+    rows = coefficients([*known, asked])
+    found = torch.linalg.lstsq(rows[:-1].mT, rows[-1:].mT, driver="gelsd").solution[:, 0]
+    off = rows[-1] - found @ rows[:-1]
+    if float(off.abs().max()) > 1e-12 * float(rows.abs().max()):
+        raise ValueError(
+            f"`generators` must be combinations of {[one.name for one in known]}, for which {owner!r} was given, got "
+            f"{asked.name!r}. Give its action too."
+        )
+    return torch.where((found - found.round()).abs() < 1e-13, found.round(), found)
+
+
+def _check_dimension(dimension: object) -> None:
+    if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
+        raise ValueError(f"`dimension` must be a positive integer, got {dimension!r}. Points in space have 3.")
+
+
+def content_map(generator: Generator, t: Tensor) -> Tensor:
+    """Where a generator takes points, of which a field is read at the opposite.
+
+    Args:
+        generator: A generator of d dimensions.
+        t: Any shape.
+
+    Returns:
+        Shape (*t.shape, d, d + 1).
+
+    Example:
+        >>> content_map(generators("translation_x")[0], torch.tensor(0.5)).tolist()
+        [[1.0, 0.0, -0.5], [0.0, 1.0, 0.0]]
+    """
+    return exponential(generator, -t)[..., :-1, :]
