@@ -388,10 +388,10 @@ def _resolve(asked: object, dimension: int) -> Iterable[Generator]:
         elif asked in known:
             yield known[asked]
         else:
-            place = {1: "on the line", 2: "in the plane", 3: "in space"}.get(dimension, f"in dimension {dimension}")
+            place = {1: " of the line", 2: "", 3: " of space"}.get(dimension, f" of dimension {dimension}")
             choice = f"Choose from {sorted(known)}, from the groups {sorted(groups)}, or pass" if known else "Pass"
             raise ValueError(
-                f"`generators` must name generators that are known {place}, got {asked!r}. {choice} "
+                f"`generators` must name known generators{place}, got {asked!r}. {choice} "
                 "`Generator.affine(name, matrix)`."
             )
     elif isinstance(asked, Iterable) and not isinstance(asked, (Tensor, bytes)):

@@ -16,7 +16,17 @@ from lie_metric.measured import Function, Layout, Output, call_of, carried, sele
 from lie_metric.representations import Image, Invariant, Representation
 from lie_metric.representations.composite import Masked, Packed, Parts, common_dimension, samples
 
-__all__ = ["Bound", "Generators", "bind", "by_sample", "count_samples", "resolve_for", "split_parts"]
+__all__ = [
+    "Bound",
+    "Generators",
+    "bind",
+    "by_sample",
+    "count_samples",
+    "moved_parts",
+    "resolve_for",
+    "sample_count",
+    "split_parts",
+]
 
 Generators = str | Generator | Sequence[str | Generator]
 
@@ -235,7 +245,50 @@ def by_sample(representation: Representation, stacked: Tensor) -> Iterator[Tenso
             yield torch.stack([one.flatten() for one in each])
     else:
         for row in range(stacked.shape[1]):
-            yield stacked[:, row].flatten(1)
+            yield stacked[:, row].reshape(len(stacked), -1)
+
+
+def sample_count(inputs: Any, representation: Layout | None) -> int:
+    """How many samples inputs hold, before they are bound; 0 where that cannot be told.
+
+    Args:
+        inputs: As in :func:`bind`.
+        representation: As in :func:`bind`.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> sample_count({"pos": torch.zeros(5, 3), "batch": torch.tensor([0, 0, 1, 1, 1])},
+        ...     {"pos": Packed(Points(3), "batch")})
+        2
+    """
+    if not isinstance(representation, Mapping):
+        return len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else 0
+    for key, one in representation.items():
+        return count_samples(_named(one, inputs), _tensor(inputs, key))
+    return 0
+
+
+def moved_parts(inputs: Any, representation: Layout | None) -> dict[str, Tensor]:
+    """The tensors of inputs that move, by name; a single one has none.
+
+    Args:
+        inputs: As in :func:`bind`.
+        representation: As in :func:`bind`.
+
+    Returns:
+        The tensors.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> list(moved_parts({"pos": torch.zeros(5, 3), "z": torch.zeros(5)}, {"pos": Points(3)}))
+        ['pos']
+    """
+    if not isinstance(representation, Mapping):
+        return {"": inputs} if isinstance(inputs, Tensor) else {}
+    return {key: _tensor(inputs, key) for key in representation}
 
 
 def count_samples(representation: Representation, tensor: Tensor) -> int:

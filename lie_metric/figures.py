@@ -89,9 +89,34 @@ def _matplotlib() -> Any:
     return matplotlib, Figure, FigureCanvasAgg
 
 
-def unit_of(generator: str) -> str:
-    """The unit of a generator's parameter, in words; ``"unit of t"`` for one that is not named by this library."""
-    return UNITS.get(generator, "unit of t")
+def unit_of(generator: str, *, pixels: bool = True) -> str:
+    """The unit of a generator's parameter, in words.
+
+    Args:
+        generator: Its name.
+        pixels: Whether it moves images, whose unit of length is half of a side; points have a unit of their own.
+
+    Returns:
+        The unit; ``"unit of t"`` for a generator that is not named by this library.
+
+    Example:
+        >>> unit_of("translation_x"), unit_of("translation_x", pixels=False), unit_of("rotation_z"), unit_of("spiral")
+        ('half side', 'unit of length', 'radian', 'unit of t')
+    """
+    kind = generator.split("_")[0]
+    if not pixels and kind == "translation":
+        return "unit of length"
+    return UNITS.get(generator) or _UNITS_IN_SPACE.get(kind, "unit of t")
+
+
+_UNITS_IN_SPACE = {
+    "translation": "half side",
+    "rotation": "radian",
+    "hyperbolic": "rapidity",
+    "shear": "slope",
+    "stretch": "log factor",
+    "boost": "unit of velocity",
+}
 
 
 def equivariance_curves(axis: Axes, curves: Mapping[str, Curve], generator: str, *, floor: float | None = None) -> None:

@@ -33,7 +33,8 @@ class Linearisation:
         products: Df(x)[u] for the extra directions u that were asked for, shape (D, B, ...).
         further: Df(x)[P(X_k · x)] for the map P of tangents that was asked for, shape (K, B, ...); None without.
         representation: How the output carries the action.
-        carrier: How the inputs do.
+        inputs: x, the moved parts as one tensor.
+        carrier: How the inputs carry the action.
         method: The method that was used; "forward vmap" and "forward loop" are forward mode by vectorisation and one
             tangent at a time, where tensors could not carry their tangents.
         check: How the products compare with the function itself.
@@ -45,6 +46,7 @@ class Linearisation:
     products: Tensor
     further: Tensor | None
     representation: Representation
+    inputs: Tensor
     carrier: Representation
     method: str
     check: Check | None = None
@@ -154,7 +156,7 @@ def linearise(
     method: str = "auto",
     chunk_size: int | None = None,
     directions: Tensor | None = None,
-    further: Callable[[Tensor], Tensor] | None = None,
+    further: Callable[[Tensor, Representation], Tensor] | None = None,
     verify: bool = True,
 ) -> Linearisation:
     """The outputs, Lie derivatives and further directional derivatives of a model, from one pass.
@@ -171,7 +173,8 @@ def linearise(
         method: As in :func:`lie_derivative`, or the ``method`` of an earlier result of the same model.
         chunk_size: As in :func:`lie_derivative`.
         directions: Shape (D, *inputs.shape): input directions u to take Df(x)[u] of besides.
-        further: A linear map of tangents (K, *inputs.shape) to other directions, to take Df(x) of those besides.
+        further: A linear map of tangents (K, *inputs.shape), with their layout, to other directions, to take Df(x) of
+            those besides.
         verify: Whether the products are checked against the function itself, on an image or two.
 
     Returns:
@@ -199,7 +202,7 @@ def linearise(
         inputs = inputs.clone() if inputs.is_inference() or 0 in inputs.stride() else inputs
         inputs = working_precision(inputs)
         moved = carrier.tangents(inputs, basis, resampling)
-        parts = [moved] if further is None else [moved, further(moved)]
+        parts = [moved] if further is None else [moved, further(moved, carrier)]
         of_generators = len(parts) * len(basis)
         pushed = torch.cat(parts if directions is None else [*parts, directions.to(moved)])
         measured = function_of(model, bound.output, bound.function)
@@ -229,6 +232,7 @@ def linearise(
             products[of_generators:],
             None if further is None else _combine(matrix, products[len(basis) : of_generators], primal.shape),
             representation,
+            inputs,
             carrier,
             by,
             check,

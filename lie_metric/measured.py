@@ -18,6 +18,7 @@ from lie_metric.representations import (
     ChannelsLast,
     Image,
     Invariant,
+    Parts,
     Representation,
     Tokens,
     infer_output_representation,
@@ -65,6 +66,12 @@ def validate_inputs(
         ValueError: If the images have the wrong shape or are not finite, or the function is no method of the model.
     """
     call_of(model, function)
+    if isinstance(input_representation, Mapping):
+        raise TypeError(
+            f"`input_representation` must be one representation for this measure, got the parts "
+            f"{list(input_representation)}. Measure Lie derivatives of inputs with named parts, or wrap the model in "
+            "one that takes a single tensor."
+        )
     if not isinstance(inputs, Tensor):
         raise TypeError(
             f"`inputs` must be a tensor, got {type(inputs).__name__}. Pass the images alone, without labels, or name "
@@ -460,7 +467,7 @@ def _name(model: object) -> str:
     return str(getattr(model, "__qualname__", type(model).__name__))
 
 
-def described(f: Tensor, representation: Representation, declared: Representation | None, output: Output) -> str:
+def described(f: Tensor, representation: Representation, declared: Layout | None, output: Output) -> str:
     """What is measured, in words: the output's shape, how it transforms, and why that is thought.
 
     Args:
@@ -478,6 +485,9 @@ def described(f: Tensor, representation: Representation, declared: Representatio
         >>> described(torch.zeros(8, 2, 4, 4), Image(), Image(), "logits")
         '(B, 2, 4, 4): image, as declared'
     """
+    if isinstance(representation, Parts):
+        split = zip(representation.names, representation.representations.values(), representation.split(f), strict=True)
+        return "; ".join(f"{name} {described(part, one, one, output)}".strip() for name, one, part in split)
     shape = ", ".join(["B", *map(str, f.shape[1:])]) + ("," if f.ndim == 1 else "")
     if declared is not None:
         reason = "as declared"

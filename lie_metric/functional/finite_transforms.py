@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lie_metric.functional.options import chosen_options
-from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
+from lie_metric.functional.sums import MOMENTS, Sums, defined, grouped, moments, spread, totals
 from lie_metric.measured import (
     Function,
     Output,
@@ -157,18 +157,17 @@ def _of_frames(outputs: Sequence[Tensor | None], f: Tensor, representation: Repr
     wide, device = coordinate_dtype(f.device), f.device
     width = 1 if known is None else known["total"].shape[1]
     nothing = {
-        "square": torch.zeros(len(f), dtype=wide, device=device),
-        "total": torch.zeros(len(f), width, dtype=wide, device=device),
-        "weight": torch.zeros(len(f), width, dtype=wide, device=device),
+        name: torch.zeros(len(f), *([width] if shape else []), dtype=wide, device=device)
+        for name, shape in MOMENTS.items()
     }
     return {f"frame_{name}": torch.stack([(each or nothing)[name] for each in found], 1) for name in nothing}
 
 
 def _spreads(sums: Sums) -> Tensor:
     """For each orbit the spread of the outputs that it is compared with."""
-    own = {name: sums[f"frame_{name}"] for name in ("square", "total", "weight")}
+    own = {name: sums[f"frame_{name}"] for name in MOMENTS}
     found = spread(own | {"rounding": sums["rounding"], "images": sums["images"][..., None]})
-    return torch.where(own["weight"].sum(-1) > 0, found, spread(sums)[..., None])
+    return torch.where(own["entries"] > 0, found, spread(sums)[..., None])
 
 
 def _possible_border(

@@ -6,21 +6,22 @@ images; leaving out one group at a time gives the standard error of any such fun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lie_metric.algebra import Generator, spanning_set
-from lie_metric.algebra import generators as resolve
+from lie_metric.binding import Generators, by_sample, count_samples, resolve_for, sample_count, split_parts
+from lie_metric.functional.noise import like_tangents
 from lie_metric.functional.options import chosen_options
-from lie_metric.functional.sums import GROUPS, ROUNDINGS, Sums, defined, grouped, moments, spread, totals
+from lie_metric.functional.sums import ROUNDINGS, Sums, defined, grouped, moments, spread, totals
 from lie_metric.jacobian import Method
-from lie_metric.lie import Generators, Linearisation, linearise
-from lie_metric.measured import Function, Output, validate_options
-from lie_metric.randomness import phase_randomised, validate_seed
-from lie_metric.representations import Image, Invariant, Representation, map_grid
+from lie_metric.lie import Linearisation, linearise
+from lie_metric.measured import Function, Layout, Output, validate_options
+from lie_metric.randomness import validate_seed
+from lie_metric.representations import Invariant, Representation
 from lie_metric.resampling import Resampling, coordinate_dtype
 from lie_metric.warning import warn
 
@@ -37,27 +38,26 @@ def _local_equivariance_validate(
     output: Output,
     function: Function | None,
     lee_output: LeeOutput,
-    input_representation: Representation | None,
-    output_representation: Representation | None,
+    input_representation: Layout | None,
+    output_representation: Layout | None,
     resampling: Resampling | None,
     method: Method,
     chunk_size: int | None,
     seed: int,
 ) -> tuple[Generator, ...]:
     """The generators asked for, if every option has a meaning."""
-    found = resolve(generators)
     if measure not in get_args(Measure):
         raise ValueError(f"`measure` must be one of {get_args(Measure)}, got {measure!r}.")
     if lee_output not in get_args(LeeOutput):
         raise ValueError(f"`lee_output` must be one of {get_args(LeeOutput)}, got {lee_output!r}.")
     validate_seed(seed)
     validate_options(output, input_representation, output_representation, resampling, method, chunk_size, function)
-    return found
+    return resolve_for(generators, input_representation)
 
 
 def _local_equivariance_update(
     model: Callable[..., Any],
-    images: Tensor,
+    images: Any,
     *,
     generators: Sequence[Generator],
     indices: Sequence[int],
@@ -68,18 +68,12 @@ def _local_equivariance_update(
     **options: Any,
 ) -> tuple[dict[str, Tensor], Linearisation]:
     """The sums of a batch; ``indices`` are the images' running numbers, which fix their groups and their noise."""
-    carrier = options.get("input_representation") or Image()
 
-    def noise(tangents: Tensor) -> Tensor:
-        return _like_noise(tangents, carrier, indices, seed)
+    def noise(tangents: Tensor, carrier: Representation) -> Tensor:
+        return like_tangents(tangents, carrier, indices, seed)
 
     with torch.no_grad():
         result = linearise(model, images, generators, output=output, further=noise if with_noise else None, **options)
-        if result.output.shape[:1] != images.shape[:1]:
-            raise ValueError(
-                f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
-                f"{tuple(result.output.shape)}. Select or reshape it with `output=`."
-            )
         sums = _sum(result, generators, indices, lee_output, output)
     return sums, result
 
@@ -91,62 +85,96 @@ def _sum(
     lee_output: LeeOutput,
     output: Output,
 ) -> dict[str, Tensor]:
-    f, wide = result.output, coordinate_dtype(result.output.device)
-    invariant = isinstance(result.representation, Invariant)
-    classifier = invariant and f.ndim == 2 and f.shape[1] > 1 and output == "logits"
-    if lee_output == "probabilities" and not (invariant and f.ndim == 2 and f.shape[1] > 1):
-        raise ValueError(
-            f"`lee_output` must be 'output' unless the output is a batch of class scores (B, C), got an output of "
-            f"shape {tuple(f.shape)} that acts as {result.representation!r}."
-        )
-    on_probabilities = lee_output == "probabilities" or (lee_output == "auto" and classifier)
-    probabilities = f.to(wide).softmax(-1) if on_probabilities else None
-    dimension = f[0].numel()
-    rows: dict[str, list[Tensor]] = {name: [] for name in ("gram", "energy", "violation", "noise")}
-    for image in range(len(f)):
-        # Squares are taken in float64, one image at a time: large outputs would fill the memory twice.
-        L = result.lie_derivatives[:, image].reshape(len(asked), -1).to(wide)
-        rows["violation"].append(L.square().sum(1))
-        if probabilities is not None:
-            p = probabilities[image]
-            L = p * (L - (L @ p)[:, None])
-        rows["gram"].append(L @ L.mT / dimension)
-        moved = result.tangents[:, image].reshape(len(asked), -1).to(wide)
-        energy = moved @ moved.mT
-        rows["energy"].append(energy / moved.shape[1])
-        if result.further is not None:
-            rows["noise"].append(result.further[:, image].reshape(len(asked), -1).to(wide).square().sum(1))
-    sums = grouped(
-        {name: torch.stack(values) for name, values in rows.items() if values} | moments(f, result.representation),
-        indices,
-    )
+    wide, device = coordinate_dtype(result.output.device), result.output.device
+    values = split_parts(result.representation, result.output)
+    changes = split_parts(result.representation, result.lie_derivatives)
+    further = [None] * len(values) if result.further is None else split_parts(result.representation, result.further)
+    parts = []
+    for (name, representation, f), (_, _, L), noise in zip(values, changes, further, strict=True):
+        count = count_samples(representation, f)
+        if count != len(indices):
+            raise ValueError(
+                f"`output{f'[{name!r}]' if name else ''}` must have one entry for each of the {len(indices)} images or "
+                f"samples on its first axis, got shape {tuple(f.shape)}. Select or reshape it with `output=`, or say "
+                "where each belongs, e.g. `Packed(..., 'batch')`."
+            )
+        on_probabilities = _as_probabilities(f, representation, lee_output, output, name)
+        rows = _rows(f, L, None if noise is None else noise[2], representation, on_probabilities)
+        parts.append(grouped(rows | moments(f, representation), indices))
+    sums = _stacked(parts) if values[0][0] else parts[0]
+    energies = [moved @ moved.mT / moved.shape[1] for moved in _wide(by_sample(result.carrier, result.tangents), wide)]
+    sums["energy"] = grouped({"energy": torch.stack(energies)}, indices)["energy"]
     if result.further is None:
-        sums["noise"] = torch.zeros((GROUPS, len(asked)), dtype=wide, device=f.device)
-    sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=wide, device=f.device)
+        sums["noise"] = torch.zeros_like(sums["violation"])
+    sums["rounding"] = torch.tensor(torch.finfo(result.output.dtype).eps, dtype=wide, device=device)
     return sums
 
 
-def _like_noise(tangents: Tensor, carrier: Representation, indices: Sequence[int], seed: int) -> Tensor:
-    """Tangents with the phases of their spectra turned at random; what stands on no grid is taken as one long row."""
+def _wide(rows: Iterable[Tensor], wide: torch.dtype) -> Iterator[Tensor]:
+    # Squares are taken in float64, one sample at a time: large outputs would fill the memory twice.
+    return (row.to(wide) for row in rows)
 
-    def turned(image: Tensor) -> Tensor:
-        return phase_randomised(image, indices, seed)
 
-    if callable(getattr(carrier, "map", None)):
-        return torch.stack([map_grid(carrier, each, turned) for each in tangents])
-    return turned(tangents.flatten(2)[:, :, None, None]).reshape(tangents.shape)
+def _as_probabilities(f: Tensor, representation: Representation, lee_output: str, output: Output, name: str) -> bool:
+    """Whether LEE is that of the softmax of the output."""
+    scores = isinstance(representation, Invariant) and f.ndim == 2 and f.shape[1] > 1 and not name
+    if lee_output == "probabilities" and not scores:
+        raise ValueError(
+            f"`lee_output` must be 'output' unless the output is a batch of class scores (B, C), got an output of "
+            f"shape {tuple(f.shape)} that acts as {representation!r}."
+        )
+    return lee_output == "probabilities" or (lee_output == "auto" and scores and output == "logits")
+
+
+def _rows(
+    f: Tensor, changes: Tensor, further: Tensor | None, representation: Representation, on_probabilities: bool
+) -> dict[str, Tensor]:
+    """For each sample the squares of its Lie derivatives, their products, and what noise does."""
+    wide = coordinate_dtype(f.device)
+    rows: dict[str, list[Tensor]] = {"gram": [], "violation": []}
+    for place, L in enumerate(_wide(by_sample(representation, changes), wide)):
+        rows["violation"].append(L.square().sum(1))
+        if on_probabilities:
+            p = f[place].to(wide).softmax(-1)
+            L = p * (L - (L @ p)[:, None])
+        rows["gram"].append(L @ L.mT / L.shape[1])
+    if further is not None:
+        rows["noise"] = [each.square().sum(1) for each in _wide(by_sample(representation, further), wide)]
+    return {name: torch.stack(values) for name, values in rows.items()}
+
+
+def _stacked(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The sums of all parts of an output on an axis behind that of groups; those of images are the same."""
+    found = {"images": parts[0]["images"]}
+    for name in parts[0].keys() - {"images"}:
+        values = [part[name] for part in parts]
+        if name in {"total", "weight"}:
+            width = max(1, *(value.shape[-1] for value in values))
+            values = [torch.nn.functional.pad(value, (0, width - value.shape[-1])) for value in values]
+        found[name] = torch.stack(values, dim=1)
+    return found
+
+
+def _by_part(value: Tensor, sums: Sums) -> Tensor:
+    """Values (..., parts, K) as one row, part after part; (..., K) stay."""
+    return value.flatten(sums["images"].ndim)
+
+
+def _images(sums: Sums, like: Tensor) -> Tensor:
+    return sums["images"].reshape((*sums["images"].shape, *[1] * (like.ndim - sums["images"].ndim)))
 
 
 def _lee(sums: Sums) -> Tensor:
-    return sums["gram"].diagonal(dim1=-2, dim2=-1) / sums["images"][..., None]
+    squares = sums["gram"].diagonal(dim1=-2, dim2=-1)
+    return _by_part(squares / _images(sums, squares), sums)
 
 
 def _gram(sums: Sums) -> Tensor:
-    return sums["gram"] / sums["images"][..., None, None]
+    return sums["gram"] / _images(sums, sums["gram"])
 
 
 def _energy(sums: Sums) -> Tensor:
-    return sums["energy"] / sums["images"][..., None, None]
+    return sums["energy"] / _images(sums, sums["energy"])
 
 
 def _gram_and_energy(sums: Sums) -> Tensor:
@@ -154,17 +182,23 @@ def _gram_and_energy(sums: Sums) -> Tensor:
 
 
 def _relative(sums: Sums) -> Tensor:
-    return (sums["violation"] / spread(sums)[..., None]).sqrt()
+    return _by_part((sums["violation"] / spread(sums)[..., None]).sqrt(), sums)
 
 
 def _sensitivity(sums: Sums) -> Tensor:
     floor = (sums["square"] * (ROUNDINGS * sums["rounding"]) ** 2)[..., None]
     noise = torch.where(sums["noise"] > floor, sums["noise"], torch.nan)
-    return (sums["violation"] / noise).sqrt()
+    return _by_part((sums["violation"] / noise).sqrt(), sums)
 
 
 # Input energies below this part of the largest are rounding of float32 tangents: such combinations move no image.
 _UNMOVED = 1e-12
+
+
+_ONE_PART = (
+    "`output_representation` must be of one part for the Gram matrix and its directions, got several. Units of parts "
+    "differ: measure one at a time."
+)
 
 
 def _validate_normalise(normalise: Normalise | None) -> None:
@@ -213,7 +247,7 @@ def _local_equivariance_compute(sums: Sums, measure: str, names: Sequence[str]) 
 def _value(sums: Sums, statistic: Callable[[Sums], Tensor], measure: str, names: Sequence[str]) -> Tensor:
     total = totals(sums)
     value = statistic(total)
-    if not bool(torch.isfinite(total["square"])) or not bool(torch.isfinite(total["violation"]).all()):
+    if not bool(torch.isfinite(total["square"]).all()) or not bool(torch.isfinite(total["violation"]).all()):
         warn(f"`{measure}` is NaN: the model's outputs or derivatives are not finite.")
         return torch.full_like(value, torch.nan)
     return defined(value, measure, names, _UNDEFINED[measure], total)
@@ -243,16 +277,35 @@ def _measure(
     """The generators' names and a statistic of one batch: validate, update, compute."""
     chosen = chosen_options(options, _DEFAULTS)
     asked = _local_equivariance_validate(generators, measure, **chosen)
-    names = tuple(generator.name for generator in asked)
+    names = value_names(asked, chosen["output_representation"])
     sums, _ = _local_equivariance_update(
         model,
         images,
         generators=asked,
-        indices=range(len(images)) if isinstance(images, Tensor) else (),
+        indices=range(sample_count(images, chosen["input_representation"])),
         with_noise=measure == "sensitivity",
         **chosen,
     )
     return names, _value(sums, statistic, measure, names)
+
+
+def value_names(asked: Sequence[Generator], output_representation: Layout | None) -> tuple[str, ...]:
+    """What values are called: by their generators, behind ``"part/"`` for outputs with named parts.
+
+    Args:
+        asked: The generators.
+        output_representation: How outputs move.
+
+    Returns:
+        The names, part after part.
+
+    Example:
+        >>> from lie_metric.representations import Invariant
+        >>> value_names(resolve_for("translation", None), {"energy": Invariant()})
+        ('energy/translation_x', 'energy/translation_y')
+    """
+    parts = [f"{part}/" for part in output_representation] if isinstance(output_representation, Mapping) else [""]
+    return tuple(part + generator.name for part in parts for generator in asked)
 
 
 def _by_name(measure: Measure, *arguments: Any) -> dict[str, Tensor]:
@@ -416,6 +469,8 @@ def principal_directions(
         [[0.0, 1.0], [1.0, 0.0]]
     """
     _validate_normalise(normalise)
-    asked = resolve(generators)
+    asked = resolve_for(generators, options.get("input_representation"))
+    if isinstance(options.get("output_representation"), Mapping):
+        raise ValueError(_ONE_PART)
     _, both = _measure(_gram_and_energy, "lee", model, images, asked, options)
     return _principal_directions(both[0], both[1], asked, normalise)

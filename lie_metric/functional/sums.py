@@ -11,11 +11,13 @@ from torch import Tensor
 
 from lie_metric.functional.student import quantile
 from lie_metric.representations import Representation
+from lie_metric.representations.composite import samples
 from lie_metric.resampling import coordinate_dtype
 from lie_metric.warning import warn
 
 __all__ = [
     "GROUPS",
+    "MOMENTS",
     "Indices",
     "Replicates",
     "Sums",
@@ -82,15 +84,24 @@ def grouped(rows: Mapping[str, Tensor], indices: Sequence[int]) -> dict[str, Ten
     return sums
 
 
+MOMENTS: dict[str, tuple[int, ...]] = {"square": (), "projected": (), "entries": (), "total": (1,), "weight": (1,)}
+"""What :func:`moments` gives for each sample, and its shape; a width that is not known yet is 1, which broadcasts."""
+
+
 def moments(output: Tensor, representation: Representation) -> dict[str, Tensor]:
-    """What the spread of an output needs, for each image: its square, its sums by element, and how many each is of.
+    r"""What the spread of an output needs, for each sample.
+
+    The mean is taken off in the blocks of :meth:`~lie_metric.representations.Representation.components` alone, which
+    hold the directions P that the action leaves at rest: all of scores, the channels of images, the trace of matrices,
+    nothing of vectors.
 
     Args:
         output: Shape (B, ...).
-        representation: How it transforms; positions of one channel share a mean.
+        representation: How it transforms; positions of one block share a mean.
 
     Returns:
-        Rows ``"square"`` (B,), ``"total"`` and ``"weight"`` (B, elements), in the dtype of coordinates.
+        Rows ``"square"`` ‖f‖², ``"projected"`` ‖Pf‖² and ``"entries"``, shape (B,); the sums of P f by element,
+        ``"total"``, and how many positions each is of, ``"weight"``, (B, elements); in the dtype of coordinates.
 
     Example:
         >>> from lie_metric.representations import Image
@@ -98,43 +109,50 @@ def moments(output: Tensor, representation: Representation) -> dict[str, Tensor]
         >>> rows["total"].tolist(), rows["weight"].tolist()
         ([[16.0, 16.0]], [[16.0, 16.0]])
     """
-    wide = coordinate_dtype(output.device)
-    rows: dict[str, list[Tensor]] = {"square": [], "total": [], "weight": []}
-    blocks = representation.components(output)
-    for image in range(len(output)):
-        # Squares are taken in float64, one image at a time: large outputs would fill the memory twice.
-        rows["square"].append(output[image].to(wide).square().sum())
-        rows["total"].append(torch.cat([block[image].to(wide).sum(0) for block in blocks]))
-        rows["weight"].append(
-            torch.cat([torch.full(b.shape[2:], b.shape[1], dtype=wide, device=output.device) for b in blocks])
-        )
+    wide, device = coordinate_dtype(output.device), output.device
+    rows: dict[str, list[Tensor]] = {name: [] for name in MOMENTS}
+    # Squares are taken in float64, one sample at a time: large outputs would fill the memory twice.
+    for sample in samples(representation, output):
+        blocks = [block[0].to(wide) for block in representation.components(sample)]
+        square = sample.to(wide).square().sum()
+        covered = sum(block.numel() for block in blocks) == sample.numel()
+        none = square.new_zeros(0)
+        rows["square"].append(square)
+        rows["projected"].append(square if covered else sum((block.square().sum() for block in blocks), 0 * square))
+        rows["entries"].append(square.new_tensor(sample.numel()))
+        rows["total"].append(torch.cat([none, *(block.sum(0) for block in blocks)]))
+        weights = (torch.full(block.shape[1:], len(block), dtype=wide, device=device) for block in blocks)
+        rows["weight"].append(torch.cat([none, *weights]))
     return {name: torch.stack(values) for name, values in rows.items()}
 
 
 def spread(sums: Sums) -> Tensor:
-    r"""The spread n / (n - 1) Σ‖f - E f‖² over n images, each element about its own mean, positions pooled.
+    r"""The spread Σ‖f - Pf‖² + n / (n - 1) Σ‖Pf - E Pf‖² over n samples, see :func:`moments`; positions are pooled.
 
-    The factor makes it an unbiased estimate of n times the variance, from few images as from many.
+    The factor makes it an unbiased estimate of n times the variance, from few samples as from many.
 
     Args:
-        sums: ``square``, ``total`` and ``weight`` as in :func:`moments`, the number of ``images``, and ``rounding``,
-            the output's precision.
+        sums: Those of :func:`moments`, the number of ``images``, and ``rounding``, the output's precision.
 
     Returns:
-        The spread, without the trailing axis of ``total``; NaN at rounding level and for a single image.
+        The spread, without the trailing axis of ``total``; NaN at rounding level, and for a single sample whose mean is
+        taken off.
 
     Example:
         >>> values = torch.tensor([[1.0], [3.0]]).double()
         >>> two = torch.tensor(2.0).double()
         >>> parts = {"square": values.square().sum(), "total": values.sum(0), "weight": two[None], "images": two}
-        >>> spread(parts | {"rounding": torch.tensor(1e-16)}).item()  # 2 · (1 + 1) / 1
+        >>> parts |= {"projected": parts["square"], "rounding": torch.tensor(1e-16)}
+        >>> spread(parts).item()  # 2 · (1 + 1) / 1
         4.0
     """
-    square, images = sums["square"], sums["images"]
+    square, projected, images = sums["square"], sums["projected"], sums["images"]
+    images = images.reshape((*images.shape, *[1] * (square.ndim - images.ndim)))
     mean_part = torch.where(sums["weight"] > 0, sums["total"].square() / sums["weight"].clamp(min=1), 0.0).sum(-1)
-    found = square - mean_part
+    about, rest = projected - mean_part, square - projected
     floor = square * ((ROUNDINGS * sums["rounding"]) ** 2).clamp(min=_CANCELLATION)
-    return torch.where((found > floor) & (images > 1), found * images / (images - 1), torch.nan)
+    known = (about + rest > floor) & ((images > 1) | (projected == 0))
+    return torch.where(known, rest + about * images / (images - 1).clamp(min=1), torch.nan)
 
 
 def totals(sums: Sums) -> dict[str, Tensor]:

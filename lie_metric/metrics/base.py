@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,8 +15,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 from typing_extensions import Self
 
+from lie_metric.binding import by_sample, sample_count
 from lie_metric.functional.sums import (
     GROUPS,
+    MOMENTS,
     Indices,
     Replicates,
     Sums,
@@ -26,6 +29,7 @@ from lie_metric.functional.sums import (
     totals,
 )
 from lie_metric.records import Record, of_images, plain
+from lie_metric.representations import Parts, Representation
 from lie_metric.warning import warn
 
 __all__ = ["ModelMetric"]
@@ -193,7 +197,9 @@ class ModelMetric(Metric):
             for measure in asked:
                 kept = Replicates.of(sums, self.statistics()[measure]).map(_finite)
                 moved = Replicates(*(part.to("cpu", torch.float64) for part in vars(kept).values()))
-                about = (settings, of_images(sums), self.input_shape, float(variance(sums)), self.decibels)
+                varied = variance(sums)
+                one = float(varied) if varied.ndim == 0 else math.nan  # parts of the output have one each
+                about = (settings, of_images(sums), self.input_shape, one, self.decibels)
                 found.append(Record(type(self).__name__, measure, self.names, self.parameter_units, moved, *about))
             return found
 
@@ -286,13 +292,13 @@ class ModelMetric(Metric):
         """The attributes on which the sums depend, as arguments of the functions that make these."""
         return {name: getattr(self, name) for name in self.options}
 
-    def _indices(self, images: object, groups: Sequence[int] | Tensor | None = None) -> Indices:
-        """The running numbers of the images of a batch, and their groups.
+    def _indices(self, images: object, groups: Sequence[int] | Tensor | None = None, layout: Any = None) -> Indices:
+        """The running numbers of the samples of a batch, and their groups.
 
         Under several processes image i of rank r is taken for number i · world + r, which is how samplers deal them
         out, so that groups and noise are those of one process.
         """
-        count = len(images) if isinstance(images, Tensor) and images.ndim else 0
+        count = sample_count(images, layout)
         belonging = None if groups is None else _validated_groups(groups, count)
         if self._seen and self._grouped != (groups is not None):
             raise ValueError(
@@ -304,9 +310,11 @@ class ModelMetric(Metric):
         rank, world = _process()
         return Indices([(self._seen + row) * world + rank for row in range(count)], belonging)
 
-    def _add(self, images: Tensor, indices: Indices, sums: Sums, described: str) -> None:
+    def _add(
+        self, images: Tensor, indices: Indices, sums: Sums, described: str, carrier: Representation | None = None
+    ) -> None:
         if "total" in self._names:
-            before, now = self._state("total").shape[1], sums["total"].shape[1]
+            before, now = self._state("total").shape[-1], sums["total"].shape[-1]
             if before not in {1, now} and now != 1:
                 raise ValueError(
                     f"`images` must lead to outputs of one width, got {now} means after {before}. Use one Metric for "
@@ -316,7 +324,10 @@ class ModelMetric(Metric):
         self._grouped = indices.groups is not None
         self.described = self.described or described
         self.input_shapes = self.input_shapes | {tuple(images.shape[1:])}
-        sums = {**sums, "hash": grouped({"hash": fingerprints(images)}, indices)["hash"]}
+        hashes = fingerprints(images)
+        if isinstance(carrier, Parts):
+            hashes = torch.cat([fingerprints(one) for one in by_sample(carrier, images[None])])
+        sums = {**sums, "hash": grouped({"hash": hashes}, indices)["hash"]}
         for name in self._names:
             # Not in place: a state made in inference mode could not be changed outside of it.
             state = self._state(name)
@@ -382,11 +393,10 @@ def _finite(values: Tensor) -> Tensor:
 
 def variance(sums: Sums) -> Tensor:
     """The mean variance of the output's entries; NaN where the sums do not tell."""
-    if not {"square", "total", "weight"} <= set(sums):
+    if not set(MOMENTS) <= set(sums):
         return torch.tensor(torch.nan)
     total = totals(sums)
-    # A width that is still unknown holds nothing.
-    return spread(total) / total["weight"].sum(-1)
+    return spread(total) / total["entries"]
 
 
 def _validated_groups(groups: Sequence[int] | Tensor, count: int) -> list[int]:

@@ -22,7 +22,7 @@ from lie_metric.functional.finite_transforms import (
     default_curve,
     default_shifts,
 )
-from lie_metric.functional.sums import Replicates, Sums, defined, spread
+from lie_metric.functional.sums import MOMENTS, Replicates, Sums, defined, spread
 from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.metrics.local_equivariance import LocalEquivarianceError
@@ -72,8 +72,9 @@ class _FiniteTransforms(ModelMetric):
         )
         super().__init__(
             dict.fromkeys(SUMS, (len(asked),))
-            | {"size": (), "square": (), "total": (1,), "weight": (1,)}
-            | {"frame_square": (len(asked),), "frame_total": (len(asked), 1), "frame_weight": (len(asked), 1)},
+            | {"size": ()}
+            | MOMENTS
+            | {f"frame_{name}": (len(asked), *shape) for name, shape in MOMENTS.items()},
             **kwargs,
         )
         self.orbits = asked

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from lie_metric.binding import Generators, moved_parts
 from lie_metric.figures import unit_of
 from lie_metric.functional.local_equivariance import (
+    _ONE_PART,
     _STATISTICS,
     LeeOutput,
     Measure,
@@ -24,13 +26,14 @@ from lie_metric.functional.local_equivariance import (
     _principal_directions,
     _validate_normalise,
     _value,
+    value_names,
 )
-from lie_metric.functional.sums import Sums, standard_error
+from lie_metric.functional.sums import MOMENTS, Sums, standard_error
 from lie_metric.jacobian import Check, Method
-from lie_metric.lie import Generators, Linearisation
-from lie_metric.measured import Function, Output, described
+from lie_metric.lie import Linearisation
+from lie_metric.measured import Function, Layout, Output, described
 from lie_metric.metrics.base import ModelMetric, told_apart, variance
-from lie_metric.representations import Image, Representation, grid_size
+from lie_metric.representations import Image, grid_size
 from lie_metric.resampling import Resampling
 from lie_metric.running import configuration
 from lie_metric.transforms import pixels_per_unit
@@ -119,8 +122,8 @@ class LocalEquivarianceError(ModelMetric):
         output: Output = "logits",
         function: Function | None = None,
         lee_output: LeeOutput = "output",
-        input_representation: Representation | None = None,
-        output_representation: Representation | None = None,
+        input_representation: Layout | None = None,
+        output_representation: Layout | None = None,
         resampling: Resampling | None = None,
         method: Method = "auto",
         chunk_size: int | None = None,
@@ -145,12 +148,10 @@ class LocalEquivarianceError(ModelMetric):
         if measure == "sensitivity" and not with_noise:
             raise ValueError("`with_noise` must be True when `measure` is 'sensitivity', got False.")
         count = len(asked)
-        square = (count, count)
-        super().__init__(
-            {"gram": square, "energy": square, "violation": (count,), "noise": (count,)}
-            | {"square": (), "total": (1,), "weight": (1,)},
-            **kwargs,
-        )
+        parts = (len(output_representation),) if isinstance(output_representation, Mapping) else ()
+        of_parts = {"gram": (count, count), "violation": (count,), "noise": (count,)} | MOMENTS
+        shapes = {name: (*parts, *shape) for name, shape in of_parts.items()} | {"energy": (count, count)}
+        super().__init__(shapes, **kwargs)
         self.generators = asked
         self.measure = measure
         self.output = output
@@ -170,48 +171,52 @@ class LocalEquivarianceError(ModelMetric):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The generators' names, in the order of all results."""
-        return tuple(generator.name for generator in self.generators)
+        """The generators' names, in the order of all results; behind ``"part/"`` for outputs with named parts."""
+        return value_names(self.generators, self.output_representation)
 
     @property
     def parameter_units(self) -> tuple[str, ...]:
         """For each generator the unit of t."""
-        return tuple(unit_of(name) for name in self.names)
+        given = self.input_representation
+        pixels = given is None or callable(getattr(given, "map", None))
+        return tuple(unit_of(name.split("/")[-1], pixels=pixels) for name in self.names)
 
     def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
         """Every measure as a function of the sums; ``"sensitivity"`` only of a metric with noise."""
         return {name: value for name, value in _STATISTICS.items() if name != "sensitivity" or self.with_noise}
 
-    def update(self, model: Callable[..., Any], images: Tensor, groups: Sequence[int] | Tensor | None = None) -> None:
-        """Adds a batch of images.
+    def update(self, model: Callable[..., Any], images: Any, groups: Sequence[int] | Tensor | None = None) -> None:
+        """Adds a batch of images, or of what else the model takes.
 
         Args:
             model: A module or callable, see :func:`~lie_metric.lie_derivative`.
-            images: Shape (B, C, H, W), floating point and finite.
+            images: Shape (B, C, H, W), floating point and finite; or the inputs that ``input_representation`` is of.
             groups: For each image an integer, alike for those that belong together, such as crops of one photo: the
                 jackknife leaves them out as one, by the number modulo 64. By default images are independent.
 
         Raises:
             ValueError: If the outputs have another width than before.
         """
-        indices = self._indices(images, groups)
+        indices = self._indices(images, groups, self.input_representation)
         asked = self._given_options()
         # A method that was found right for this model and these options is kept; anything else is probed anew.
         setting = ""
         if indices:
-            setting = told_apart([*asked.items(), images.shape[1:], images.dtype, images.device, configuration(model)])
+            moved = moved_parts(images, self.input_representation)
+            kinds = [(name, part.shape[1:], part.dtype, part.device) for name, part in moved.items()]
+            setting = told_apart([*asked.items(), kinds, configuration(model)])
         known = self._verified is not None and _same(self._verified[0](), model) and self._verified[1] == setting
         if known:
             asked["method"] = self.method_used
         sums, result = self._by_what_is_expected(model, images, indices, known, asked)
         told = described(result.output, result.representation, self.output_representation, self.output)
-        self._add(images, indices, sums, told)
+        self._add(result.inputs, indices, sums, told, result.carrier)
         if not known:
             self.method_used, self.check = result.method, result.check
             self._verified = _remembered(model, setting)
 
     def _by_what_is_expected(
-        self, model: Callable[..., Any], images: Tensor, indices: Sequence[int], known: bool, asked: dict[str, Any]
+        self, model: Callable[..., Any], images: Any, indices: Sequence[int], known: bool, asked: dict[str, Any]
     ) -> tuple[dict[str, Tensor], Linearisation]:
         """The sums of a batch, by the method that was right for an earlier state of the model if it still is."""
         if not known and self._expected is not None and asked["method"] == "auto":
@@ -251,6 +256,10 @@ class LocalEquivarianceError(ModelMetric):
 
     def _named(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.names, values.unbind(), strict=True))
+
+    def _needs_one_part(self) -> None:
+        if isinstance(self.output_representation, Mapping):
+            raise ValueError(_ONE_PART)
 
     def _needs_noise(self, measure: str) -> None:
         if measure == "sensitivity" and not self.with_noise:
@@ -300,6 +309,8 @@ class LocalEquivarianceError(ModelMetric):
                 f"`units` must be 't' unless all images are of one size, got {sorted(self.input_shapes)}. Use one "
                 "metric for each size."
             )
+        if isinstance(self.input_representation, Mapping):
+            raise ValueError("`units` must be 't' for inputs with named parts, got 'pixel'. They have no pixels.")
         size = grid_size(self.input_representation or Image(), torch.zeros(1, *self.input_shape))
         moved = [pixels_per_unit(generator, size, self.resampling) for generator in self.generators]
         if not all(moved):
@@ -368,7 +379,12 @@ class LocalEquivarianceError(ModelMetric):
 
     @property
     def gram(self) -> Tensor:
-        """The Gram matrix of the Lie derivatives, (K, K): see :func:`lie_metric.functional.gram`."""
+        """The Gram matrix of the Lie derivatives, (K, K): see :func:`lie_metric.functional.gram`.
+
+        Raises:
+            ValueError: If the output has several parts.
+        """
+        self._needs_one_part()
         return self._synced(lambda sums: _value(sums, _gram, "lee", self.names))
 
     def directional(self, coefficients: Sequence[float] | Tensor) -> Tensor:
@@ -409,6 +425,7 @@ class LocalEquivarianceError(ModelMetric):
             ValueError: If ``normalise`` is neither.
         """
         _validate_normalise(normalise)
+        self._needs_one_part()
         gram, energy = self._synced(lambda sums: _value(sums, _gram_and_energy, "lee", self.names))
         return _principal_directions(gram, energy, self.generators, normalise)
 

@@ -14,7 +14,7 @@ from lie_metric.functional.stability import (
     _stability_validate,
     _statistic,
 )
-from lie_metric.functional.sums import Sums
+from lie_metric.functional.sums import MOMENTS, Sums
 from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.representations import Representation
@@ -78,7 +78,7 @@ class RelativeStability(ModelMetric):
         _stability_validate(
             displacement, cut, output, function, input_representation, output_representation, resampling, seed
         )
-        super().__init__({"deformed": (), "noisy": (), "square": (), "total": (1,), "weight": (1,)}, **kwargs)
+        super().__init__({"deformed": (), "noisy": ()} | MOMENTS, **kwargs)
         self.displacement = displacement
         self.cut = cut
         self.output = output

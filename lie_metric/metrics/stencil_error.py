@@ -14,7 +14,7 @@ from lie_metric.functional.stencil_error import (
     _stencil_error_update,
     _stencil_error_validate,
 )
-from lie_metric.functional.sums import Sums
+from lie_metric.functional.sums import MOMENTS, Sums
 from lie_metric.jacobian import Method
 from lie_metric.lie import Generators
 from lie_metric.measured import Function, Output
@@ -84,7 +84,7 @@ class StencilError(ModelMetric):
             method=method,
             chunk_size=chunk_size,
         )
-        super().__init__({"error": (len(asked),), "square": (), "total": (1,), "weight": (1,)}, **kwargs)
+        super().__init__({"error": (len(asked),)} | MOMENTS, **kwargs)
         self.generators = asked
         self.output = output
         self.function = function

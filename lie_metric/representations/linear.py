@@ -66,7 +66,7 @@ class Affine:
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, *tensor.shape)."""
-        rows = self._rows(tensor)
+        rows = self.rows(tensor)
         moved = [self._applied(-self.matrix(generator).to(rows), rows) for generator in generators]
         found = torch.stack(moved) if moved else rows.new_zeros((0, *rows.shape))
         return found.reshape(-1, *tensor.shape)
@@ -94,15 +94,15 @@ class Affine:
         invariant = self.invariants()
         if not len(invariant):
             return ()
-        rows = self._rows(tensor)
+        rows = self.rows(tensor)
         return ((rows @ invariant.mT.to(rows)).reshape(len(tensor), -1, len(invariant)),)
 
-    def _rows(self, tensor: Tensor) -> Tensor:
+    def rows(self, tensor: Tensor) -> Tensor:
         """The tensor with what moves on one axis."""
         return tensor.flatten(-self.axes) if self.axes else tensor[..., None]
 
     def _moved(self, tensor: Tensor, matrices: Tensor) -> Tensor:
-        rows = self._rows(tensor)
+        rows = self.rows(tensor)
         return self._applied(matrices.to(rows), rows.reshape(len(rows), -1, self.size)).reshape(tensor.shape)
 
     @staticmethod
@@ -304,7 +304,7 @@ class Velocities(Vectors):
         >>> import torch, lie_metric as lm
         >>> boost = lm.generators("boost_x", dimension=2)
         >>> Velocities(2).tangents(torch.zeros(1, 2), boost, lm.Resampling())[0, 0].tolist()
-        [-1.0, -0.0]
+        [-1.0, 0.0]
     """
 
     @property
