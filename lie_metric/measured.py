@@ -151,6 +151,12 @@ def validate_options(
 def _parts_of(name: str, layout: Any) -> list[tuple[str, Any]]:
     """A representation, or those of named parts, by what they are called."""
     if isinstance(layout, Mapping):
+        wrong = [key for key in layout if not isinstance(key, str) or not key or "/" in key]
+        if wrong:
+            raise ValueError(
+                f"`{name}` must have names without '/', by which results are reported, got {wrong}. An entry of a "
+                "tuple is named by its index, e.g. '0', and a deeper one with dots."
+            )
         return [(f"{name}[{key!r}]", value) for key, value in layout.items()]
     return [(name, layout)]
 

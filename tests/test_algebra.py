@@ -241,7 +241,11 @@ def test_charges_are_numbers_of_the_vector_space():
     [
         (lambda: lm.generators("rotation_x"), ValueError, "known generators, got 'rotation_x'"),
         (lambda: lm.generators("rotation", dimension=1), ValueError, "known generators of the line"),
-        (lambda: lm.generators("rotation", dimension=4), ValueError, "known generators of dimension 4.*Pass `Generator"),
+        (
+            lambda: lm.generators("rotation", dimension=4),
+            ValueError,
+            "known generators of dimension 4.*Pass `Generator",
+        ),
         (lambda: lm.generators(lm.generators("scale"), dimension=3), ValueError, "dimension 3, got 'scale'"),
         (lambda: lm.generators("scale")[0] + lm.generators("scale", dimension=3)[0], ValueError, r"got \[2, 3\]"),
         (lambda: lm.Generator("g", (), charges={"hue": "red"}), TypeError, "`charges` must map"),

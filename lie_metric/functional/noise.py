@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lie_metric.randomness import noise, phase_randomised
 from lie_metric.representations import Masked, Packed, Parts, Representation, map_grid
+from lie_metric.representations.affine import Affine
 from lie_metric.representations.composite import samples
-from lie_metric.representations.linear import Affine
 
 __all__ = ["like_tangents"]
 

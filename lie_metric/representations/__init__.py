@@ -1,5 +1,6 @@
 """How a tensor carries the action of a generator: as an image, as tokens, not at all, or in a way of the user's own."""
 
+from lie_metric.representations.affine import Linear
 from lie_metric.representations.composite import Masked, Packed, Parts
 from lie_metric.representations.flow import Flow
 from lie_metric.representations.grids import (
@@ -15,7 +16,7 @@ from lie_metric.representations.grids import (
 )
 from lie_metric.representations.inference import declared_grid, infer_output_representation
 from lie_metric.representations.irreps import Irreps
-from lie_metric.representations.linear import Boxes, Covectors, Linear, Points, Tensors, Vectors, Velocities
+from lie_metric.representations.points import Boxes, Covectors, Points, Tensors, Vectors, Velocities
 from lie_metric.representations.protocol import Representation
 
 __all__ = [

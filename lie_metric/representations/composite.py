@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra import Generator
-from lie_metric.representations.linear import Affine
+from lie_metric.representations.affine import Affine
 from lie_metric.representations.protocol import Representation
 from lie_metric.resampling import Resampling
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra import Generator, named
-from lie_metric.representations.linear import combined
+from lie_metric.representations.affine import combined
 from lie_metric.resampling import Resampling
 
 __all__ = ["Flow"]

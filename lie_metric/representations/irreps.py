@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra import Generator
-from lie_metric.representations.linear import Affine, Vectors
+from lie_metric.representations.affine import Affine
+from lie_metric.representations.points import Vectors
 
 __all__ = ["Irreps"]
 
