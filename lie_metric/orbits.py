@@ -345,12 +345,13 @@ class LatticeOrbit:
         )
 
 
-def listed(generators: Generators, parameters: Sequence[float]) -> tuple[RandomOrbit, ...]:
+def listed(generators: Generators, parameters: Sequence[float], *, dimension: int = 2) -> tuple[RandomOrbit, ...]:
     """Given parameters of each of some generators, one orbit of one element for each.
 
     Args:
         generators: Names, groups or generators.
         parameters: Values of t in the generators' units: half of the shorter side, radian, log factor, slope.
+        dimension: The dimension in which names are meant: 3 for point clouds in space.
 
     Returns:
         Orbits named ``generator_t``.
@@ -367,12 +368,14 @@ def listed(generators: Generators, parameters: Sequence[float]) -> tuple[RandomO
         raise ValueError("`parameters` must hold at least one value of t, got none. Pass e.g. (0.1, 0.2).")
     return tuple(
         RandomOrbit(f"{generator.name}_{value:g}", (generator,), (value,), (value,))
-        for generator in resolve(generators)
+        for generator in resolve(generators, dimension=dimension)
         for value in values
     )
 
 
-def uniform(generators: Generators, limit: float, samples: int = 4, name: str | None = None) -> RandomOrbit:
+def uniform(
+    generators: Generators, limit: float, samples: int = 4, name: str | None = None, *, dimension: int = 2
+) -> RandomOrbit:
     """Random elements: every parameter uniform in [-limit, limit], drawn anew for each image.
 
     Several generators act together, as the exponential of their sum: both axes of "translation" make one shift.
@@ -382,6 +385,7 @@ def uniform(generators: Generators, limit: float, samples: int = 4, name: str | 
         limit: The largest parameter, in units of t.
         samples: How many elements are drawn for each image.
         name: Under which results are reported; by default ``asked_within_limit``, e.g. ``translation_within_0.25``.
+        dimension: The dimension in which names are meant.
 
     Returns:
         The orbit.
@@ -396,7 +400,7 @@ def uniform(generators: Generators, limit: float, samples: int = 4, name: str | 
     """
     if not limit > 0:
         raise ValueError(f"`limit` must be positive, got {limit!r}. Give it in units of t, e.g. 0.25.")
-    found = resolve(generators)
+    found = resolve(generators, dimension=dimension)
     label = generators if isinstance(generators, str) else "+".join(generator.name for generator in found)
     ends = tuple(float(limit) for _ in found)
     return RandomOrbit(name or f"{label}_within_{limit:g}", found, tuple(-end for end in ends), ends, samples)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from lie_metric import randomness
-from lie_metric.algebra import generators as resolve
+from lie_metric.binding import Generators, bind, resolve_for
 from lie_metric.jacobian import Method
 from lie_metric.lattice import LatticeTransforms, elements
-from lie_metric.lie import Generators, linearise
+from lie_metric.lie import linearise
 from lie_metric.measured import (
     Function,
+    Layout,
     Output,
     call_of,
     carried,
@@ -51,13 +52,13 @@ _DRAWS = 4
 
 def equivariance_violation(
     model: Callable[..., Any],
-    inputs: Tensor,
+    inputs: Any,
     generators: Generators = "affine",
     *,
     output: Output = "logits",
     function: Function | None = None,
-    input_representation: Representation | None = None,
-    output_representation: Representation | None = None,
+    input_representation: Layout | None = None,
+    output_representation: Layout | None = None,
     resampling: Resampling | None = None,
     method: Method = "auto",
     chunk_size: int | None = None,
@@ -125,15 +126,16 @@ def equivariance_violation(
 
 
 def _violation(
-    model: Callable[..., Any], inputs: Tensor, generators: Generators, seed: int, **options: Any
+    model: Callable[..., Any], inputs: Any, generators: Generators, seed: int, **options: Any
 ) -> tuple[dict[str, Tensor], torch.dtype]:
     """The violations, and the dtype in which the model ran."""
-    asked = resolve(generators)
+    asked = resolve_for(generators, options["input_representation"])
     validate_options(**options)
-    validate_inputs(model, inputs, options["input_representation"], options["function"])
-    count = len(inputs)
+    layout = {name: options[name] for name in ("input_representation", "output", "output_representation", "function")}
+    moving = bind(model, inputs, **layout).inputs
+    count = len(moving)
     with torch.no_grad():
-        noise = torch.stack([randomness.noise(inputs, range(k * count, (k + 1) * count), seed) for k in range(_DRAWS)])
+        noise = torch.stack([randomness.noise(moving, range(k * count, (k + 1) * count), seed) for k in range(_DRAWS)])
         result = linearise(model, inputs, asked, directions=noise, **options)
         _check_rows(result.output, count)
         moved = result.representation.tangents(result.output, asked, options["resampling"] or Resampling())
@@ -147,14 +149,14 @@ def _violation(
 
 def assert_equivariant(
     model: Callable[..., Any],
-    inputs: Tensor,
+    inputs: Any,
     generators: Generators = "affine",
     tolerance: float | None = None,
     *,
     output: Output = "logits",
     function: Function | None = None,
-    input_representation: Representation | None = None,
-    output_representation: Representation | None = None,
+    input_representation: Layout | None = None,
+    output_representation: Layout | None = None,
     resampling: Resampling | None = None,
     method: Method = "auto",
     chunk_size: int | None = None,

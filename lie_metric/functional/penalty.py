@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import generators as resolve
+from lie_metric.binding import Generators, resolve_for, sample_count, split_parts
 from lie_metric.functional.sums import grouped, moments, spread, totals
-from lie_metric.lie import Generators, linearise
+from lie_metric.lie import linearise
+from lie_metric.representations import Representation
 
 __all__ = ["equivariance_penalty"]
 
@@ -19,7 +20,7 @@ Normalisation = Literal["none", "spread"]
 
 def equivariance_penalty(
     model: Callable[..., Any],
-    images: Tensor,
+    images: Any,
     generators: Generators = ("translation", "rotation"),
     *,
     normalise: Normalisation = "spread",
@@ -38,10 +39,12 @@ def equivariance_penalty(
 
     Args:
         model: As in :func:`lie_metric.lie_derivative`.
-        images: Shape (B, C, H, W), at least two for "spread". A part of the training batch is enough.
+        images: Shape (B, C, H, W), at least two for "spread", or inputs that ``input_representation`` is of. A part of
+            the training batch is enough.
         generators: As in :func:`lie_metric.lie_derivative`. The cost grows with the number that they span.
         normalise: "spread" or "none".
-        options: Further arguments of :func:`lie_metric.lie_derivative`.
+        options: Further arguments of :func:`lie_metric.lie_derivative`. Of outputs with named parts, such as energies
+            and forces, P is the mean of what each part would have.
 
     Returns:
         A number of no axes, differentiable with respect to the parameters. Add it to the loss with a weight:
@@ -72,13 +75,22 @@ def equivariance_penalty(
             "`equivariance_penalty` must be called with gradients enabled, got a disabled gradient mode. Measure with "
             "`lie_metric.functional.relative` where no gradient is needed."
         )
-    if normalise == "spread" and isinstance(images, Tensor) and len(images) < 2:
+    layout = options.get("input_representation")
+    if normalise == "spread" and sample_count(images, layout) == 1:
         raise ValueError("`images` must be at least two for a spread, got one. Pass more, or `normalise='none'`.")
-    result = linearise(model, images, resolve(generators), **options)
-    f, found = result.output, result.lie_derivatives
-    if normalise == "none":
-        return found.square().mean()
-    parts = grouped(moments(f, result.representation), range(len(f)))
+    result = linearise(model, images, resolve_for(generators, layout), **options)
+    values = split_parts(result.representation, result.output)
+    changes = split_parts(result.representation, result.lie_derivatives)
+    terms = [
+        found.square().mean() if normalise == "none" else _over_spread(f, found, representation)
+        for (_, representation, f), (_, _, found) in zip(values, changes, strict=True)
+    ]
+    return torch.stack(terms).mean()
+
+
+def _over_spread(f: Tensor, found: Tensor, representation: Representation) -> Tensor:
+    rows = moments(f, representation)
+    parts = grouped(rows, range(len(rows["square"])))
     parts["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=torch.float64)
     denominator = spread(totals(parts))
     if not bool(torch.isfinite(denominator.detach())):

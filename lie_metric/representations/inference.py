@@ -40,7 +40,8 @@ def infer_output_representation(
 ) -> Representation:
     """The representation of a model's output, where its shape leaves one possibility only.
 
-    One or two axes (B,), (B, C) are invariant. Four axes are an image (B, C, H, W) if H × W has the proportions of the
+    One or two axes (B,), (B, C) are invariant, unless they are as many numbers as points have from which they come,
+    which may be a vector. Four axes are an image (B, C, H, W) if H × W has the proportions of the
     input and the layout (B, H, W, C) does not fit as well, and if it is not two channels from images of another number,
     which may be a field of vectors. Three axes are tokens if the model, or one of its direct children, declares the
     grid (``patch_embed.grid_size``, ``num_prefix_tokens``) and the number of tokens fits.
@@ -66,6 +67,14 @@ def infer_output_representation(
     """
     shape = tuple(output.shape)
     if output.ndim in {1, 2}:
+        dimension = getattr(input_representation, "dimension", None)
+        on_grid = input_representation is None or callable(getattr(input_representation, "map", None))
+        if not on_grid and output.ndim == 2 and shape[1] == dimension != 1:
+            raise ValueError(
+                f"`output_representation` must be given for an output of shape {shape} from {input_representation!r}: "
+                f"numbers on which nothing acts, or the components of a vector? Pass `Invariant()`, "
+                f"`Vectors({dimension})` or `Points({dimension})`."
+            )
         return Invariant()
     if output.ndim == 4 and (input_representation is not None or inputs.ndim == 4):
         for channels, *size in images_within(input_representation or Image(), inputs):
