@@ -20,9 +20,11 @@ __all__ = [
     "Bound",
     "Generators",
     "bind",
+    "bind_rows",
     "by_sample",
     "count_samples",
     "moved_parts",
+    "on_grid",
     "resolve_for",
     "sample_count",
     "split_parts",
@@ -40,14 +42,15 @@ class Bound:
         carrier: How it moves.
         function: What of the model is run, from the model and that tensor.
         output: From what the model returns to the measured tensor.
+        given: How the inputs were said to move; None for images that were not said to be.
     """
 
     inputs: Tensor
     carrier: Representation
     function: Function | None
     output: Output
-    _declared: Representation | dict[str, Representation] | None
-    _given: Representation | None
+    given: Representation | None
+    _declared: Representation | dict[str, Representation] | None = None
     _shapes: list[tuple[int, ...]] | None = None
 
     def carried(self, f: Tensor, model: object) -> Representation:
@@ -65,7 +68,7 @@ class Bound:
         """
         if self._shapes is None:
             plain = cast("Representation | None", self._declared)
-            return carried(f, self.inputs, model, plain, self._given)
+            return carried(f, self.inputs, model, plain, self.given)
         declared = cast("dict[str, Representation]", self._declared)
         together = isinstance(self.carrier, Parts) and self.carrier.together
         found = Parts(declared, tuple(self._shapes), together)
@@ -118,7 +121,7 @@ def bind(
                 "the graphs too: pass e.g. {'pos': Packed(Points(3), 'batch')} with a batch that holds both."
             )
         validate_inputs(model, inputs, input_representation, function)
-        bound = Bound(inputs, input_representation or Image(), function, output, None, input_representation)
+        bound = Bound(inputs, input_representation or Image(), function, output, input_representation)
         if isinstance(kept, Mapping):
             _bind_output(bound, kept, inputs, output)
         else:
@@ -157,11 +160,58 @@ def bind(
         return run(*rebuilt(tensor))
 
     whole = carrier.join([part.to(dtype) for part in parts.values()])
-    bound = Bound(whole, carrier, called, output, None, carrier)
+    bound = Bound(whole, carrier, called, output, carrier)
     if output_representation is None and not together:
         return bound
     declared = output_representation if isinstance(output_representation, Mapping) else {"": output_representation}
     _bind_output(bound, cast("Mapping[str, Representation | None]", declared), inputs, output)
+    return bound
+
+
+def bind_rows(
+    model: Any,
+    inputs: Any,
+    *,
+    input_representation: Layout | None,
+    output: Output,
+    output_representation: Layout | None,
+    function: Function | None,
+) -> Bound:
+    """As :func:`bind`, for measures that take samples row by row and measure one output.
+
+    Args:
+        model: As in :func:`bind`.
+        inputs: As in :func:`bind`.
+        input_representation: As in :func:`bind`.
+        output: As in :func:`bind`.
+        output_representation: As in :func:`bind`.
+        function: As in :func:`bind`.
+
+    Returns:
+        The measurement.
+
+    Raises:
+        TypeError: If samples are packed in one axis, or the output has named parts.
+    """
+    if isinstance(output_representation, Mapping):
+        raise TypeError(
+            f"`output_representation` must be one representation for this measure, got the parts "
+            f"{list(output_representation)}. Choose one, e.g. `output=lambda returned: "
+            f"returned[{next(iter(output_representation), 'energy')!r}]`."
+        )
+    bound = bind(
+        model,
+        inputs,
+        input_representation=input_representation,
+        output=output,
+        output_representation=output_representation,
+        function=function,
+    )
+    if isinstance(bound.carrier, Parts) and bound.carrier.together:
+        raise TypeError(
+            "`input_representation` must have a batch axis for this measure, got `Packed`. Measure Lie derivatives of "
+            "graphs, or pad their nodes and give `Masked`."
+        )
     return bound
 
 
@@ -307,6 +357,23 @@ def count_samples(representation: Representation, tensor: Tensor) -> int:
     """
     own = getattr(representation, "count", None)
     return len(tensor) if own is None else int(own)
+
+
+def on_grid(representation: Layout | None) -> bool:
+    """Whether inputs stand on a grid of pixels as a whole.
+
+    Args:
+        representation: As in :func:`bind`; None for images.
+
+    Returns:
+        Whether it says where its pixels are.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> on_grid(None), on_grid(Points(3)), on_grid({"image": Image()})
+        (True, False, False)
+    """
+    return representation is None or callable(getattr(representation, "map", None))
 
 
 def resolve_for(generators: Generators, representation: Layout | None) -> tuple[Generator, ...]:

@@ -14,18 +14,19 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lie_metric.binding import Bound, bind_rows, on_grid, resolve_for, sample_count
 from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import MOMENTS, Sums, defined, grouped, moments, spread, totals
 from lie_metric.measured import (
     Function,
+    Layout,
     Output,
     described,
     evaluated,
     function_of,
-    validate_inputs,
     validate_options,
 )
-from lie_metric.orbits import Border, DisplacedOrbit, Element, Frame, Orbit, Orbits, displaced, uniform
+from lie_metric.orbits import Border, DisplacedOrbit, Element, Frame, LatticeOrbit, Orbit, Orbits, displaced, uniform
 from lie_metric.orbits import orbits as resolve
 from lie_metric.randomness import validate_seed
 from lie_metric.representations import ChannelsLast, Image, Representation, grid_size, map_grid
@@ -49,6 +50,21 @@ SUMS = ("violation", "distance", "agreement", "pairs", "variance", "loss", "para
 """Names of the sums that hold one number for each orbit."""
 
 
+def _refuse_other_dimensions(asked: Sequence[Orbit], layout: Layout | None) -> None:
+    """Refuses transforms of images for inputs that are none, and those of another dimension."""
+    for orbit in asked:
+        moving = [orbit.generator] if isinstance(orbit, DisplacedOrbit) else getattr(orbit, "generators", ())
+        points = isinstance(layout, Mapping) or getattr(layout, "dimension", None) is not None
+        if isinstance(orbit, (DisplacedOrbit, LatticeOrbit)) and points and not on_grid(layout):
+            raise ValueError(
+                f"`transforms` must act on the inputs, got {orbit.name!r}, which moves pixels, for {layout!r}. Pass "
+                "e.g. `orbits.listed('rotation', (0.5,), dimension=3)`, `orbits.permutations()` or "
+                "`orbits.matrices({'inversion': ...})`."
+            )
+        if moving:
+            resolve_for(tuple(moving), layout)
+
+
 def default_curve() -> tuple[Orbit, ...]:
     """Shifts along both axes, rotation and scale, by 1, 2 and 8 pixels."""
     return displaced()
@@ -63,7 +79,7 @@ def _finite_transforms_validate(
     transforms: Orbits,
     output: Output,
     function: Function | None,
-    input_representation: Representation | None,
+    input_representation: Layout | None,
     output_representation: Representation | None,
     resampling: Resampling | None,
     seed: int,
@@ -73,6 +89,7 @@ def _finite_transforms_validate(
     found = resolve(transforms)
     validate_seed(seed)
     validate_options(output, input_representation, output_representation, resampling, "auto", None, function)
+    _refuse_other_dimensions(found, input_representation)
     short = [orbit.name for orbit in found if len(orbit) < 2]
     if several and short:
         raise ValueError(
@@ -84,7 +101,7 @@ def _finite_transforms_validate(
 
 def _finite_transforms_update(
     model: Callable[..., Any],
-    images: Tensor,
+    images: Any,
     *,
     orbits: Sequence[Orbit],
     indices: Sequence[int],
@@ -93,26 +110,33 @@ def _finite_transforms_update(
     seed: int = 0,
     output: Output = "logits",
     function: Function | None = None,
-    input_representation: Representation | None = None,
+    input_representation: Layout | None = None,
     output_representation: Representation | None = None,
     resampling: Resampling | None = None,
     border: Border | None = None,
-) -> tuple[dict[str, Tensor], str, Border | None]:
-    """The sums of a batch, what is measured in words, and the border of shifts by whole pixels.
+) -> tuple[dict[str, Tensor], str, Border | None, Bound]:
+    """The sums of a batch, what is measured in words, the border of shifts by whole pixels, and what was bound.
 
     ``indices`` are the images' running numbers, which fix their groups and transforms.
     """
-    validate_inputs(model, images, input_representation, function)
+    bound = bind_rows(
+        model,
+        images,
+        input_representation=input_representation,
+        output=output,
+        output_representation=output_representation,
+        function=function,
+    )
     if loss is not None and targets is None:
         raise ValueError(
             "`targets` must be given when there is a `loss`, got None. Pass `update(model, images, labels)`."
         )
     resampling = resampling or Resampling()
-    carrier = input_representation or Image()
+    carrier = bound.carrier
     with torch.no_grad(), isolated(model):
-        images = working_precision(images)
-        measured = function_of(model, output, function)
-        f, representation = evaluated(model, measured, images, output_representation, input_representation)
+        images = working_precision(bound.inputs)
+        measured = function_of(model, bound.output, bound.function)
+        f, representation = evaluated(model, measured, images, output_representation, bound.given)
         # What stands on no grid has an action of its own, which asks for no size; permutations of pixels refuse it.
         size = grid_size(carrier, images) if callable(getattr(carrier, "map", None)) else (0, 0)
         columns: dict[str, list[Tensor]] = {name: [] for name in SUMS}
@@ -142,7 +166,7 @@ def _finite_transforms_update(
         rows["size"] = f.reshape(len(f), -1).to(coordinate_dtype(f.device)).norm(dim=1)
         sums = grouped(rows | moments(f, representation), indices)
         sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=rows["size"].dtype, device=f.device)
-    return sums, described(f, representation, output_representation, output), border
+    return sums, described(f, representation, output_representation, output), border, bound
 
 
 # The part of the side up to which mirrored borders are nearer to the truth than a network that is run at another size:
@@ -259,8 +283,9 @@ class _Orbit:
         return kept / count
 
     def _scores(self, tensor: Tensor) -> Tensor:
-        """Shape (B, positions, classes)."""
-        return self.representation.components(tensor)[-1]
+        """Shape (B, positions, classes); no classes where no numbers stand for themselves, as of vectors."""
+        blocks = self.representation.components(tensor)
+        return blocks[-1] if blocks else tensor.reshape(len(tensor), -1, 1)
 
     def _share(self, same: Tensor, weight: Tensor, classes: int) -> Tensor:
         if classes < 2:
@@ -343,8 +368,8 @@ def _measure(
 ) -> dict[str, Tensor]:
     chosen = chosen_options(options, _DEFAULTS)
     asked = _finite_transforms_validate(transforms, several=several, **chosen)
-    indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
-    sums, _, _ = _finite_transforms_update(
+    indices = range(sample_count(images, chosen["input_representation"]))
+    sums, *_ = _finite_transforms_update(
         model, images, orbits=asked, indices=indices, targets=targets, loss=loss, **chosen
     )
     return _finite_transforms_compute(sums, measure, [orbit.name for orbit in asked])

@@ -23,7 +23,7 @@ from lie_metric.functional.finite_transforms import (
     default_shifts,
 )
 from lie_metric.functional.sums import MOMENTS, Replicates, Sums, defined, spread
-from lie_metric.measured import Function, Output
+from lie_metric.measured import Function, Layout, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.metrics.local_equivariance import LocalEquivarianceError
 from lie_metric.orbits import Border, DisplacedOrbit, Orbits, RandomOrbit
@@ -60,7 +60,7 @@ class _FiniteTransforms(ModelMetric):
         *,
         output: Output = "logits",
         function: Function | None = None,
-        input_representation: Representation | None = None,
+        input_representation: Layout | None = None,
         output_representation: Representation | None = None,
         resampling: Resampling | None = None,
         seed: int = 0,
@@ -104,7 +104,7 @@ class _FiniteTransforms(ModelMetric):
     def update(
         self,
         model: Callable[..., Any],
-        images: Tensor,
+        images: Any,
         targets: Any = None,
         groups: Sequence[int] | Tensor | None = None,
     ) -> None:
@@ -120,11 +120,11 @@ class _FiniteTransforms(ModelMetric):
         Raises:
             ValueError: If the outputs have another width than before.
         """
-        indices = self._indices(images, groups)
-        sums, described, self.border = _finite_transforms_update(
+        indices = self._indices(images, groups, self.input_representation)
+        sums, described, self.border, bound = _finite_transforms_update(
             model, images, indices=indices, targets=targets, border=self.border, **self._given_options()
         )
-        self._add(images, indices, sums, described)
+        self._add(bound.inputs, indices, sums, described, bound.carrier)
 
     def compute(self) -> dict[str, Tensor]:
         """The measure of each orbit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lie_metric.algebra import Generator
 from lie_metric.representations.affine import Affine
+from lie_metric.representations.grids import Invariant
 from lie_metric.representations.protocol import Representation
 from lie_metric.resampling import Resampling
 
@@ -326,6 +327,42 @@ def transformed(representation: Any, tensor: Tensor, maps: Tensor) -> Tensor:
             f"{representation!r}. Add one, with maps of points of shape (B or 1, d, d + 1)."
         )
     return own(tensor, maps)
+
+
+def permuted(representation: Any, tensor: Tensor, orders: Callable[[int], Tensor]) -> Tensor:
+    """A tensor after its points were put in another order; what is not of points stays.
+
+    Args:
+        representation: How the tensor is laid out.
+        tensor: The tensor, (B, ...).
+        orders: From a number of points N to the orders (B, N).
+
+    Returns:
+        The tensor, of the same shape.
+
+    Raises:
+        TypeError: If it cannot be told what the points are.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> flipped = lambda count: torch.arange(count).flip(0)[None]
+        >>> permuted(Points(1), torch.tensor([[[1.0], [2.0]]]), flipped).flatten().tolist()
+        [2.0, 1.0]
+    """
+    if isinstance(representation, Parts):
+        pairs = zip(representation.representations.values(), representation.split(tensor), strict=True)
+        return representation.join([permuted(one, part, orders) for one, part in pairs])
+    if isinstance(representation, Invariant):
+        return tensor
+    if isinstance(representation, Affine) and tensor.ndim <= 1 + representation.axes:
+        return tensor  # one for each sample
+    if not isinstance(representation, Affine):
+        raise TypeError(
+            f"`transforms` must not be permutations for {representation!r}, of which it is not known where its points "
+            "are. Permute points (B, N, ...), vectors at points, and what is one for each sample."
+        )
+    rows = torch.arange(len(tensor), device=tensor.device)[:, None]
+    return tensor[rows, orders(tensor.shape[1])]
 
 
 def common_dimension(representations: dict[str, Representation]) -> int | None:

@@ -1,141 +1,27 @@
-"""Finite transforms under which outputs are compared: listed, drawn for each image, or exact on the lattice."""
+"""Transforms of one-parameter groups: listed, drawn for each image, or by how far they move pixels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lie_metric.algebra import Generator
 from lie_metric.algebra import generators as resolve
-from lie_metric.lattice import ELEMENTS, LatticeTransform, LatticeTransforms, elements
+from lie_metric.orbits.element import Element, Frame
 from lie_metric.randomness import source
-from lie_metric.representations import Representation, map_grid, scalar_fields
+from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling, coordinate_dtype
 from lie_metric.transforms import pixels_per_unit, reads_inside, warp
 
-__all__ = [
-    "Border",
-    "DisplacedOrbit",
-    "Element",
-    "LatticeOrbit",
-    "Orbit",
-    "Orbits",
-    "RandomOrbit",
-    "displaced",
-    "lattice",
-    "listed",
-    "orbits",
-    "uniform",
-]
+__all__ = ["Border", "DisplacedOrbit", "RandomOrbit", "displaced", "listed", "uniform"]
 
 Generators = str | Generator | Sequence[str | Generator]
 Border = Literal["auto", "crop", "reflect"]
-
-
-class Frame(NamedTuple):
-    """A part of an image, in pixels.
-
-    Attributes:
-        top: Its first row.
-        left: Its first column.
-        height: How many rows it has.
-        width: How many columns.
-    """
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def of(self, image: Tensor) -> Tensor:
-        """That part of images (..., H, W)."""
-        return image[..., self.top : self.top + self.height, self.left : self.left + self.width]
-
-
-@dataclass(frozen=True)
-class Element:
-    """One transform of each image of a batch, and how an output is brought back from it.
-
-    Args:
-        forward: From images (B, C, H, W) to the transformed images.
-        backward: From maps (B, C, h, w) on the output's grid to maps transformed by the inverse.
-        inside: From maps on the output's grid to booleans (B or 1, h, w): what of the inverse was read in the frame.
-        act: From a representation with an action of its own, a tensor, and 1 or -1 for the inverse, to the tensor
-            transformed by that action; None where there are images alone to go by, as for transforms of no
-            one-parameter group.
-        frame: What of an image the transformed one is compared with, where it shows another part of the image as large;
-            None for the whole image.
-    """
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor], Tensor]
-    inside: Callable[[Tensor], Tensor]
-    act: Callable[[Representation, Tensor, int], Tensor] | None = None
-    frame: Frame | None = None
-
-    def on(self, representation: Representation, tensor: Tensor, direction: int = 1) -> Tensor:
-        """The transform of whatever a representation says the tensor is.
-
-        Args:
-            representation: How the tensor carries the action.
-            tensor: One entry for each image on its first axis.
-            direction: 1, or -1 for the inverse.
-
-        Returns:
-            The transformed tensor, of the same shape.
-        """
-        if self.act is not None and not scalar_fields(representation):
-            return self.act(representation, tensor, direction)
-        return map_grid(representation, tensor, self.forward if direction > 0 else self.backward)
-
-    def valid(self, representation: Representation, tensor: Tensor) -> Tensor:
-        """Ones for the entries that the inverse read in the frame, zeros elsewhere.
-
-        Args:
-            representation: How the tensor carries the action.
-            tensor: One entry for each image on its first axis.
-
-        Returns:
-            A tensor of the same shape; ones if the representation has no ``map``, and so no frame.
-        """
-        ones = torch.ones_like(tensor)
-        if not callable(getattr(representation, "map", None)):
-            return ones
-        return map_grid(
-            representation, ones, lambda image: self.inside(image)[:, None].expand_as(image).to(image.dtype)
-        )
-
-
-@runtime_checkable
-class Orbit(Protocol):
-    """A named set of finite transforms.
-
-    Attributes:
-        name: Under which results are reported.
-        complete: Whether the elements are all of a finite group, so that a mean over them has no error of sampling.
-    """
-
-    @property
-    def name(self) -> str:
-        """Under which results are reported."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the elements are all of a group."""
-
-    def __len__(self) -> int:
-        """The number of elements."""
-
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
-        """The elements for images of the given running numbers, height and width."""
-
-
-Orbits = str | LatticeTransform | Orbit | Iterable[Any]
 
 
 @dataclass(frozen=True)
@@ -311,40 +197,6 @@ def _mirrored(image: Tensor, step: int, axis: int) -> Tensor:
     return image.index_select(-1 - axis, torch.minimum(place, 2 * length - 1 - place))
 
 
-@dataclass(frozen=True)
-class LatticeOrbit:
-    """Permutations of pixels: nothing is interpolated, and nothing leaves the frame.
-
-    Args:
-        name: Under which results are reported.
-        transforms: The elements.
-        complete: Whether they are all of a group, the identity among them.
-
-    Example:
-        >>> len(lattice("D4")[-1]), lattice("D4")[-1].name
-        (8, 'D4')
-    """
-
-    name: str
-    transforms: tuple[LatticeTransform, ...]
-    complete: bool = False
-
-    def __len__(self) -> int:
-        return len(self.transforms)
-
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
-        """The elements, the same for every image."""
-        return [self._element(transform, size) for transform in self.transforms]
-
-    @staticmethod
-    def _element(transform: LatticeTransform, size: tuple[int, int]) -> Element:
-        return Element(
-            transform,
-            lambda grid: transform.inverse.on_grid(grid, size),
-            lambda grid: torch.ones((1, *grid.shape[-2:]), dtype=torch.bool, device=grid.device),
-        )
-
-
 def listed(generators: Generators, parameters: Sequence[float], *, dimension: int = 2) -> tuple[RandomOrbit, ...]:
     """Given parameters of each of some generators, one orbit of one element for each.
 
@@ -452,69 +304,3 @@ def displaced(
         for generator in found
         for distance in distances
     )
-
-
-def lattice(*transforms: LatticeTransforms) -> tuple[LatticeOrbit, ...]:
-    """Transforms that permute pixels, one orbit for each, and one for each whole group that is asked for by name.
-
-    Args:
-        transforms: As in :func:`lie_metric.lattice.elements`. "D4" and "rotations_90" add the mean over the group.
-
-    Returns:
-        The orbits.
-
-    Example:
-        >>> [orbit.name for orbit in lattice("rotations_90")]
-        ['rotate_90', 'rotate_180', 'rotate_270', 'C4']
-    """
-    single = [LatticeOrbit(element.name, (element,)) for element in elements(*transforms)]
-    whole = [_WHOLE[name] for name in transforms if isinstance(name, str) and name in _WHOLE]
-    return (*single, *whole)
-
-
-_WHOLE = {
-    "rotations_90": LatticeOrbit("C4", tuple(ELEMENTS.values())[:4], complete=True),
-    "D4": LatticeOrbit("D4", tuple(ELEMENTS.values()), complete=True),
-}
-
-
-def orbits(*asked: Orbits) -> tuple[Orbit, ...]:
-    """Orbits from names of lattice transforms, from lattice transforms, or as given.
-
-    Args:
-        asked: Names ("rotate_90", "flips", "D4"), lattice transforms, orbits, or sequences of them.
-
-    Returns:
-        The orbits, of distinct names.
-
-    Raises:
-        TypeError: If an entry is none of these.
-        ValueError: If nothing is asked for, or two orbits have one name.
-
-    Example:
-        >>> [orbit.name for orbit in orbits("flips", listed("rotation", [0.5]))]
-        ['flip_horizontal', 'flip_vertical', 'rotation_0.5']
-    """
-    found = tuple(_resolve(asked))
-    if not found:
-        raise ValueError("`transforms` must hold at least one orbit, got none. Pass e.g. listed('rotation', [0.5]).")
-    names = [orbit.name for orbit in found]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"`transforms` must have distinct names, got {repeated} more than once. Name each once.")
-    return found
-
-
-def _resolve(asked: object) -> Iterable[Orbit]:
-    if isinstance(asked, (str, LatticeTransform)):
-        yield from lattice(asked)
-    elif isinstance(asked, Orbit):
-        yield asked
-    elif isinstance(asked, Iterable) and not isinstance(asked, (Tensor, bytes)):
-        for entry in asked:
-            yield from _resolve(entry)
-    else:
-        raise TypeError(
-            f"`transforms` must be names of lattice transforms, orbits, or sequences of them, got {asked!r}. Pass e.g. "
-            "'D4', `orbits.listed('rotation', [0.5])` or `orbits.uniform('translation', 0.25)`."
-        )

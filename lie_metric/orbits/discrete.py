@@ -1,0 +1,205 @@
+"""Transforms of no one-parameter group: permutations of pixels, and of points; reflections and other given maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lie_metric.lattice import ELEMENTS, LatticeTransform, LatticeTransforms, elements
+from lie_metric.orbits.element import Element
+from lie_metric.randomness import source
+from lie_metric.representations import Representation
+from lie_metric.representations.composite import permuted, transformed
+from lie_metric.resampling import Resampling
+
+__all__ = ["LatticeOrbit", "MatrixOrbit", "PermutationOrbit", "lattice", "matrices", "permutations"]
+
+
+@dataclass(frozen=True)
+class LatticeOrbit:
+    """Permutations of pixels: nothing is interpolated, and nothing leaves the frame.
+
+    Args:
+        name: Under which results are reported.
+        transforms: The elements.
+        complete: Whether they are all of a group, the identity among them.
+
+    Example:
+        >>> len(lattice("D4")[-1]), lattice("D4")[-1].name
+        (8, 'D4')
+    """
+
+    name: str
+    transforms: tuple[LatticeTransform, ...]
+    complete: bool = False
+
+    def __len__(self) -> int:
+        return len(self.transforms)
+
+    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+        """The elements, the same for every image."""
+        return [self._element(transform, size) for transform in self.transforms]
+
+    @staticmethod
+    def _element(transform: LatticeTransform, size: tuple[int, int]) -> Element:
+        return Element(
+            transform,
+            lambda grid: transform.inverse.on_grid(grid, size),
+            lambda grid: torch.ones((1, *grid.shape[-2:]), dtype=torch.bool, device=grid.device),
+        )
+
+
+def lattice(*transforms: LatticeTransforms) -> tuple[LatticeOrbit, ...]:
+    """Transforms that permute pixels, one orbit for each, and one for each whole group that is asked for by name.
+
+    Args:
+        transforms: As in :func:`lie_metric.lattice.elements`. "D4" and "rotations_90" add the mean over the group.
+
+    Returns:
+        The orbits.
+
+    Example:
+        >>> [orbit.name for orbit in lattice("rotations_90")]
+        ['rotate_90', 'rotate_180', 'rotate_270', 'C4']
+    """
+    single = [LatticeOrbit(element.name, (element,)) for element in elements(*transforms)]
+    whole = [_WHOLE[name] for name in transforms if isinstance(name, str) and name in _WHOLE]
+    return (*single, *whole)
+
+
+_WHOLE = {
+    "rotations_90": LatticeOrbit("C4", tuple(ELEMENTS.values())[:4], complete=True),
+    "D4": LatticeOrbit("D4", tuple(ELEMENTS.values()), complete=True),
+}
+
+
+@dataclass(frozen=True)
+class MatrixOrbit:
+    """Given maps of space, of points and whatever turns with them.
+
+    Args:
+        name: Under which results are reported.
+        maps: Matrices of d rows of d + 1 numbers: where points go.
+        complete: Whether they are all of a group, the identity among them.
+    """
+
+    name: str
+    maps: tuple[tuple[tuple[float, ...], ...], ...]
+    complete: bool = False
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+        """The elements, the same for every sample."""
+        return [self._element(torch.tensor(one, dtype=torch.float64)) for one in self.maps]
+
+    @staticmethod
+    def _element(matrix: Tensor) -> Element:
+        inverse = torch.linalg.inv(matrix[:, :-1])
+        back = torch.cat([inverse, -inverse @ matrix[:, -1:]], dim=1)
+
+        def act(representation: Representation, tensor: Tensor, direction: int) -> Tensor:
+            maps = (matrix if direction > 0 else back)[None]
+            return transformed(representation, tensor, maps.to(tensor.device))
+
+        return Element.of_action(act)
+
+
+def matrices(maps: Mapping[str, Tensor | Sequence[Sequence[float]]]) -> tuple[MatrixOrbit, ...]:
+    """Maps of space under names: reflections, inversions, turns of a point group.
+
+    A map of a derivative that is zero along every generator says nothing of these: a pseudoscalar of a molecule does
+    not move under rotations and changes its sign under the inversion.
+
+    Args:
+        maps: By name a matrix of d rows of d numbers, or of d + 1 with a last column for a step: where points go.
+
+    Returns:
+        An orbit of one element for each.
+
+    Raises:
+        ValueError: If there are none, or a matrix is of another shape or cannot be inverted.
+
+    Example:
+        >>> [orbit.name for orbit in matrices({"inversion": [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]})]
+        ['inversion']
+    """
+    if not isinstance(maps, Mapping) or not maps:
+        raise ValueError(f"`maps` must hold at least one matrix by name, got {maps!r}. Pass e.g. {{'mirror': ...}}.")
+    found = []
+    for name, given in maps.items():
+        matrix = torch.as_tensor(given, dtype=torch.float64)
+        if matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]:
+            matrix = torch.nn.functional.pad(matrix, (0, 1))
+        if matrix.ndim != 2 or matrix.shape[1] != matrix.shape[0] + 1 or not bool(torch.isfinite(matrix).all()):
+            raise ValueError(f"`maps[{name!r}]` must be finite and d×d or d×(d + 1), got shape {tuple(matrix.shape)}.")
+        if float(torch.linalg.det(matrix[:, :-1]).abs()) < 1e-12:
+            raise ValueError(
+                f"`maps[{name!r}]` must have an inverse, got determinant 0. Outputs are brought back by it."
+            )
+        found.append(MatrixOrbit(name, (tuple(map(tuple, matrix.tolist())),)))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class PermutationOrbit:
+    """Random orders of the points (B, N, ...) of each sample; outputs at points are brought back, others stay.
+
+    Args:
+        name: Under which results are reported.
+        samples: How many orders are drawn for each sample.
+    """
+
+    name: str = "permutation"
+    samples: int = 1
+
+    @property
+    def complete(self) -> bool:
+        """False: there are N! orders."""
+        return False
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+        """The elements; an order depends on the seed and each sample's number alone."""
+        sources = [source(seed, index) for index in indices]
+        return [self._element([each.initial_seed() + 7919 * draw for each in sources]) for draw in range(self.samples)]
+
+    @staticmethod
+    def _element(seeds: Sequence[int]) -> Element:
+        def act(representation: Representation, tensor: Tensor, direction: int) -> Tensor:
+            def orders(count: int) -> Tensor:
+                drawn = [torch.randperm(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+                found = torch.stack(drawn)
+                return (found if direction > 0 else found.argsort(1)).to(tensor.device)
+
+            return permuted(representation, tensor, orders)
+
+        return Element.of_action(act)
+
+
+def permutations(samples: int = 4, name: str = "permutation") -> PermutationOrbit:
+    """Random orders of the points of each sample.
+
+    Args:
+        samples: How many are drawn for each.
+        name: Under which results are reported.
+
+    Returns:
+        The orbit.
+
+    Raises:
+        ValueError: If none is drawn.
+
+    Example:
+        >>> len(permutations(samples=2))
+        2
+    """
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"`samples` must be a positive integer, got {samples!r}.")
+    return PermutationOrbit(name, samples)
