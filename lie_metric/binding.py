@@ -28,6 +28,7 @@ __all__ = [
     "resolve_for",
     "sample_count",
     "split_parts",
+    "unnamed_parts",
 ]
 
 Generators = str | Generator | Sequence[str | Generator]
@@ -357,6 +358,27 @@ def count_samples(representation: Representation, tensor: Tensor) -> int:
     """
     own = getattr(representation, "count", None)
     return len(tensor) if own is None else int(own)
+
+
+def unnamed_parts(inputs: Any, representation: Layout | None) -> dict[str, Tensor]:
+    """The tensors that a batch holds beside the parts that are named.
+
+    Args:
+        inputs: As in :func:`bind`.
+        representation: As in :func:`bind`.
+
+    Returns:
+        The tensors by name; those of the first level alone.
+
+    Example:
+        >>> list(unnamed_parts({"pos": torch.zeros(5, 3), "z": torch.zeros(5)}, {"pos": Image()}))
+        ['z']
+    """
+    if not isinstance(representation, Mapping):
+        return {}
+    roots = {key.split(".")[0] for key in representation}
+    found = {key: _get(inputs, key) for key in _held(inputs) if key not in roots}
+    return {key: part for key, part in found.items() if isinstance(part, Tensor)}
 
 
 def on_grid(representation: Layout | None) -> bool:

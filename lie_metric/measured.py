@@ -423,8 +423,8 @@ def carried(
     if f.ndim == 2 and f.shape[1] in {2, 4, 6, 8} and isinstance(found, Invariant) and _first_time(model, _GUESSED):
         warn(
             f"The output of {_name(model)} of shape (B, {f.shape[1]}) is taken as invariant, as class scores are. If "
-            "these are coordinates, boxes or vectors, they move with the image and the measure is wrong: give an "
-            "`output_representation` of your own (see `lie_metric.representations`). Say so with "
+            "these are coordinates, boxes or vectors, they move with the image and the measure is wrong: pass e.g. "
+            "`output_representation=lie_metric.representations.Points.of_image(height, width)`. Say so with "
             "`output_representation=lie_metric.representations.Invariant()` if they are scores."
         )
     return found

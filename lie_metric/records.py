@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,26 @@ class Record:
     def ratios(self) -> Replicates:
         """The replicates on a scale of which ratios have a meaning: decibels as mean squares over that of the peak."""
         return self.replicates.map(decibels_to_ratios) if self.decibels else self.replicates
+
+    def by_part(self) -> list[tuple[str, Record]]:
+        """The parts of an output with named parts, whose values are of ``part/generator``.
+
+        Returns:
+            For each part its name and its record; this one without a name if there are no parts.
+        """
+        named = [name.rpartition("/")[::2] for name in self.names]
+        found = []
+        for part in dict.fromkeys(part for part, _ in named):
+            rows = [row for row, (owner, _) in enumerate(named) if owner == part]
+            kept = self.replicates
+            own = replace(
+                self,
+                names=tuple(named[row][1] for row in rows),
+                units=tuple(self.units[row] for row in rows),
+                replicates=Replicates(kept.value[rows], kept.left_out[:, rows], kept.images),
+            )
+            found.append((part, own))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """What :meth:`from_json` takes: numbers with twelve digits, None for what is not finite."""
@@ -163,6 +183,8 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, Resampling):
         return str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {plain(one)}" for key, one in value.items())
     if isinstance(value, Callable):  # type: ignore[arg-type]
         return f"callable {getattr(value, '__qualname__', type(value).__name__)}"
     return type(value).__name__

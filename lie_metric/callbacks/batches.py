@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["IMAGE_KEYS", "describe", "images_of", "refusal"]
+from lie_metric.binding import moved_parts
+from lie_metric.measured import Layout
+
+__all__ = ["IMAGE_KEYS", "describe", "images_of", "inputs_of", "refusal"]
 
 IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs")
 """Keys under which images are looked for in a batch that is a mapping."""
@@ -44,6 +47,47 @@ def images_of(batch: Any, images: Selector | None = None, owner: str = "Equivari
     if not isinstance(found, Tensor) or found.ndim == 0:
         what = describe(found) if found is batch else f"{describe(found)}, {_source(images)} {describe(batch)}"
         raise TypeError(f"`{owner}` must be told where the images are in a batch, got {what}. {_advice(batch, owner)}")
+    return found
+
+
+def inputs_of(batch: Any, inputs: Selector | None, layout: Layout | None, owner: str = "EquivarianceMonitor") -> Any:
+    """What the model takes of a batch: images, or what holds the named parts.
+
+    Args:
+        batch: What a loader gives.
+        inputs: A callable from the batch, a key or index, or None for the usual forms.
+        layout: How inputs move.
+        owner: Whose arguments these are, for messages.
+
+    Returns:
+        The images as by :func:`images_of`; of inputs with named parts the batch itself if it holds them all under
+        names, or else its first entry.
+
+    Raises:
+        TypeError: If the parts are not found.
+        ValueError: If a key or index is not in the batch.
+    """
+    if not isinstance(layout, Mapping):
+        return images_of(batch, inputs, owner)
+    if callable(inputs):
+        return inputs(batch)
+    if inputs is not None:
+        try:
+            return batch[inputs]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"`inputs` must be a key or index of the batch, got {inputs!r} for {describe(batch)}."
+            ) from error
+    sequence = isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields")
+    found = batch[0] if sequence and batch else batch
+    try:
+        moved_parts(found, layout)
+    except (KeyError, TypeError) as error:
+        raise TypeError(
+            f"`{owner}` must be told what the module takes of a batch, got {describe(batch)}, in which the parts "
+            f"{list(layout)} are not found. Pass `{owner}(inputs=...)`, a callable from the batch to what holds them, "
+            "a mapping, an object, or a tuple of the arguments of the module, e.g. `lambda batch: batch[:2]`."
+        ) from error
     return found
 
 

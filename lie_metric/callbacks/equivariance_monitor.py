@@ -16,21 +16,21 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
-from lie_metric import algebra
 from lie_metric.algebra import Generator
+from lie_metric.binding import on_grid, resolve_for, sample_count
 from lie_metric.callbacks import tensorboard
-from lie_metric.callbacks.batches import images_of
+from lie_metric.callbacks.batches import inputs_of
 from lie_metric.callbacks.monitor import Function, Monitor
 from lie_metric.callbacks.records import keep
-from lie_metric.callbacks.selection import Gathering, Share
+from lie_metric.callbacks.selection import Gathering, Share, WholeBatches
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, number_of_batches, validation_loaders
 from lie_metric.callbacks.weights import copies, exchanged, tensors_of
 from lie_metric.jacobian import Method
+from lie_metric.measured import Layout
 from lie_metric.metrics import FiniteEquivarianceError, LocalEquivarianceError, StencilError
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.orbits import displaced
-from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 from lie_metric.warning import warn
 
@@ -160,8 +160,14 @@ class EquivarianceMonitor(Monitor):
             module.encode(images, mask=None)``.
         lee_output: What ``lee`` is taken of: ``"output"``, the same as the other measures; ``"probabilities"``, the
             softmax of ``output``; or ``"auto"``, probabilities for any invariant output of shape (B, C) with C > 1.
-        input_representation: How the input carries the action; an image by default.
-        output_representation: How the output does; by default inferred where its shape leaves no choice.
+        inputs: Another name of ``images``, for inputs that are none. With an ``input_representation`` of named parts it
+            gives what holds them: a mapping, an object such as a batch of graphs, or a tuple of the module's arguments.
+            By default that is the batch itself, or its first entry if it is a tuple or list. Whole batches are
+            measured then, spread over the validation set, as many as hold ``num_images`` samples.
+        input_representation: How the input carries the action; an image by default. A mapping says it of named parts,
+            see :func:`~lie_metric.lie_derivative`.
+        output_representation: How the output does; by default inferred where its shape leaves no choice. A mapping
+            measures several parts at once, each logged under its name: ``equivariance_forces/rotation_x``.
         resampling: The stencil with which images are differentiated; ``Resampling()`` by default.
         method: How the Jacobian products are computed, as in :func:`~lie_metric.lie_derivative`.
         chunk_size: How many tangents to push through the model at a time; it bounds the memory. By default all, or half
@@ -199,11 +205,12 @@ class EquivarianceMonitor(Monitor):
         floor: bool = True,
         metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric] = (),
         images: Callable[[Any], Any] | int | str | None = None,
+        inputs: Callable[[Any], Any] | int | str | None = None,
         output: Literal["logits", "probabilities"] | Callable[[Any], Any] = "logits",
         function: Function | None = None,
         lee_output: Literal["auto", "output", "probabilities"] = "output",
-        input_representation: Representation | None = None,
-        output_representation: Representation | None = None,
+        input_representation: Layout | None = None,
+        output_representation: Layout | None = None,
         resampling: Resampling | None = None,
         method: Method = "auto",
         chunk_size: int | None = None,
@@ -212,8 +219,10 @@ class EquivarianceMonitor(Monitor):
         on_error: Literal["warn", "raise"] = "warn",
         prefix: str = "equivariance",
     ) -> None:
+        if images is not None and inputs is not None:
+            raise ValueError("`inputs` and `images` must not both be given: they are two names of one argument.")
         super().__init__(
-            images=images,
+            images=images if inputs is None else inputs,
             function=function,
             input_representation=input_representation,
             on_error=on_error,
@@ -223,7 +232,7 @@ class EquivarianceMonitor(Monitor):
         _check_positive("every_n_epochs", every_n_epochs, "1 measures every epoch.")
         if isinstance(measures, str) or not measures or not set(measures) <= set(get_args(Measure)):
             raise ValueError(f"`measures` must be a sequence of some of {get_args(Measure)}, got {measures!r}.")
-        self.generators = algebra.generators(generators)
+        self.generators = resolve_for(generators, input_representation)
         self.num_images = num_images
         self.every_n_epochs = every_n_epochs
         self.measures = tuple(measures)
@@ -376,14 +385,22 @@ class EquivarianceMonitor(Monitor):
             return
         loader = self._loaders[dataloader_idx]
         try:
-            images = images_of(batch, self.images)
+            images = inputs_of(batch, self.images, self._input_representation)
+            count, batches = (
+                sample_count(images, self._input_representation),
+                number_of_batches(trainer, dataloader_idx),
+            )
             if loader.gathering is None:
-                share = Share.of(loader.loader, trainer, dataloader_idx, self.num_images, len(images))
+                share = Share.of(loader.loader, trainer, dataloader_idx, self.num_images, count)
                 for measurement in loader.measurements:
                     measurement.strides = _strides(len(share))
-                loader.gathering = Gathering(share, max(1, len(images)))
-            is_last = batch_idx + 1 >= number_of_batches(trainer, dataloader_idx)
-            ready = loader.gathering.add(images, is_last)
+                loader.gathering = Gathering(share, max(1, count))
+                if isinstance(self._input_representation, Mapping):
+                    loader.gathering = WholeBatches(share, max(1, count), batches, self.num_images)
+            if isinstance(loader.gathering, WholeBatches):
+                ready = loader.gathering.add(images, count)
+            else:
+                ready = loader.gathering.add(images, batch_idx + 1 >= batches)
         except Exception as error:
             for measurement in loader.measurements:
                 measurement.errors = dict.fromkeys(measurement.metrics, error)
@@ -447,20 +464,20 @@ class EquivarianceMonitor(Monitor):
     def _metric(self) -> LocalEquivarianceError:
         return LocalEquivarianceError(self.generators, with_noise="sensitivity" in self.measures, **self._options)
 
-    def _beside(self, input_representation: Representation | None) -> dict[str, ModelMetric]:
+    def _beside(self, input_representation: Layout | None) -> dict[str, ModelMetric]:
         """What stands beside the Lie derivatives by default."""
         found: dict[str, ModelMetric] = {}
         moving = [each for each in self.generators if any(map(any, each.matrix)) and not each.intensity]
-        on_grid = input_representation is None or callable(getattr(input_representation, "map", None))
-        if self.displacement is not None:
+        pixels_move = on_grid(input_representation) and all(each.dimension == 2 for each in moving)
+        if self.displacement is not None and pixels_move:
             distances = {"finite": self.displacement, "linearity": _LINEAR}
             for name, pixels in distances.items():
                 orbits = (
                     [replace(one, name=one.generator.name) for one in displaced(moving, (pixels,))] if moving else []
                 )
-                if orbits and on_grid:
+                if orbits:
                     found[name] = FiniteEquivarianceError(orbits)
-        if self.floor and moving and on_grid:
+        if self.floor and moving and pixels_move:
             found["floor"] = StencilError(moving)
         return found
 
@@ -477,8 +494,12 @@ class EquivarianceMonitor(Monitor):
     def _families(self) -> dict[str, tuple[str, Sequence[str]]]:
         """For the title of each family of curves the text before the slash of its keys, and what stands behind."""
         generators = [generator.name for generator in self.generators]
+        layout = self._options["output_representation"]
+        parts = [f"_{part}" for part in layout] if isinstance(layout, Mapping) else [""]
         found: dict[str, tuple[str, Sequence[str]]] = {
-            _FAMILIES[measure][1]: (self.prefix + _FAMILIES[measure][0], generators) for measure in self.measures
+            _FAMILIES[measure][1] + (part and f": {part[1:]}"): (self.prefix + part + _FAMILIES[measure][0], generators)
+            for measure in self.measures
+            for part in parts
         }
         titles = _TITLES | {"finite": f"{_TITLES['finite']} {self.displacement or 0:g} px: 1 = as far as another image"}
         for name, metric in self.metrics.items():
@@ -487,7 +508,7 @@ class EquivarianceMonitor(Monitor):
         return found
 
     @override
-    def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Tensor, dataloader_idx: int) -> str:
+    def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Any, dataloader_idx: int) -> str:
         """Measures images with every metric, and forgets the result.
 
         Args:
@@ -517,15 +538,19 @@ class EquivarianceMonitor(Monitor):
         local = metrics[""]
         self._checked = local if isinstance(local, LocalEquivarianceError) else None
         loader = validation_loaders(trainer)[dataloader_idx]
-        size = getattr(loader, "batch_size", None) or len(images)
-        count = len(Share.of(loader, trainer, dataloader_idx, self.num_images, size))
+        size = getattr(loader, "batch_size", None) or sample_count(images, self._input_representation)
+        share = Share.of(loader, trainer, dataloader_idx, self.num_images, size)
+        counted = f"{len(share)} images"
+        if isinstance(self._input_representation, Mapping):
+            whole = WholeBatches(share, size, number_of_batches(trainer, dataloader_idx), self.num_images)
+            counted = f"{len(whole.chosen)} batches of {size}"
         batches = number_of_batches(trainer, dataloader_idx)
         where = "at the beginning of" if loader is None or math.isinf(batches) else "spread over"
         parts = [
             f"{measured}: output {getattr(local, 'described', None) or 'as declared'}",
             f"method {check}" if (check := getattr(local, "check", None)) else f"method {local.method_used}",
-            f"stencil {self.resampling}",
-            f"{count} images {where} the validation set",
+            *([f"stencil {self.resampling}"] if on_grid(self._input_representation) else []),
+            f"{counted} {where} the validation set",
         ]
         return "; ".join(parts)
 
@@ -573,19 +598,23 @@ class EquivarianceMonitor(Monitor):
 
     def _read(
         self, name: str, metric: ModelMetric, local: LocalEquivarianceError
-    ) -> tuple[dict[str, Mapping[str, Tensor]], Exception | None]:
+    ) -> tuple[dict[str, dict[str, Tensor]], Exception | None]:
         """All values and standard errors of a metric, by the text before the slash of their keys, and what failed.
 
         Each reading adds up over processes before it does anything else: all of them are made, whatever fails.
         """
         family = f"{self.prefix}_{name}"
-        found: dict[str, Mapping[str, Tensor]] = {}
+        found: dict[str, dict[str, Tensor]] = {}
         error: Exception | None = None
         try:
             if not name and isinstance(metric, LocalEquivarianceError):
                 for kind, by_name in metric.measures().items():
                     measure = kind.removesuffix("_standard_error")
-                    found[self.prefix + _FAMILIES[measure][0] + ("_se" if kind != measure else "")] = by_name
+                    behind = _FAMILIES[measure][0] + ("_se" if kind != measure else "")
+                    for key, value in by_name.items():
+                        part, _, generator = key.rpartition("/")
+                        family_of = self.prefix + (part and f"_{part}") + behind
+                        found.setdefault(family_of, {})[generator] = value
                 return found, None
             if name == "linearity" and isinstance(metric, FiniteEquivarianceError):
                 found[family], found[f"{family}_se"] = metric.linearity(local)
@@ -624,14 +653,14 @@ class _Measurement:
         assert isinstance(found, LocalEquivarianceError)
         return found
 
-    def update(self, pl_module: LightningModule, images: Tensor, numbers: list[int]) -> None:
+    def update(self, pl_module: LightningModule, images: Any, numbers: list[int]) -> None:
         """Adds images; a metric that fails takes no more, and the others go on.
 
         What is measured on some of the images waits until these are as many as a batch, or :meth:`finish`.
         """
         for name in self.metrics:
             stride = self.strides.get(name, 1)
-            if stride == 1:
+            if stride == 1 or not isinstance(images, Tensor):
                 self._measure(name, pl_module, images, numbers)
                 continue
             chosen = [row for row, number in enumerate(numbers) if number % stride == 0]
@@ -642,7 +671,7 @@ class _Measurement:
                 self._measure(name, pl_module, torch.cat(parts), list(waiting))
                 parts.clear()
                 waiting.clear()
-        self.images += len(images)
+        self.images += len(numbers)
 
     def finish(self, pl_module: LightningModule) -> None:
         """Measures what still waits."""
@@ -651,7 +680,7 @@ class _Measurement:
             if numbers:
                 self._measure(name, pl_module, torch.cat(parts), numbers)
 
-    def _measure(self, name: str, pl_module: LightningModule, images: Tensor, numbers: list[int]) -> None:
+    def _measure(self, name: str, pl_module: LightningModule, images: Any, numbers: list[int]) -> None:
         if name in self.errors:
             return
         metric = self.metrics[name]
@@ -671,7 +700,7 @@ class _Loader:
     loader: Any
     curve: _Measurement | None
     start: _Measurement | None
-    gathering: Gathering | None = None
+    gathering: Gathering | WholeBatches | None = None
 
     @property
     def measurements(self) -> list[_Measurement]:

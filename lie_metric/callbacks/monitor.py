@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
-from lie_metric.callbacks.batches import describe, images_of, refusal
+from lie_metric.binding import bind
+from lie_metric.callbacks.batches import describe, inputs_of, refusal
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import first_batch, is_fitting, refuse_sharded, validation_loaders
 from lie_metric.callbacks.weights import tensors_of
-from lie_metric.measured import call_of, part_of, validate_inputs
-from lie_metric.representations import Representation
+from lie_metric.measured import Layout, call_of, part_of, validate_inputs
 from lie_metric.resampling import working_precision
 from lie_metric.running import isolated
 from lie_metric.warning import warn
@@ -58,7 +58,7 @@ class Monitor(Callback):
         *,
         images: Callable[[Any], Any] | int | str | None,
         function: Function | None,
-        input_representation: Representation | None,
+        input_representation: Layout | None,
         on_error: Literal["warn", "raise"],
         prefix: str,
     ) -> None:
@@ -211,7 +211,10 @@ class Monitor(Callback):
             self._announced = True
 
     def _line(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int) -> str:
-        images = images_of(batch, self.images, self._name)
+        images = inputs_of(batch, self.images, self._input_representation, self._name)
+        if isinstance(self._input_representation, Mapping):
+            self._call(pl_module, images)
+            return self.rehearse(trainer, pl_module, images, dataloader_idx)
         if not len(images):
             raise ValueError(f"The first batch must have images, got {describe(images)} from {describe(batch)}.")
         try:
@@ -230,16 +233,20 @@ class Monitor(Callback):
             self._call(pl_module, few)
         return self.rehearse(trainer, pl_module, few, dataloader_idx)
 
-    def _call(self, pl_module: LightningModule, images: Tensor) -> None:
+    def _call(self, pl_module: LightningModule, images: Any) -> None:
         """Runs what is measured once, so that its own failures are told from those of measuring it."""
         name = self.function_name(pl_module)
         try:
-            call = call_of(pl_module, self.function)
-        except _MISUSE as error:
+            if isinstance(self._input_representation, Mapping):
+                bound = bind(pl_module, images, input_representation=self._input_representation, function=self.function)
+                moving, call = bound.inputs, call_of(pl_module, bound.function)
+            else:
+                moving, call = images, call_of(pl_module, self.function)
+        except (*_MISUSE, KeyError) as error:
             raise self.explained(error, name) from error
         try:
             with torch.no_grad(), isolated(pl_module):
-                call(working_precision(images.clone()))
+                call(working_precision(moving.clone()))
         except Exception as error:
             kind = next((kind for kind in _MISUSE if isinstance(error, kind)), RuntimeError)
             # What a function raises that is given something else than it expects, or that is not there.
@@ -248,6 +255,8 @@ class Monitor(Callback):
             images_too = (
                 ""
                 if isinstance(error, NotImplementedError)
+                else (f"; if these are not the inputs, `{self._name}(inputs=lambda batch: batch[1])`, say")
+                if isinstance(self._input_representation, Mapping)
                 else (f"; if these are not the images, `{self._name}(images=lambda batch: batch[1])`, say")
             )
             raise kind(

@@ -75,10 +75,10 @@ def keep(
         except Exception as error:
             _warn(trainer, error)
             continue
-        for record in records:
+        for part, record in [pair for each in records for pair in each.by_part()]:
             middle = name or ("" if record.measure == "relative" else record.measure)
             entry = {
-                "key": f"{prefix}_{middle}" if middle else prefix,
+                "key": "_".join(filter(None, (prefix, part, middle))),
                 "suffix": f"/dataloader_idx_{index}" if len(loaders) > 1 else "",
                 "loader": index,
             }

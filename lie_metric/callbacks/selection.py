@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,7 +15,7 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lie_metric.callbacks.trainers import number_of_batches
 
-__all__ = ["Gathering", "Share", "spread"]
+__all__ = ["Gathering", "Share", "WholeBatches", "spread"]
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -176,3 +177,46 @@ class Gathering:
             if full == len(numbers):
                 del self._waiting[kind]
         return ready
+
+
+class WholeBatches:
+    """Chosen batches of a loader, as they come: inputs with several parts are not taken apart.
+
+    Args:
+        share: Of it, which process this is; and how many samples are wanted.
+        size: Samples of the first batch.
+        batches: How many batches the loader has; infinite where it does not say.
+        num_samples: How many samples all processes measure together, to a whole batch.
+    """
+
+    def __init__(self, share: Share, size: int, batches: float, num_samples: int) -> None:
+        self.share, self.size = share, size
+        self._each = 1 if share.replicated else share.processes
+        wanted = max(1, math.ceil(num_samples / (size * self._each)))
+        self.chosen = range(wanted) if math.isinf(batches) else spread(wanted, int(batches))
+        self.seen = self._batch = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no further batch is needed."""
+        return self._batch > max(self.chosen, default=-1)
+
+    def add(self, inputs: Any, count: int) -> list[tuple[Any, list[int]]]:
+        """Takes a batch.
+
+        Args:
+            inputs: What the model takes of it.
+            count: How many samples it holds.
+
+        Returns:
+            The batch with the numbers of its samples, if it is chosen and no other process has the same.
+        """
+        start, batch = self.seen, self._batch
+        self.seen, self._batch = start + count, batch + 1
+        if batch not in self.chosen:
+            return []
+        if self.share.replicated:
+            if self.chosen.index(batch) % self.share.processes != self.share.rank:
+                return []
+            return [(inputs, [start + row for row in range(count)])]
+        return [(inputs, [(start + row) * self.share.processes + self.share.rank for row in range(count)])]

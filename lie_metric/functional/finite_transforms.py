@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lie_metric.binding import Bound, bind_rows, on_grid, resolve_for, sample_count
+from lie_metric.binding import Bound, bind_rows, on_grid, resolve_for, sample_count, unnamed_parts
 from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import MOMENTS, Sums, defined, grouped, moments, spread, totals
 from lie_metric.measured import (
@@ -26,7 +26,18 @@ from lie_metric.measured import (
     function_of,
     validate_options,
 )
-from lie_metric.orbits import Border, DisplacedOrbit, Element, Frame, LatticeOrbit, Orbit, Orbits, displaced, uniform
+from lie_metric.orbits import (
+    Border,
+    DisplacedOrbit,
+    Element,
+    Frame,
+    LatticeOrbit,
+    Orbit,
+    Orbits,
+    PermutationOrbit,
+    displaced,
+    uniform,
+)
 from lie_metric.orbits import orbits as resolve
 from lie_metric.randomness import validate_seed
 from lie_metric.representations import ChannelsLast, Image, Representation, grid_size, map_grid
@@ -63,6 +74,17 @@ def _refuse_other_dimensions(asked: Sequence[Orbit], layout: Layout | None) -> N
             )
         if moving:
             resolve_for(tuple(moving), layout)
+
+
+def _refuse_what_stays(inputs: Any, layout: Layout | None) -> None:
+    """Refuses permutations of points that would leave other tensors at the points in their order."""
+    left = [name for name, part in unnamed_parts(inputs, layout).items() if part.ndim > 1]
+    if left and isinstance(layout, Mapping):
+        raise TypeError(
+            f"`transforms` must not be permutations unless each part named also moves what stands at points, got "
+            f"{left} beside {list(layout)}. Name these too, numbers at points as floating-point `Tensors(3, 0)`, or "
+            "embed them in `function=`."
+        )
 
 
 def default_curve() -> tuple[Orbit, ...]:
@@ -127,6 +149,8 @@ def _finite_transforms_update(
         output_representation=output_representation,
         function=function,
     )
+    if any(isinstance(orbit, PermutationOrbit) for orbit in orbits):
+        _refuse_what_stays(images, input_representation)
     if loss is not None and targets is None:
         raise ValueError(
             "`targets` must be given when there is a `loss`, got None. Pass `update(model, images, labels)`."

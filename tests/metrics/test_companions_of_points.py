@@ -1,4 +1,4 @@
-"""Finite motions, reflections and permutations of point clouds, beside the Lie derivatives that do not see all of them."""
+"""Finite motions, reflections and permutations of point clouds, not all of which Lie derivatives see."""
 
 import pytest
 import torch
@@ -187,6 +187,10 @@ def test_what_cannot_be_measured_says_so():
     )
     with pytest.raises(TypeError, match="one representation for this measure, got the parts"):
         metric.update(deep_sets, random(2, 5, 3))
+    metric = lm.FiniteEquivarianceError(orbits.permutations(), input_representation={"pos": Points(3)})
+    atoms = {"pos": random(2, 5, 3), "z": torch.arange(10).reshape(2, 5), "temperature": torch.ones(2)}
+    with pytest.raises(TypeError, match=r"also moves what stands at points, got \['z'\] beside \['pos'\]"):
+        metric.update(lambda b: (b["pos"].sum(2) * b["z"]).sum(1), atoms)
     consistency = lm.PredictionConsistency(orbits.permutations(samples=2), input_representation=Points(3))
     consistency.update(Perceptron(), random(4, 5, 3))
     assert 0 <= consistency.compute()["permutation"] <= 1
