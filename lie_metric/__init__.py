@@ -9,6 +9,7 @@ from lie_metric.layerwise import LayerwiseReport, layerwise_equivariance_error
 from lie_metric.lie import lie_derivative
 from lie_metric.metrics import (
     BandLimitedEquivariance,
+    ConservationError,
     FiniteEquivarianceError,
     LatticeEquivarianceError,
     LocalEquivarianceError,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PAPER",
     "BandLimitedEquivariance",
+    "ConservationError",
     "EquivarianceMonitor",
     "FiniteEquivarianceError",
     "Generator",

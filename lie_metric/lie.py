@@ -15,6 +15,7 @@ from lie_metric.binding import Generators, bind, resolve_for, split_parts
 from lie_metric.jacobian import Check, Method, push
 from lie_metric.jacobian.methods import METHODS
 from lie_metric.measured import Function, Layout, Output, function_of, tell_of_rest, validate_options
+from lie_metric.randomness import noise
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling, working_precision
 from lie_metric.running import configuration, isolated
@@ -221,7 +222,13 @@ def linearise(
         if torch.is_grad_enabled() and verify:
             _found_right(model)[setting] = by
         if verify and known is None:
-            tell_of_rest(model, pushed, products, by)
+
+            def responds() -> bool:
+                elsewhere = noise(inputs, range(len(inputs)), 0).to(inputs)[None]
+                found = push(measured, inputs, elsewhere, by, chunk_size, verified=False)
+                return bool(found.products.any())
+
+            tell_of_rest(model, pushed, products, by, responds)
         representation = bound.carried(primal, model)
         along_basis = products[: len(basis)] - representation.tangents(primal, basis, resampling)
         # Inside the isolation, because autocast would combine them in half precision.

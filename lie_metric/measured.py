@@ -444,21 +444,22 @@ def _first_time(model: object, told: WeakSet[Any]) -> bool:
     return first
 
 
-def tell_of_rest(model: object, moved: Tensor, products: Tensor, method: str) -> None:
-    """Says that an output does not respond to images at all: zeros to the last bit are no sign of symmetry.
-
-    Outputs that only do not change along the generators, such as means of periodic images, leave rounding behind.
+def tell_of_rest(model: object, moved: Tensor, products: Tensor, method: str, responds: Callable[[], bool]) -> None:
+    """Says that an output does not respond to inputs at all: zeros to the last bit are then no sign of symmetry.
 
     Args:
         model: The model.
         moved: Tangents of the images.
         products: What the model makes of them.
         method: By which method.
+        responds: Whether the output moves along a direction that is none of a generator's, asked where all else is 0.
 
     Warns:
-        UserWarning: If all products are exactly zero where images move, once for each model.
+        UserWarning: If all products are exactly zero where inputs move, once for each model.
     """
-    if not products.numel() or bool(products.any()) or not bool(moved.any()) or not _first_time(model, _AT_REST):
+    if not products.numel() or bool(products.any()) or not bool(moved.any()):
+        return
+    if responds() or not _first_time(model, _AT_REST):
         return
     finite = "" if method == "difference" else " `method='difference'` measures changes over a finite step instead."
     warn(

@@ -88,6 +88,13 @@ class TestLieDerivatives:
         assert len(found) == 18
         assert max(value.abs().max() for value in found.values()) < 1e-14
 
+    def test_exact_zeros_of_what_responds_are_no_sign_of_rest(self, recwarn):
+        lm.lie_derivative(
+            Messages(), (random(4, 5, 3), random(4, 5, 3)), "translation", input_representation=PAIR_IN,
+            output_representation=PAIR_OUT,
+        )  # fmt: skip
+        assert not [one for one in recwarn if "does not move" in str(one.message)]
+
     def test_a_boost_that_is_forgotten_shows(self):
         inputs = random(4, 5, 3), random(4, 5, 3, seed=1)
         given = {"input_representation": {"0": Points(3), "1": Velocities(3)}}
@@ -406,7 +413,12 @@ class TestRefusals:
         assert len(resolve_for(lm.generators("rotation", dimension=3), Own())) == 3
         assert resolve_for("rotation", Own())[0].dimension == 2
 
-    @pytest.mark.parametrize("measure", [lm.StencilError, lm.RelativeStability])
+    def test_points_have_no_stencil(self):
+        for layout in (Points(3), {"pos": Points(3)}):
+            with pytest.raises(ValueError, match="there is no stencil"):
+                lm.StencilError("rotation", input_representation=layout)
+
+    @pytest.mark.parametrize("measure", [lm.RelativeStability, lm.BandLimitedEquivariance])
     def test_measures_of_one_tensor(self, measure):
         metric = measure(input_representation={"pos": Points(3)})
         with pytest.raises(TypeError, match="one representation for this measure"):

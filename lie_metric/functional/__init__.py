@@ -1,6 +1,7 @@
 """Measures of equivariance as pure functions."""
 
 from lie_metric.functional.band_limited import eq_r, eq_t, eq_t_frac
+from lie_metric.functional.conservation import conservation_error
 from lie_metric.functional.finite_transforms import (
     finite_equivariance_error,
     lattice_equivariance_error,
@@ -16,6 +17,7 @@ from lie_metric.functional.stencil_error import stencil_error
 
 __all__ = [
     "below_floor",
+    "conservation_error",
     "eq_r",
     "eq_t",
     "eq_t_frac",

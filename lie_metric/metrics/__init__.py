@@ -1,6 +1,7 @@
 """Measures of equivariance as torchmetrics classes."""
 
 from lie_metric.metrics.band_limited import BandLimitedEquivariance
+from lie_metric.metrics.conservation import ConservationError
 from lie_metric.metrics.finite_transforms import (
     FiniteEquivarianceError,
     LatticeEquivarianceError,
@@ -14,6 +15,7 @@ from lie_metric.metrics.stencil_error import StencilError
 
 __all__ = [
     "BandLimitedEquivariance",
+    "ConservationError",
     "FiniteEquivarianceError",
     "LatticeEquivarianceError",
     "LocalEquivarianceError",

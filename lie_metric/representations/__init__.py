@@ -1,6 +1,6 @@
 """How a tensor carries the action of a generator: as an image, as tokens, not at all, or in a way of the user's own."""
 
-from lie_metric.representations.affine import Linear
+from lie_metric.representations.affine import DirectSum, Linear
 from lie_metric.representations.composite import Masked, Packed, Parts
 from lie_metric.representations.flow import Flow
 from lie_metric.representations.grids import (
@@ -23,6 +23,7 @@ __all__ = [
     "Boxes",
     "ChannelsLast",
     "Covectors",
+    "DirectSum",
     "Flow",
     "Image",
     "Invariant",

@@ -11,7 +11,7 @@ from torch import Tensor
 from lie_metric.algebra import Generator, coefficients, exponential, generators
 from lie_metric.resampling import Resampling
 
-__all__ = ["Affine", "Linear", "combined", "content_map", "without_step"]
+__all__ = ["Affine", "DirectSum", "Linear", "combined", "content_map", "without_step"]
 
 
 class Affine:
@@ -221,3 +221,69 @@ def content_map(generator: Generator, t: Tensor) -> Tensor:
         [[1.0, 0.0, -0.5], [0.0, 1.0, 0.0]]
     """
     return exponential(generator, -t)[..., :-1, :]
+
+
+@dataclass(frozen=True)
+class DirectSum(Affine):
+    """Several kinds side by side on the last axis: places and momenta (B, ..., q p), features of several types.
+
+    Args:
+        of: What stands there, in order.
+
+    Raises:
+        ValueError: If there is nothing, or kinds of several dimensions.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> from lie_metric.representations import Covectors, Points
+        >>> phase_space = DirectSum((Points(2), Covectors(2)))
+        >>> right = lm.generators("translation_x")
+        >>> phase_space.tangents(torch.zeros(1, 4), right, lm.Resampling())[0, 0].tolist()
+        [-1.0, 0.0, 0.0, 0.0]
+    """
+
+    of: tuple[Affine, ...]
+
+    def __post_init__(self) -> None:
+        parts = tuple(self.of)
+        if not parts or not all(isinstance(one, Affine) for one in parts) or len({one.dimension for one in parts}) > 1:
+            raise ValueError(
+                f"`of` must hold kinds of points, vectors and the like of one dimension, got {self.of!r}. Pass e.g. "
+                "(Points(3), Covectors(3))."
+            )
+        object.__setattr__(self, "of", parts)
+
+    @property
+    def dimension(self) -> int:  # type: ignore[override]
+        """That of all kinds."""
+        return self.of[0].dimension
+
+    @property
+    def charges(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of any kind."""
+        return frozenset().union(*(one.charges for one in self.of))
+
+    @property
+    def size(self) -> int:
+        """Length of the last axis."""
+        return sum(one.size for one in self.of)
+
+    def matrix(self, generator: Generator) -> Tensor:
+        """The matrices of the kinds, one below the other."""
+        return _beside([one.matrix(generator) for one in self.of])
+
+    def element(self, maps: Tensor) -> Tensor:
+        """What maps of space do to the kinds."""
+        found = [one.element(maps) for one in self.of]
+        rows = [_beside(list(each)) for each in zip(*(one.reshape(-1, *one.shape[-2:]) for one in found), strict=True)]
+        return torch.stack(rows).reshape(*maps.shape[:-2], self.size, self.size + 1)
+
+    def invariants(self) -> Tensor:
+        """Those of the kinds."""
+        return torch.block_diag(*(one.invariants() for one in self.of))
+
+
+def _beside(matrices: Sequence[Tensor]) -> Tensor:
+    """Affine maps (n, n + 1) of several kinds as one."""
+    square = torch.block_diag(*(one[:, :-1] for one in matrices))
+    return torch.cat([square, torch.cat([one[:, -1:] for one in matrices])], dim=1)
