@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lie_metric.algebra import Generator, simplest_basis
-from lie_metric.algebra import generators as resolve
+from lie_metric.algebra import Generator, simplest_basis, spanning_set
+from lie_metric.binding import on_grid, resolve_for
 from lie_metric.functional.sums import Sums, grouped, standard_error, totals
 from lie_metric.lie import Generators, linearise
 from lie_metric.measured import Function, Output, function_of, validate_inputs, validate_options
@@ -431,7 +431,7 @@ def attributed(
     resampling = resampling or Resampling()
     validate_options(output, input_representation, output_representation, resampling, "auto", chunk_size, function)
     validate_inputs(model, inputs, input_representation, function)
-    asked = resolve(generators)
+    asked = resolve_for(generators, input_representation)
     validate_probes(probes)
     validate_seed(seed)
     overrides = dict(representations or {})
@@ -444,7 +444,8 @@ def attributed(
                 f"`representations` must name modules of the model, got {path!r}."
                 + (f" Did you mean {close[0]!r}?" if close else " See `model.named_modules()`.")
             )
-    basis, matrix = simplest_basis(asked)
+    # Single numbers of a matrix make cheap tangents of images; what turns with space need not have an action for them.
+    basis, matrix = (simplest_basis if on_grid(input_representation) else spanning_set)(asked)
     matrix = matrix.to(inputs.device)
     count = probes if isinstance(probes, int) else 0
     method, checked = "auto", False

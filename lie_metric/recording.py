@@ -118,6 +118,8 @@ class Recorder(TorchFunctionMode):
         overrides: Mapping[str, Representation],
     ) -> None:
         super().__init__()
+        # Of points nothing tells a table of pairs (B, N, N, C) from an image: what moves has to be declared.
+        self.on_grid = callable(getattr(representation, "map", None)) or not hasattr(representation, "dimension")
         self.size = tuple(inputs.shape[-2:])
         self.images = len(inputs)
         self.overrides = sorted(overrides.items(), key=lambda item: len(item[0]), reverse=True)
@@ -342,7 +344,7 @@ class Recorder(TorchFunctionMode):
     def _assume(self, tensor: Tensor) -> Representation:
         """The action that the layout suggests; nothing else in the sum depends on whether it is the right one."""
         shape = tuple(tensor.shape)
-        if tensor.is_complex():
+        if tensor.is_complex() or not self.on_grid:
             return Invariant()
         if tensor.ndim == 4:
             first, last = self._is_map(shape[2:]), self._is_map(shape[1:3])

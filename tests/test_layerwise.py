@@ -1134,3 +1134,55 @@ def test_the_worst_of_what_is_missed_is_told(monkeypatch):
         monkeypatch.setattr(layerwise, "linearise", lambda *args, changed=changed, **kwargs: changed)
         with pytest.warns(UserWarning, match=worst):
             lm.layerwise_equivariance_error(model, x, ("rotation", "scale", "translation_x"))
+
+
+class TestPoints:
+    """Networks on points: hidden vectors are vectors where they are declared, and everything else is invariant."""
+
+    class VectorNeurons(nn.Module):
+        """Linear maps of channels of vectors, and a nonlinearity of their lengths; one planted tanh of components."""
+
+        def __init__(self, planted):
+            super().__init__()
+            torch.manual_seed(0)
+            self.lift, self.mix = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4, 4))
+            self.planted = nn.Tanh() if planted else nn.Identity()
+            self.read = nn.Linear(4, 2)
+
+        def forward(self, points):
+            centred = points - points.mean(1, keepdim=True)
+            vectors = torch.einsum("c,bnk->bnck", self.lift, centred)
+            vectors = vectors / (1 + torch.linalg.vecdot(vectors, vectors)[..., None])
+            vectors = self.planted(vectors)
+            vectors = torch.einsum("dc,bnck->bndk", self.mix, vectors)
+            return self.read(torch.linalg.vecdot(vectors, vectors)).mean(1)
+
+    @staticmethod
+    def report(planted, declared):
+        points = torch.randn(40, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return lm.layerwise_equivariance_error(
+                TestPoints.VectorNeurons(planted).double(), points, "rotation",
+                input_representation=R.Points(3), output_representation=R.Invariant(),
+                representations={"": R.Vectors(3)} if declared else None,
+            )  # fmt: skip
+
+    def test_a_planted_nonlinearity_has_the_whole_share(self):
+        report = self.report(planted=True, declared=True)
+        assert max(report.residual.values()) < 1e-12
+        shares = {row.name: row.share for row in report.by("op") if row.generator == "rotation_x"}
+        (name,) = (name for name in shares if "tanh" in name)
+        assert shares[name] == pytest.approx(1, abs=1e-10)
+        assert max(abs(share) for other, share in shares.items() if other != name) < 1e-10
+
+    def test_undeclared_vectors_spread_the_error_over_what_passes_them_on(self):
+        report = self.report(planted=True, declared=False)
+        assert max(report.residual.values()) < 1e-12
+        shares = {row.name: row.share for row in report.by("op") if row.generator == "rotation_x"}
+        (name,) = (name for name in shares if "tanh" in name)
+        assert abs(shares[name] - 1) > 0.05
+
+    def test_an_equivariant_network_has_no_shares(self):
+        report = self.report(planted=False, declared=True)
+        assert all(math.isnan(row.share) for row in report.by("op"))
