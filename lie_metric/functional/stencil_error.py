@@ -15,10 +15,11 @@ from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
 from lie_metric.lie import Generators, linearise
 from lie_metric.measured import described, validate_inputs, validate_options
-from lie_metric.representations import Image
-from lie_metric.resampling import Resampling, coordinate_dtype, working_precision
+from lie_metric.representations import Image, Representation
+from lie_metric.resampling import PAPER, Resampling, coordinate_dtype, working_precision
+from lie_metric.warning import warn
 
-__all__ = ["other_stencil", "stencil_error"]
+__all__ = ["other_stencil", "stencil_error", "tell_of_rough_stencil"]
 
 
 def other_stencil(resampling: Resampling) -> Resampling:
@@ -38,6 +39,43 @@ def other_stencil(resampling: Resampling) -> Resampling:
         return replace(resampling, interpolation="bspline")
     circular = resampling.padding == "circular"
     return replace(resampling, interpolation="fourier", padding="circular" if circular else "reflection")
+
+
+def tell_of_rough_stencil(
+    images: Tensor, carrier: Representation, generators: Sequence[Generator], resampling: Resampling
+) -> None:
+    """Says how far the tangents of a stencil that is right for smooth images alone are from another one's.
+
+    The paper's one-sided slopes, and waves that go on at the opposite border, are off by more than the tangents
+    themselves on photographs; on smooth or periodic images they are not.
+
+    Args:
+        images: Shape (B, ...).
+        carrier: How they are laid out.
+        generators: What moves them.
+        resampling: The stencil.
+
+    Warns:
+        UserWarning: If such a stencil is off by more than half of the norm for a generator.
+    """
+    one_sided = resampling.interpolation == "bilinear"
+    if not one_sided and (resampling.interpolation, resampling.padding) != ("fourier", "circular"):
+        return
+    other = Resampling(padding="reflection")
+    with torch.no_grad():
+        x = working_precision(images)
+        given, wanted = (carrier.tangents(x, generators, stencil).flatten(1) for stencil in (resampling, other))
+        off = (given - wanted).norm(dim=1) / wanted.norm(dim=1)
+    rough = [f"{g.name} {part:.2g}" for g, part in zip(generators, off.tolist(), strict=True) if part > _ROUGH]
+    if rough:
+        warn(
+            f"On these images the stencil {resampling} is far from {other}: off by parts of the change itself, "
+            f"{', '.join(rough)}. Values are bound to it, and `lie_metric.StencilError` tells what it does to the "
+            "model's. " + ("It is the paper's." if resampling == PAPER else "Leave `resampling` out for photographs.")
+        )
+
+
+_ROUGH = 0.5
 
 
 def _stencil_error_update(

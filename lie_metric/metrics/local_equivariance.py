@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from lie_metric.binding import Generators, moved_parts
+from lie_metric.binding import Generators, moved_parts, on_grid
 from lie_metric.figures import unit_of
 from lie_metric.functional.local_equivariance import (
     _ONE_PART,
@@ -28,6 +28,7 @@ from lie_metric.functional.local_equivariance import (
     _value,
     value_names,
 )
+from lie_metric.functional.stencil_error import tell_of_rough_stencil
 from lie_metric.functional.sums import MOMENTS, Sums, standard_error
 from lie_metric.jacobian import Check, Method
 from lie_metric.lie import Linearisation
@@ -168,6 +169,7 @@ class LocalEquivarianceError(ModelMetric):
         self.check: Check | None = None
         self._verified: tuple[Callable[[], Any], str] | None = None
         self._expected: str | None = None
+        self._told = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -209,6 +211,9 @@ class LocalEquivarianceError(ModelMetric):
         if known:
             asked["method"] = self.method_used
         sums, result = self._by_what_is_expected(model, images, indices, known, asked)
+        if not self._told and on_grid(self.input_representation):
+            self._told = True
+            tell_of_rough_stencil(result.inputs, result.carrier, self.generators, self.resampling)
         told = described(result.output, result.representation, self.output_representation, self.output)
         self._add(result.inputs, indices, sums, told, result.carrier)
         if not known:
@@ -240,7 +245,7 @@ class LocalEquivarianceError(ModelMetric):
         Args:
             earlier: A metric of an earlier state of the same model.
         """
-        self._expected = earlier.method_used
+        self._expected, self._told = earlier.method_used, earlier._told
 
     def __getstate__(self) -> dict[str, Any]:
         # Which object was verified means nothing to a copy of it.

@@ -1,6 +1,7 @@
 """The stencil's own error on a model: the difference of two stencils, and the truth where it is known."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -95,3 +96,41 @@ def test_a_trusted_method_is_used_without_a_check():
     metric.trust("forward")
     metric.update(model, x)
     assert len(calls) == 1
+
+
+class TestRoughStencils:
+    """Stencils that are right for smooth images alone say so, with what they are off by."""
+
+    @staticmethod
+    def told(images, resampling, times=1):
+        metric = lm.LocalEquivarianceError(("translation_x", "rotation"), resampling=resampling)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(times):
+                metric.update(lambda x: x.mean((2, 3)), images)
+        return [str(one.message) for one in caught if "is far from" in str(one.message)]
+
+    @staticmethod
+    def images(rough):
+        source = torch.Generator().manual_seed(0)
+        drawn = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=source)
+        frequency = torch.fft.fftfreq(32).square()
+        kept = (frequency[:, None] + frequency).sqrt() < (0.5 if rough else 0.1)
+        return torch.fft.ifft2(torch.fft.fft2(drawn) * kept).real
+
+    def test_the_papers_stencil_on_rough_images(self):
+        (told,) = self.told(self.images(rough=True), lm.PAPER, times=3)  # once
+        given = lm.transforms.tangents(self.images(rough=True), lm.generators("translation_x"), lm.PAPER)
+        wanted = lm.transforms.tangents(self.images(rough=True), lm.generators("translation_x"), lm.Resampling())
+        assert f"translation_x {((given - wanted).norm() / wanted.norm()).item():.2g}" in told
+        assert "the paper's" in told
+
+    def test_waves_that_go_on_at_the_opposite_border(self):
+        ramp = torch.arange(32.0, dtype=torch.float64).expand(2, 1, 32, 32)
+        assert len(self.told(ramp, lm.Resampling("fourier", "circular"))) == 1
+        assert not self.told(self.images(rough=False), lm.Resampling("fourier", "circular"))
+
+    def test_smooth_images_and_other_stencils(self):
+        assert not self.told(self.images(rough=False), lm.PAPER)
+        for stencil in (lm.Resampling(), lm.Resampling("cubic"), lm.Resampling("fourier", "reflection")):
+            assert not self.told(self.images(rough=True), stencil)
