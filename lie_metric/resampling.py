@@ -414,7 +414,7 @@ def _trigonometric(image: Tensor, pixels: list[Tensor], fractions: list[Tensor],
     for row in zip(*(each.unbind(1) for each in weights), strict=True):
         values = image
         for axis, weight in enumerate(row):
-            weight = weight.expand(batch, -1, -1)[(slice(None), *[None] * (values.ndim - 3))]
+            weight = weight.expand(batch, -1, -1).reshape(batch, *[1] * (values.ndim - 3), *weight.shape[1:])
             values = (values * weight.mT).sum(-2) if axis else values @ weight.mT
         rows.append(values)
     return torch.stack(rows, dim=-2) if len(shape) > 1 else rows[0]

@@ -426,7 +426,8 @@ def move(image: Tensor, maps: Tensor, resampling: Resampling, spacing: Spacing =
 
 def _everywhere(maps: Tensor) -> Tensor:
     """Maps (N, d, d + 1) with an axis of one for each of the grid."""
-    return maps[(slice(None), *[None] * maps.shape[-2])]
+    dimension = maps.shape[-2]
+    return maps.reshape(-1, *[1] * dimension, dimension, dimension + 1)
 
 
 def reads_inside(
