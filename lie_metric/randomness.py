@@ -63,7 +63,7 @@ def noise(images: Tensor, indices: Sequence[int], seed: int) -> Tensor:
     return found
 
 
-def phase_randomised(images: Tensor, indices: Sequence[int], seed: int) -> Tensor:
+def phase_randomised(images: Tensor, indices: Sequence[int], seed: int, dimension: int = 2) -> Tensor:
     r"""Images with the phases of their Fourier transform turned at random, those of all channels alike.
 
     .. math:: \hat u(k) = \hat x(k)\, \hat w(k) / |\hat w(k)|, \qquad w \text{ Gaussian noise}
@@ -72,9 +72,10 @@ def phase_randomised(images: Tensor, indices: Sequence[int], seed: int) -> Tenso
     It is linear in the images: several that share indices and seed are turned alike.
 
     Args:
-        images: Shape (..., B, C, H, W).
+        images: Shape (..., B, C, H, W), or with a grid of another dimension at the end.
         indices: The B running numbers.
         seed: The seed.
+        dimension: How many axes the grid has.
 
     Returns:
         Images of the same shape.
@@ -85,8 +86,8 @@ def phase_randomised(images: Tensor, indices: Sequence[int], seed: int) -> Tenso
         >>> round((turned.norm() / image.norm()).item(), 5), bool(torch.allclose(turned, image))
         (1.0, False)
     """
-    height, width = images.shape[-2:]
-    drawn = noise(images.new_empty((len(indices), 1, height, width)), indices, seed)
-    turn = torch.fft.rfft2(drawn)
+    size, axes = images.shape[-dimension:], tuple(range(-dimension, 0))
+    drawn = noise(images.new_empty((len(indices), 1, *size)), indices, seed)
+    turn = torch.fft.rfftn(drawn, dim=axes)
     turn = turn / turn.abs().clamp(min=torch.finfo(images.dtype).tiny)
-    return torch.fft.irfft2(torch.fft.rfft2(images) * turn, s=(height, width))
+    return torch.fft.irfftn(torch.fft.rfftn(images, dim=axes) * turn, s=size, dim=axes)

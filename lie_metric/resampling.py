@@ -1,4 +1,4 @@
-"""The differentiable grid-sample op: an image, extended beyond its frame, read between its pixels.
+"""The differentiable grid-sample op: an image, signal or volume, extended beyond its frame, read between its samples.
 
 A stencil is the slope it gives to a row of pixels. ``bspline`` and ``cubic`` are the cubic Hermite interpolants of
 values and slopes, ``bilinear`` takes the slope on the floor side, ``fourier`` is the trigonometric polynomial. Slopes
@@ -7,7 +7,9 @@ are fixed sums over neighbours, so the derivative of any displacement at t = 0 i
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -179,33 +181,46 @@ def _slope_matrix(size: int, resampling: Resampling, margin: int, dtype: torch.d
         return _slope_matrix_float64(size, resampling, margin).to(dtype).to(device)
 
 
-def slopes(image: Tensor, resampling: Resampling, channels_last: bool = False) -> tuple[Tensor, Tensor]:
-    """The derivatives of the interpolated image at its pixels.
+def slopes(
+    image: Tensor, resampling: Resampling, channels_last: bool = False, dimension: int = 2
+) -> tuple[Tensor, ...]:
+    """The derivatives of the interpolated image, signal or volume at its samples.
 
     Convention:
-        Per pixel: x along the last axis, y along the one before. With the ``bilinear`` stencil they are the one-sided
-        slopes towards larger indices, the derivative that :func:`displace` has at zero displacement.
+        Per pixel: x along the last axis, y along the one before, z along the one before that. With the ``bilinear``
+        stencil they are the one-sided slopes towards larger indices, the derivative that :func:`displace` has at zero
+        displacement.
 
     Args:
-        image: Shape (..., H, W), float32 or float64.
+        image: Shape (..., H, W), float32 or float64; (..., T) in one dimension and (..., D, H, W) in three.
         resampling: The stencil.
         channels_last: Whether the shape is (..., H, W, C) instead.
+        dimension: How many axes the grid has: d.
 
     Returns:
-        ∂x image and ∂y image, each of the shape of ``image``.
+        ∂x image, ∂y image and so on, d of them, each of the shape of ``image``.
 
     Example:
         >>> ramp = torch.arange(8.0).repeat(8, 1)
         >>> slopes(ramp, Resampling("cubic"))[0][0, 1:-1].tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
-    height, width = image.shape[-3:-1] if channels_last else image.shape[-2:]
-    along_x = _slope_matrix(width, resampling, 0, image.dtype, image.device)
-    along_y = _slope_matrix(height, resampling, 0, image.dtype, image.device)
+    found = []
     with _full_precision(image.device):
-        if channels_last:
-            return along_x @ image, (along_y @ image.flatten(-2)).unflatten(-1, image.shape[-2:])
-        return image @ along_x.mT, along_y @ image
+        for axis in range(dimension):
+            behind = axis + channels_last
+            matrix = _slope_matrix(image.shape[-1 - behind], resampling, 0, image.dtype, image.device)
+            found.append(_along(matrix, image, behind))
+    return tuple(found)
+
+
+def _along(matrix: Tensor, image: Tensor, behind: int) -> Tensor:
+    """A matrix applied along the axis that has so many behind it."""
+    if behind == 0:
+        return image @ matrix.mT
+    if behind == 1:
+        return matrix @ image
+    return (matrix @ image.flatten(-behind)).unflatten(-1, image.shape[-behind:])
 
 
 def displace(image: Tensor, displacement: Tensor, resampling: Resampling) -> Tensor:
@@ -214,12 +229,14 @@ def displace(image: Tensor, displacement: Tensor, resampling: Resampling) -> Ten
     Differentiable to any order in image and displacement, in forward and reverse mode and under ``vmap``.
 
     Args:
-        image: Shape (N, C, H, W), any floating-point dtype; half types are computed in float32.
-        displacement: Shape (N or 1, H, W, 2): for each pixel, the step (x, y) in pixels to the point that is read.
+        image: Shape (N, C, H, W), any floating-point dtype; half types are computed in float32. Signals (N, C, T) and
+            volumes (N, C, D, H, W) likewise.
+        displacement: Shape (N or 1, H, W, 2): for each pixel, the step (x, y) in pixels to the point that is read; of
+            a volume (N or 1, D, H, W, 3), the step (x, y, z), with x along the last axis.
         resampling: The stencil and padding.
 
     Returns:
-        Shape (N, C, H, W), in the dtype of ``image``.
+        The shape and dtype of ``image``.
 
     Example:
         >>> image = torch.arange(4.0).reshape(1, 1, 1, 4)
@@ -227,10 +244,12 @@ def displace(image: Tensor, displacement: Tensor, resampling: Resampling) -> Ten
         >>> displace(image, step, Resampling(padding="border")).flatten().tolist()
         [1.0, 2.0, 3.0, 3.0]
     """
-    height, width = image.shape[-2:]
-    column = torch.arange(width, dtype=displacement.dtype, device=image.device)
-    row = torch.arange(height, dtype=displacement.dtype, device=image.device)
-    return _interpolate(image, displacement[..., 0] + column, displacement[..., 1] + row[:, None], resampling)
+    places = [
+        displacement[..., axis]
+        + torch.arange(image.shape[-1 - axis], dtype=displacement.dtype, device=image.device).reshape(-1, *[1] * axis)
+        for axis in range(displacement.shape[-1])
+    ]
+    return _interpolate(image, places, resampling)
 
 
 def grid_sample(image: Tensor, grid: Tensor, resampling: Resampling | None = None) -> Tensor:
@@ -241,12 +260,14 @@ def grid_sample(image: Tensor, grid: Tensor, resampling: Resampling | None = Non
         pixels when ``align_corners`` is set; each axis is normalised by its own length.
 
     Args:
-        image: Shape (N, C, H, W), any floating-point dtype; half types are computed in float32.
-        grid: Shape (N or 1, H', W', 2), floating point and finite.
+        image: Shape (N, C, H, W), any floating-point dtype; half types are computed in float32. Or a signal (N, C, T),
+            or a volume (N, C, D, H, W).
+        grid: Shape (N or 1, H', W', 2), floating point and finite; (N or 1, T', 1) for signals, and points (x, y, z) of
+            shape (N or 1, D', H', W', 3) for volumes.
         resampling: The stencil and padding; the default is ``Resampling()``.
 
     Returns:
-        Shape (N, C, H', W'), in the dtype of ``image``.
+        Shape (N, C, H', W'), (N, C, T') or (N, C, D', H', W'), in the dtype of ``image``.
 
     Raises:
         TypeError: If an argument is no floating-point tensor.
@@ -262,62 +283,86 @@ def grid_sample(image: Tensor, grid: Tensor, resampling: Resampling | None = Non
         if not isinstance(value, Tensor) or not value.is_floating_point():
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"`{name}` must be a floating-point tensor, got {got}. Convert it with `.float()`.")
-    if image.ndim != 4 or 0 in image.shape[-2:]:
-        raise ValueError(f"`image` must have shape (N, C, H, W), got {tuple(image.shape)}. Add the missing axes.")
-    if grid.ndim != 4 or grid.shape[-1] != 2 or grid.shape[0] not in {1, image.shape[0]}:
+    dimension = grid.ndim - 2
+    names = _AXES.get(dimension)
+    if names is None or grid.shape[-1] != dimension:
         raise ValueError(
-            f"`grid` must have shape (N or 1, H', W', 2) with N = {image.shape[0]}, got {tuple(grid.shape)}."
+            f"`grid` must have shape (N or 1, H', W', 2), or (N or 1, T', 1) for signals and (N or 1, D', H', W', 3) "
+            f"for volumes, got {tuple(grid.shape)}."
         )
-    size = torch.tensor([image.shape[-1], image.shape[-2]], dtype=grid.dtype, device=grid.device)
+    if image.ndim != grid.ndim or 0 in image.shape[2:]:
+        raise ValueError(
+            f"`image` must have shape (N, C, {', '.join(names)}) for a grid of shape {tuple(grid.shape)}, got "
+            f"{tuple(image.shape)}. Add the missing axes."
+        )
+    if grid.shape[0] not in {1, image.shape[0]}:
+        raise ValueError(
+            f"`grid` must have shape (N or 1, {', '.join(name + chr(39) for name in names)}, {dimension}) with N = "
+            f"{image.shape[0]}, got {tuple(grid.shape)}."
+        )
+    size = torch.tensor(image.shape[:1:-1], dtype=grid.dtype, device=grid.device)
     position = (grid + 1) * (size - 1) / 2 if resampling.align_corners else ((grid + 1) * size - 1) / 2
-    return _interpolate(image, position[..., 0], position[..., 1], resampling)
+    return _interpolate(image, position.unbind(-1), resampling)
 
 
-def _interpolate(image: Tensor, x: Tensor, y: Tensor, resampling: Resampling) -> Tensor:
-    """The image at the pixel positions x and y, each of shape (N or 1, H', W') and in the coordinates' dtype."""
+_AXES = {1: ("T",), 2: ("H", "W"), 3: ("D", "H", "W")}
+
+
+def _interpolate(image: Tensor, places: Sequence[Tensor], resampling: Resampling) -> Tensor:
+    """The image at positions in pixels along x, y, ..., each (N or 1, H', W') in the coordinates' dtype."""
     dtype = image.dtype
     image = working_precision(image)
     sample = _trigonometric if resampling.interpolation == "fourier" else _piecewise
     # Positions are split into pixel and fraction before they take the image's dtype, so that nothing of the fraction
     # is lost to the size of the pixel index.
-    i, j = x.detach().floor(), y.detach().floor()
-    u, v = (x - i).to(image.dtype), (y - j).to(image.dtype)
+    pixels = [place.detach().floor() for place in places]
+    fractions = [(place - pixel).to(image.dtype) for place, pixel in zip(places, pixels, strict=True)]
     with _full_precision(image.device):
-        return sample(image, i.long(), u, j.long(), v, resampling).to(dtype)
+        return sample(image, [pixel.long() for pixel in pixels], fractions, resampling).to(dtype)
 
 
-def _piecewise(image: Tensor, i: Tensor, u: Tensor, j: Tensor, v: Tensor, resampling: Resampling) -> Tensor:
+def _piecewise(image: Tensor, pixels: list[Tensor], fractions: list[Tensor], resampling: Resampling) -> Tensor:
     """Tensor-product Hermite interpolation of degree 1 (bilinear) or 3 (values and slopes)."""
-    batch, channels, height, width = image.shape
-    margin_x, margin_y = _margin(width, resampling), _margin(height, resampling)
-    extended = _extend(_extend(image, width, margin_x, -1, resampling), height, margin_y, -2, resampling)
-    fields = [extended]
+    batch, channels = image.shape[:2]
+    axes = range(len(pixels))
+    sizes = image.shape[:1:-1]
+    margins = [_margin(size, resampling) for size in sizes]
     smooth = resampling.interpolation != "bilinear"
-    if smooth:
-        along_x = _slope_matrix(width, resampling, margin_x, image.dtype, image.device)
-        along_y = _slope_matrix(height, resampling, margin_y, image.dtype, image.device)
-        slope_x = _extend(image @ along_x.mT, height, margin_y, -2, resampling)
-        slope_y = along_y @ image
-        fields += [slope_x, _extend(slope_y, width, margin_x, -1, resampling), slope_y @ along_x.mT]
+    # Slopes along every set of axes: bit k of a set's number says whether axis k is one of them.
+    fields = [image]
+    for chosen in range(1, 2 ** len(pixels) if smooth else 1):
+        axis = (chosen & -chosen).bit_length() - 1
+        matrix = _slope_matrix(sizes[axis], resampling, margins[axis], image.dtype, image.device)
+        fields.append(_along(matrix, fields[chosen & (chosen - 1)], axis))
+    for chosen, field in enumerate(fields):
+        for axis in axes:
+            if not chosen >> axis & 1:
+                field = _extend(field, sizes[axis], margins[axis], axis, resampling)
+        fields[chosen] = field
     stacked = torch.stack(fields, dim=1).flatten(3)
-    stride = width + 2 * margin_x
+    ends = []
+    for axis in axes:
+        pair = []
+        for side in (0, 1):
+            source, sign = _locate(pixels[axis] + side, sizes[axis], margins[axis], resampling)
+            value, slope = _hermite(fractions[axis], side, smooth)
+            pair.append((source, (value, slope * sign)))
+        ends.append(pair)
     total: Tensor | None = None
-    for b in (0, 1):
-        source_y, sign_y = _locate(j + b, height, margin_y, resampling)
-        weights_y = _hermite(v, b, smooth)
-        for a in (0, 1):
-            source_x, sign_x = _locate(i + a, width, margin_x, resampling)
-            weights_x = _hermite(u, a, smooth)
-            index = (source_y * stride + source_x).flatten(1)[:, None, None]
-            corner = stacked.gather(3, index.expand(batch, len(fields), channels, -1)).unflatten(3, i.shape[1:])
-            weight = [weights_x[0] * weights_y[0]]
-            if smooth:
-                steep_x, steep_y = weights_x[1] * sign_x, weights_y[1] * sign_y
-                weight += [steep_x * weights_y[0], weights_x[0] * steep_y, steep_x * steep_y]
-            part = (corner * torch.stack(weight, dim=1)[:, :, None]).sum(1)
-            total = part if total is None else total + part
+    for corner in itertools.product((0, 1), repeat=len(pixels)):
+        sides = [ends[axis][side] for axis, side in zip(axes, reversed(corner), strict=True)]
+        index = sides[-1][0]
+        for axis in reversed(axes[:-1]):
+            index = index * (sizes[axis] + 2 * margins[axis]) + sides[axis][0]
+        found = stacked.gather(3, index.flatten(1)[:, None, None].expand(batch, len(fields), channels, -1))
+        weight = [
+            math.prod((sides[axis][1][chosen >> axis & 1] for axis in axes[1:]), start=sides[0][1][chosen & 1])
+            for chosen in range(len(fields))
+        ]
+        part = (found.unflatten(3, index.shape[1:]) * torch.stack(weight, dim=1)[:, :, None]).sum(1)
+        total = part if total is None else total + part
     if total is None:
-        raise RuntimeError("interpolation has four corners")
+        raise RuntimeError("interpolation has corners")
     return total
 
 
@@ -326,8 +371,8 @@ def _extend(image: Tensor, size: int, margin: int, axis: int, resampling: Resamp
     if margin == 0:
         return image
     source, _, inside = _fold(torch.arange(-margin, size + margin, device=image.device), size, resampling)
-    image = image.index_select(axis, source)
-    return image * (inside[:, None] if axis == -2 else inside).to(image.dtype)
+    image = image.index_select(-1 - axis, source)
+    return image * inside.reshape(-1, *[1] * axis).to(image.dtype)
 
 
 def _locate(index: Tensor, size: int, margin: int, resampling: Resampling) -> tuple[Tensor, Tensor]:
@@ -348,18 +393,31 @@ def _hermite(u: Tensor, side: int, smooth: bool) -> tuple[Tensor, Tensor]:
     return (1 + 2 * u) * w * w, u * w * w
 
 
-def _trigonometric(image: Tensor, i: Tensor, u: Tensor, j: Tensor, v: Tensor, resampling: Resampling) -> Tensor:
-    """Trigonometric interpolation as two sums with weights that are exactly 0 and 1 at whole pixels."""
-    batch = image.shape[0]
-    height, width = image.shape[-2:]
-    weights_x = _dirichlet(i, u, width, resampling)
-    weights_y = _dirichlet(j, v, height, resampling)
+def _trigonometric(image: Tensor, pixels: list[Tensor], fractions: list[Tensor], resampling: Resampling) -> Tensor:
+    """Trigonometric interpolation as sums with weights that are exactly 0 and 1 at whole pixels."""
+    batch, shape = image.shape[0], pixels[0].shape[1:]
+    if len(shape) > 2:
+        # The weights of all points of a volume at once would be as many numbers for each of its voxels.
+        slabs = [
+            _trigonometric(image, [each[:, k] for each in pixels], [each[:, k] for each in fractions], resampling)
+            for k in range(shape[0])
+        ]
+        return torch.stack(slabs, dim=2)
+    weights = [
+        _dirichlet(pixel, fraction, image.shape[-1 - axis], resampling)
+        for axis, (pixel, fraction) in enumerate(zip(pixels, fractions, strict=True))
+    ]
+    if len(shape) == 1:
+        weights = [each[:, None] for each in weights]
     rows = []
     # One row of output points at a time: the intermediate of all points at once would hold H · H' · W' numbers.
-    for wx, wy in zip(weights_x.unbind(1), weights_y.unbind(1), strict=True):
-        wx, wy = (w.expand(batch, -1, -1)[:, None] for w in (wx, wy))
-        rows.append(((image @ wx.mT) * wy.mT).sum(-2))
-    return torch.stack(rows, dim=-2)
+    for row in zip(*(each.unbind(1) for each in weights), strict=True):
+        values = image
+        for axis, weight in enumerate(row):
+            weight = weight.expand(batch, -1, -1).reshape(batch, *[1] * (values.ndim - 3), *weight.shape[1:])
+            values = (values * weight.mT).sum(-2) if axis else values @ weight.mT
+        rows.append(values)
+    return torch.stack(rows, dim=-2) if len(shape) > 1 else rows[0]
 
 
 def _dirichlet(index: Tensor, fraction: Tensor, size: int, resampling: Resampling) -> Tensor:

@@ -26,8 +26,8 @@ from lie_metric.representations import (
     Image,
     Invariant,
     Representation,
-    grid_size,
     map_grid,
+    planar_size,
     refuse_own_action,
 )
 from lie_metric.resampling import coordinate_dtype, working_precision
@@ -85,6 +85,7 @@ def _band_limited_update(
     """
     validate_inputs(model, images, input_representation, function)
     carrier = input_representation or Image()
+    size = planar_size(carrier, images, kinds[0])
     with torch.no_grad(), isolated(model):
         images = working_precision(images)
         measured = function_of(model, output, function)
@@ -98,7 +99,7 @@ def _band_limited_update(
             )
         if "eq_r" in kinds:
             refuse_own_action(representation, "eq_r")
-        sizes = grid_size(carrier, images), None if invariant else grid_size(representation, f)
+        sizes = size, None if invariant else planar_size(representation, f, kinds[0])
         drawn = torch.stack([_draw(index, seed) for index in indices]).to(images.device)
         errors, counts = [], []
         for kind in kinds:

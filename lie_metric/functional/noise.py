@@ -51,9 +51,12 @@ def like_tangents(tangents: Tensor, carrier: Representation, indices: Sequence[i
         ]
         return torch.cat(rows, dim=1)
     if callable(getattr(carrier, "map", None)):
-        return torch.stack(
-            [map_grid(carrier, each, lambda image: phase_randomised(image, indices, seed)) for each in tangents]
-        )
+        dimension = getattr(carrier, "dimension", None) or 2
+
+        def randomised(image: Tensor) -> Tensor:
+            return phase_randomised(image, indices, seed, dimension)
+
+        return torch.stack([map_grid(carrier, each, randomised) for each in tangents])
     if isinstance(carrier, Affine):
         moved = carrier.rows(tangents)
         random = noise(moved[0], indices, seed).to(moved)

@@ -21,7 +21,7 @@ from lie_metric.measured import (
     validate_options,
 )
 from lie_metric.randomness import noise, source, validate_seed
-from lie_metric.representations import Image, Representation, grid_size, map_grid, refuse_own_action
+from lie_metric.representations import Image, Representation, map_grid, planar_size, refuse_own_action
 from lie_metric.resampling import Resampling, coordinate_dtype, displace, working_precision
 from lie_metric.running import isolated
 
@@ -111,7 +111,7 @@ def _stability_update(
     """
     validate_inputs(model, images, input_representation, function)
     carrier, stencil = input_representation or Image(), resampling or Resampling()
-    shorter = min(grid_size(carrier, images))
+    shorter = min(planar_size(carrier, images, "relative_stability"))
     with torch.no_grad(), isolated(model):
         images = working_precision(images)
 

@@ -5,12 +5,15 @@ from lie_metric.representations.composite import Masked, Packed, Parts
 from lie_metric.representations.flow import Flow
 from lie_metric.representations.grids import (
     ChannelsLast,
+    Field,
     Image,
     Invariant,
     Padded,
     Tokens,
     grid_size,
     map_grid,
+    map_samples,
+    planar_size,
     refuse_own_action,
     scalar_fields,
 )
@@ -24,6 +27,7 @@ __all__ = [
     "ChannelsLast",
     "Covectors",
     "DirectSum",
+    "Field",
     "Flow",
     "Image",
     "Invariant",
@@ -43,6 +47,8 @@ __all__ = [
     "grid_size",
     "infer_output_representation",
     "map_grid",
+    "map_samples",
+    "planar_size",
     "refuse_own_action",
     "scalar_fields",
 ]
