@@ -67,7 +67,7 @@ class RandomOrbit:
     def __len__(self) -> int:
         return self.samples
 
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+    def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
         """The elements for a batch; parameters depend on the seed and each image's number alone."""
         low, high = torch.tensor(self.low, dtype=torch.float64), torch.tensor(self.high, dtype=torch.float64)
         rows = []
@@ -141,7 +141,7 @@ class DisplacedOrbit:
         """Whether it is a shift along an axis."""
         return _axis(self.generator) is not None
 
-    def parameter(self, size: tuple[int, int], resampling: Resampling) -> float:
+    def parameter(self, size: tuple[int, ...], resampling: Resampling) -> float:
         """The t that moves pixels so far.
 
         Args:
@@ -153,7 +153,7 @@ class DisplacedOrbit:
         """
         return self.pixels / pixels_per_unit(self.generator, size, resampling)
 
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+    def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
         """The element, the same for every image; refused where half of the image would leave."""
         if min(size) < 2 * self.pixels:
             raise ValueError(
@@ -176,7 +176,7 @@ class DisplacedOrbit:
         return [replace(back, forward=there.of, frame=here)]
 
     def _interpolated(
-        self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling
+        self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling
     ) -> list[Element]:
         t = (self.parameter(size, resampling),)
         return RandomOrbit(self.name, (self.generator,), t, t).draw(indices, size, seed, resampling)

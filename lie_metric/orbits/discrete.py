@@ -12,7 +12,8 @@ from lie_metric.lattice import ELEMENTS, LatticeTransform, LatticeTransforms, el
 from lie_metric.orbits.element import Element
 from lie_metric.randomness import source
 from lie_metric.representations import Representation
-from lie_metric.representations.composite import permuted, transformed
+from lie_metric.representations.composite import permuted
+from lie_metric.representations.protocol import transformed
 from lie_metric.resampling import Resampling
 
 __all__ = ["LatticeOrbit", "MatrixOrbit", "PermutationOrbit", "lattice", "matrices", "permutations"]
@@ -39,9 +40,9 @@ class LatticeOrbit:
     def __len__(self) -> int:
         return len(self.transforms)
 
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+    def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
         """The elements, the same for every image."""
-        return [self._element(transform, size) for transform in self.transforms]
+        return [self._element(transform, (size[0], size[1])) for transform in self.transforms]
 
     @staticmethod
     def _element(transform: LatticeTransform, size: tuple[int, int]) -> Element:
@@ -93,7 +94,7 @@ class MatrixOrbit:
     def __len__(self) -> int:
         return len(self.maps)
 
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+    def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
         """The elements, the same for every sample."""
         return [self._element(torch.tensor(one, dtype=torch.float64)) for one in self.maps]
 
@@ -165,7 +166,7 @@ class PermutationOrbit:
     def __len__(self) -> int:
         return self.samples
 
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+    def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
         """The elements; an order depends on the seed and each sample's number alone."""
         sources = [source(seed, index) for index in indices]
         return [self._element([each.initial_seed() + 7919 * draw for each in sources]) for draw in range(self.samples)]

@@ -128,5 +128,5 @@ class Orbit(Protocol):
     def __len__(self) -> int:
         """The number of elements."""
 
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+    def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
         """The elements for images of the given running numbers, height and width."""

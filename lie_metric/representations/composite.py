@@ -13,7 +13,7 @@ from torch import Tensor
 from lie_metric.algebra import Generator
 from lie_metric.representations.affine import Affine
 from lie_metric.representations.grids import Invariant
-from lie_metric.representations.protocol import Representation
+from lie_metric.representations.protocol import Representation, transformed
 from lie_metric.resampling import Resampling
 
 __all__ = ["Masked", "Packed", "Parts", "samples"]
@@ -299,34 +299,6 @@ class Parts:
 
     def _pairs(self, tensor: Tensor) -> Iterator[tuple[Representation, Tensor]]:
         return zip(self._each, self.split(tensor), strict=True)
-
-
-def transformed(representation: Any, tensor: Tensor, maps: Tensor) -> Tensor:
-    """A tensor after maps of space, refused where its representation does not say what they do.
-
-    Args:
-        representation: How it moves.
-        tensor: The tensor.
-        maps: Where points go, (B or 1, d, d + 1).
-
-    Returns:
-        The tensor, of the same shape.
-
-    Raises:
-        TypeError: If the representation has no ``transform``.
-
-    Example:
-        >>> from lie_metric.representations import Points
-        >>> transformed(Points(1), torch.tensor([[3.0]]), torch.tensor([[[-1.0, 0.0]]])).item()
-        -3.0
-    """
-    own = getattr(representation, "transform", None)
-    if not callable(own):
-        raise TypeError(
-            f"`representation` must have a method `transform(tensor, maps)` for maps that are no exponentials, got "
-            f"{representation!r}. Add one, with maps of points of shape (B or 1, d, d + 1)."
-        )
-    return own(tensor, maps)
 
 
 def permuted(representation: Any, tensor: Tensor, orders: Callable[[int], Tensor]) -> Tensor:

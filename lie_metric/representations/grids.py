@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lie_metric import transforms
 from lie_metric.algebra import Generator
-from lie_metric.representations.composite import transformed
-from lie_metric.representations.protocol import Representation, check_axes
+from lie_metric.representations.protocol import Representation, check_axes, transformed
 from lie_metric.resampling import Resampling, coordinate_dtype, working_precision
 
 __all__ = ["ChannelsLast", "Field", "Image", "Invariant", "Padded", "Tokens", "grid_size", "map_grid", "map_samples"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from lie_metric.algebra import Generator
 from lie_metric.resampling import Resampling
 
-__all__ = ["Representation", "check_axes"]
+__all__ = ["Representation", "check_axes", "transformed"]
 
 
 @runtime_checkable
@@ -52,3 +52,32 @@ def check_axes(tensor: Tensor, name: str, layout: str, axes: int) -> None:
             f"`{name}` must be non-empty with axes {layout}, got shape {tuple(tensor.shape)}. "
             "Reshape it, or give the representation that fits (see `lie_metric.representations`)."
         )
+
+
+def transformed(representation: Any, tensor: Tensor, maps: Tensor) -> Tensor:
+    """A tensor after maps of space, refused where its representation does not say what they do.
+
+    Args:
+        representation: How it moves.
+        tensor: The tensor.
+        maps: Where points go, (B or 1, d, d + 1).
+
+    Returns:
+        The tensor, of the same shape.
+
+    Raises:
+        TypeError: If the representation has no ``transform``.
+
+    Example:
+        >>> import torch
+        >>> from lie_metric.representations import Points
+        >>> transformed(Points(1), torch.tensor([[3.0]]), torch.tensor([[[-1.0, 0.0]]])).item()
+        -3.0
+    """
+    own = getattr(representation, "transform", None)
+    if not callable(own):
+        raise TypeError(
+            f"`representation` must have a method `transform(tensor, maps)` for maps that are no exponentials, got "
+            f"{representation!r}. Add one, with maps of points of shape (B or 1, d, d + 1)."
+        )
+    return own(tensor, maps)
