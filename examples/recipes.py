@@ -192,7 +192,8 @@ def graphs() -> Values:
 
         def forward(self, batch: Any) -> dict[str, Tensor]:
             forces = self.layer(batch.pos, batch.edge_index)
-            return {"energy": global_add_pool(forces[:, :1], batch.batch), "forces": forces}  # wrong on purpose
+            energy = global_add_pool(forces[:, :1].square(), batch.batch)  # not invariant: it prefers an axis
+            return {"energy": energy, "forces": forces}
 
     def molecule(atoms: int) -> Data:
         pairs = torch.cartesian_prod(torch.arange(atoms), torch.arange(atoms)).T

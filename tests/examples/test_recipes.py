@@ -4,7 +4,7 @@ import pytest
 
 EXACT = {
     "crystals": {"rotation_x", "rotation_y", "rotation_z"},
-    "graphs": {"forces/rotation_x", "forces/rotation_y", "forces/rotation_z"},
+    "graphs": {"energy/rotation_x", "forces/rotation_x", "forces/rotation_y", "forces/rotation_z"},
     "dynamics": {"energy"},
     "ones_own": {"rotation", "scale"},
 }
