@@ -192,7 +192,7 @@ class State:
         if isinstance(value, (array.array, bytearray)):
             self._arrays.append((value, value[:]))
         elif type(value).__module__ == "numpy" and hasattr(value, "flags"):
-            if value.flags.writeable and not value.dtype.hasobject and value.nbytes <= _LARGEST:
+            if value.flags.writeable and value.nbytes <= _LARGEST:
                 self._arrays.append((value, value.copy()))
         elif (
             isinstance(value, types.SimpleNamespace) or type(value).__module__.partition(".")[0] in self._packages
@@ -334,7 +334,7 @@ class _Between:
         for module in modules:
             self._attributes.append((module.__dict__, _saved(module.__dict__)))
             for key, value in module.__dict__.items():
-                if type(value) not in _ATOMS and isinstance(value, _MUTABLE) and key not in OWN:
+                if key not in OWN and isinstance(value, _MUTABLE):
                     self._containers.append((value, _saved(value)))
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # its buffers stand in no dictionary

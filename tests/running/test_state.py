@@ -504,19 +504,22 @@ def test_arrays_that_grow_or_cannot_be_written_to():
     class Holds(nn.Module):
         def __init__(self):
             super().__init__()
-            self.grows, self.fixed = np.zeros(2), np.arange(3)
-            self.fixed.flags.writeable = False
-            self.named = np.array([["a"]], dtype=object)
+            self.grows, self.shown = np.zeros(2), np.broadcast_to(elsewhere[0], 3)
+            self.named, self.large = np.array([["a"]], dtype=object), np.zeros(2**24 + 1, dtype=np.uint8)
 
         def forward(self, v):
             self.grows.resize(len(self.grows) + 1, refcheck=False)
+            elsewhere[0] += 1
+            self.named[0, 0], self.large[0] = "b", 1
             return v.mean((2, 3))
 
+    elsewhere = [np.zeros(())]
     model = Holds()
     lm.lie_derivative(model, x(), "rotation")
     assert model.grows.tolist() == [0, 0]
-    assert model.fixed.tolist() == [0, 1, 2]
+    assert model.shown.all(), "it is no array of the model's own"
     assert model.named.tolist() == [["a"]]
+    assert model.large[0] == 1, "so much is not copied"
 
 
 def test_what_stands_deep_inside_is_left_alone():
@@ -536,3 +539,130 @@ def test_what_stands_deep_inside_is_left_alone():
     lm.lie_derivative(model, x(), "rotation")
     assert model.deep == [[[[[[1, 2]]]], {"a": {"b": {"c": {"d": [3]}}}}]]
     assert model.objects["note"].tree == [[[[4]]], ()]
+
+
+def test_objects_are_given_back_to_the_same_depth_as_containers():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.note = Note()
+            self.note.tree = [[0]]
+            self.tree = [[[0]]]
+
+        def forward(self, v):
+            self.note.tree[0][0] += 1
+            self.tree[0][0][0] += 1
+            return v.mean((2, 3))
+
+    model = Holds()
+    lm.lie_derivative(model, x(), "rotation")
+    assert model.note.tree == [[0]]
+    assert model.tree == [[[0]]]
+
+
+def test_containers_that_hold_one_another():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tree = {"children": [], "calls": 0}
+            self.tree["children"].append({"parent": self.tree})
+
+        def forward(self, v):
+            self.tree["calls"] += 1
+            return v.mean((2, 3))
+
+    model = Holds()
+    lm.lie_derivative(model, x(), "rotation")
+    assert model.tree["calls"] == 0
+    assert model.tree["children"][0]["parent"] is model.tree
+
+
+def test_what_nothing_writes_to_is_not_copied():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.table = torch.zeros(()), torch.zeros(1).expand(2**60)  # no memory would hold a copy
+
+        def forward(self, v):
+            self.calls.add_(1)
+            return v.mean((2, 3)) + self.table[0]
+
+    model = Holds()
+    with torch.no_grad():
+        lm.lie_derivative(model, x(), "rotation")
+    assert model.calls == 0
+
+
+# From call to call of one measurement ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["buffer", "buffer by data", "buffer anew", "tensor in a dictionary", "number"])
+@pytest.mark.filterwarnings("ignore:The model changed its buffers")
+def test_every_call_begins_with_the_same_state(kind):
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("last", torch.zeros(()))
+            self.held, self.calls = {"last": torch.zeros(())}, 0
+
+        def forward(self, v):
+            found = v.mean((2, 3)) + self.last + self.held["last"] + self.calls
+            if kind == "buffer":
+                self.last.add_(1)
+            elif kind == "buffer by data":
+                self.last.data.add_(1)
+            elif kind == "buffer anew":
+                self.last = self.last + 1
+            elif kind == "tensor in a dictionary":
+                self.held["last"] = self.held["last"] + 1
+            else:
+                self.calls += 1
+            return found
+
+    model = Remembers()
+    with isolated(model), torch.no_grad():
+        function = function_of(model, "logits")
+        for _ in range(3):
+            assert torch.equal(function(x()), x().mean((2, 3)))
+    assert model.last == model.held["last"] == model.calls == 0
+
+
+def test_what_eval_writes_into_a_buffer_is_no_change():
+    class Marks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mode", torch.ones(()))
+
+        def train(self, mode=True):
+            self.mode.fill_(mode)
+            return super().train(mode)
+
+        def forward(self, v):
+            return v.mean((2, 3)) * (1 + self.mode)
+
+    model = Marks()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = lm.lie_derivative(model, x(), "rotation")["rotation"]
+    torch.testing.assert_close(found, lm.lie_derivative(lambda v: v.mean((2, 3)), x(), "rotation")["rotation"])
+    assert model.mode == 1
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_sparse_buffers(changes):
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("links", torch.eye(3).to_sparse())
+
+        def forward(self, v):
+            if changes:
+                self.links.mul_(2)
+            return v.mean((2, 3))
+
+    model = Holds()
+    with warnings.catch_warnings(record=True) as told, torch.no_grad():
+        warnings.simplefilter("always")
+        lm.lie_derivative(model, x(), "rotation")
+    assert ["changed its buffers ['links']" in str(entry.message) for entry in told] == [True] * changes
+    assert torch.equal(model.links.to_dense(), torch.eye(3))
