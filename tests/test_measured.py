@@ -137,6 +137,17 @@ def test_scripted_models_and_bound_methods_are_raised_too():
     assert function_of(recurrent, "logits")(torch.rand(2, 3, 8)).dtype == torch.float32
 
 
+def test_functions_that_do_not_say_what_they_take():
+    """As those of torch itself do not."""
+    torch.testing.assert_close(F.lee(torch.sin, images(), "scale"), F.lee(lambda x: x.sin(), images(), "scale"))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_images_that_are_no_real_numbers_are_refused(dtype):
+    with pytest.raises(TypeError, match=f"`inputs` must have a floating-point dtype, got {dtype}. Convert and scale"):
+        F.lee(torch.sin, torch.ones(2, 3, 8, 8, dtype=dtype), "scale")
+
+
 class Returned:
     def __init__(self, **parts):
         vars(self).update(parts)
@@ -219,6 +230,7 @@ def test_what_may_be_coordinates_is_announced_once_for_each_model(width):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         F.lee(lambda v: v.flatten(1)[:, : width + 1], images(), "scale")
+        F.lee(lambda v: v.flatten(1)[:, width], images(), "scale")
 
 
 @pytest.mark.parametrize(

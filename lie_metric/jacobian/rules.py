@@ -98,9 +98,9 @@ def _along(*places: int) -> Callable[[Any, tuple, dict], Any]:
     """A linear operation along axes, whose numbers are the arguments at these places."""
 
     def rule(func: Any, args: tuple, kwargs: dict) -> Any:
-        if not _only_first(args, kwargs) or kwargs.get("dtype") is not None or not args[0].ndim:
+        if not args[0].ndim:
             return NotImplemented
-        if len(args) <= places[-1]:
+        if len(args) <= places[-1]:  # an axis that is left out cannot be counted on
             return _linear_in_first(func, args, kwargs)
         dual, moved = args[0], list(args)
         for place in places:
@@ -116,20 +116,9 @@ def _along(*places: int) -> Callable[[Any, tuple, dict], Any]:
     return rule
 
 
-def _along_first(func: Any, args: tuple, kwargs: dict) -> Any:
-    """As :func:`_along`, where the number of the axis may be left out and is then 0."""
-    given = args if len(args) > _AXIS_LAST.get(func._overloadpacket.__name__, 1) else None
-    if given is None:
-        return _linear_in_first(func, args, kwargs)
-    return _along(_AXIS_LAST.get(func._overloadpacket.__name__, 1))(func, args, kwargs)
-
-
-_AXIS_LAST = {"split": 2, "split_with_sizes": 2, "unsafe_split": 2, "unsafe_split_with_sizes": 2}
-
-
 def _apart(func: Any, args: tuple, kwargs: dict) -> Any:
     """Pieces that may be changed in place one by one, although they come from one tensor."""
-    found = _along_first(func, args, kwargs)
+    found = _along(2)(func, args, kwargs)
     if found is NotImplemented:
         return found
     return type(found)(wrap(part.value.clone(), part.tangents.clone()) for part in found)
@@ -362,10 +351,13 @@ def _pointwise(func: Any, args: tuple, kwargs: dict) -> Any:
         result = func(value, *rest, **kwargs)
         return wrap(result, _times(dual, result, slope(value, result, *rest, **kwargs)))
     with above():
-        pair: Any = torch.func.jvp(
-            lambda v: func(v, *rest, **kwargs), (value.contiguous(),), (torch.ones_like(value).contiguous(),)
+        result, derivative = cast(
+            tuple[Tensor, Tensor],
+            torch.func.jvp(
+                lambda v: func(v, *rest, **kwargs), (value.contiguous(),), (torch.ones_like(value).contiguous(),)
+            ),
         )
-    return wrap(pair[0], _times(dual, pair[0], pair[1]))
+    return wrap(result, _times(dual, result, derivative))
 
 
 def _times(dual: Dual, value: Tensor, factor: Tensor | float) -> Tangents:
@@ -509,7 +501,7 @@ def _matmul_with_addition(func: Any, args: tuple, kwargs: dict) -> Any:
 def _convolution(func: Any, args: tuple, kwargs: dict) -> Any:
     """The tangents are a larger batch, without the bias."""
     dual, weight, bias, *rest = args
-    if not isinstance(dual, Dual) or isinstance(weight, Dual) or isinstance(bias, Dual):
+    if isinstance(weight, Dual) or isinstance(bias, Dual):
         return NotImplemented
     value = func(dual.value, weight, bias, *rest)
     tangents = func(dual.tangents.flatten(0, 1), weight, None, *rest)
@@ -628,7 +620,8 @@ RULES.update({
     **dict.fromkeys(_LINEAR, _linear_in_first),
     **{name: _folded(axes) for axes, names in _FOLDED.items() for name in names},
     **dict.fromkeys((*_SLOPES, *_POINTWISE), _pointwise),
-    **dict.fromkeys(("slice", "select", "unbind", "split", "split_with_sizes"), _along_first),
+    **dict.fromkeys(("slice", "select", "unbind"), _along(1)),
+    **dict.fromkeys(("split", "split_with_sizes"), _along(2)),
     **dict.fromkeys(("unsafe_split", "unsafe_split_with_sizes"), _apart),
     **dict.fromkeys(("mean", "sum"), _reduction),
     **dict.fromkeys(("_fft_r2c", "_fft_c2c", "_fft_c2r"), _along(1)),

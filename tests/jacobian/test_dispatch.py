@@ -62,6 +62,7 @@ REFUSED = {
     "an axis more in place": (lambda v: (v * 2).unsqueeze_(0), "changes the shape of a tensor in place"),
     "into another": (lambda v: torch.add(v, v, out=v * 1), "add writes into a tensor"),
     "wider numbers in place": (lambda v: v.float().add_(v), "not followed"),
+    "a larger tensor in place": (lambda v: (v[0] * 2).add_(v), "not followed"),
     "bits": (lambda v: (v * 2).view(torch.int64).double(), "bits"),
     "random numbers of its own": (lambda v: torch.bernoulli(v.sigmoid()) * v, "draws random numbers"),
     "normal numbers around it": (lambda v: torch.normal(v, 1.0), "draws random numbers"),
@@ -156,6 +157,16 @@ def test_what_is_created_can_be_written_into(name):
     whole = push(lambda v: torch.ones(3).add_(1), created=True)
     assert whole[1].shape == (5, 3)
     assert not whole[1].any()
+
+
+def test_integers_that_are_created_are_used_as_always():
+    def function(v):
+        made = torch.zeros(2, 3, 4, dtype=v.dtype)
+        for row in torch.arange(2).tolist():
+            made[row] = v[row] * (row + 1)
+        return made
+
+    holds(function, torch.tensor([1.0, 2.0]).double().reshape(2, 1, 1), created=True)
 
 
 def test_a_constant_has_no_derivative():

@@ -139,6 +139,23 @@ def test_options_of_a_penalty_are_not_kept_alive():
     assert _found_right(model) == {}
 
 
+def test_options_that_cannot_be_told_apart_are_checked_each_time():
+    class Scaled:
+        __slots__ = ("by",)
+
+        def __init__(self, by):
+            self.by = by
+
+        def __call__(self, y):
+            return y * self.by(y)
+
+    model, images = nn.Sequential(*NET), torch.rand(2, 3, 8, 8)
+    right, wrong = Scaled(lambda y: y), Scaled(lambda y: y.detach())
+    lm.lie_derivative(model, images, "rotation", output_representation=Invariant(), output=right)
+    with pytest.raises(RuntimeError, match="agrees"):
+        lm.lie_derivative(model, images, "rotation", output_representation=Invariant(), output=wrong)
+
+
 def test_what_was_right_in_the_first_step_is_used_in_the_second(monkeypatch):
     told = methods.METHODS["forward vmap"]
 
