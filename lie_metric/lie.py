@@ -191,6 +191,7 @@ def linearise(
         # In training a penalty is taken at every step: there a model is checked once.
         setting = (_kept(output), _kept(function), method, configuration(model) if torch.is_grad_enabled() else 0)
         known = _found_right(model).get(setting) if torch.is_grad_enabled() else None
+        verified = verify and known is None
         primal, products, by, check = push(
             measured,
             inputs,
@@ -198,11 +199,11 @@ def linearise(
             known or method,
             chunk_size,
             precise=_precise(model, output, function),
-            verified=verify and known is None,
+            verified=verified,
         )
         if torch.is_grad_enabled() and verify:
             _found_right(model)[setting] = by
-        if verify and known is None:
+        if verified:
             tell_of_rest(model, pushed, products, by)
         output_representation = carried(primal, inputs, model, output_representation, input_representation)
         along_basis = products[: len(basis)] - output_representation.tangents(primal, basis, resampling)

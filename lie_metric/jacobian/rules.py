@@ -71,11 +71,6 @@ def _copy(func: Any, args: tuple, kwargs: dict) -> Any:
     return wrap(value, dual.tangents.to(value.device, value.dtype), (dual,)) if carries(value) else value
 
 
-def _elementwise_linear(func: Any, args: tuple, kwargs: dict) -> Any:
-    dual = args[0]
-    return wrap(func(dual.value, *args[1:], **kwargs), func(dual.tangents, *args[1:], **kwargs), (dual,))
-
-
 def _flipped(func: Any, args: tuple, kwargs: dict) -> Any:
     """A conjugate or negative view, which torch marks by a bit of the tensor: here a copy."""
     dual = args[0]
@@ -251,10 +246,8 @@ def _index_fill(func: Any, args: tuple, kwargs: dict) -> Any:
     dual, axis, index, filling = args
     if not isinstance(filling, Dual):
         return NotImplemented
-    shape = [1] * max(plain(dual).ndim, 1)
-    chosen = torch.zeros(plain(dual).shape[axis] if plain(dual).ndim else 1, dtype=torch.bool, device=index.device)
-    shape[axis] = -1
-    return torch.where(chosen.index_fill(0, index, True).view(shape), filling.to(dual.dtype), dual)
+    chosen = torch.zeros_like(plain(dual), dtype=torch.bool).index_fill(axis, index, True)
+    return torch.where(chosen, filling.to(dual.dtype), dual)
 
 
 def _constant(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -286,7 +279,6 @@ def _pooled(func: Any, args: tuple, kwargs: dict) -> Any:
 
 _SAME_ORDER = ("view", "_unsafe_view", "unsqueeze", "squeeze", "reshape", "flatten")
 _COPY = ("clone", "detach", "alias", "lift_fresh", "_to_copy", "contiguous", "lift", "detach_copy", "alias_copy")
-_ELEMENTWISE_LINEAR = ("conj_physical", "resolve_conj", "resolve_neg", "positive")
 _LINEAR = (
     "index", "index_select", "gather", "rot90", "repeat", "tril", "triu", "take", "trace", "diag_embed", "unfold",
     "masked_select", "cumsum", "roll", "flip", "take_along_dim", "_reshape_alias",
@@ -563,7 +555,7 @@ def _attention(func: Any, args: tuple, kwargs: dict) -> Any:
     r"""Scaled dot-product attention by its formula, with dP = J_softmax · scale · (dQ Kᵀ + Q dKᵀ)."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = dict(zip(names, args, strict=False)) | kwargs
-    q, k, v = (given[name] for name in names[:3])
+    q, k, v = given["query"], given["key"], given["value"]
     mask = given.get("attn_mask")
     if (
         not all(type(entry) is Dual for entry in (q, k, v))
@@ -571,7 +563,7 @@ def _attention(func: Any, args: tuple, kwargs: dict) -> Any:
         or given.get("is_causal")
         or given.get("dropout_p")
         or given.get("enable_gqa")
-        or not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
+        or len({entry.shape[:-2] for entry in (q, k, v)}) > 1
         or q.ndim != 4
         or torch.is_grad_enabled()
     ):
@@ -589,14 +581,14 @@ def _attention(func: Any, args: tuple, kwargs: dict) -> Any:
     weights = scores.softmax(-1) if mask is None else aten._safe_softmax(scores, -1)
     # One tangent at a time, in memory used again: the scores of all of them would be the largest tensor of the model.
     change, pulled = scores, torch.empty_like(weights)
-    moved = values.new_empty((_count(q), *heads, q.shape[-2], v.shape[-1]))
-    for dq, dk, dv, result in zip(q.tangents, k.tangents, v.tangents, moved.flatten(1, 2), strict=True):
+    moved = values.new_empty((_count(q), len(values), queries.shape[1], values.shape[2]))
+    for dq, dk, dv, result in zip(q.tangents, k.tangents, v.tangents, moved, strict=True):
         torch.bmm((dq * scale).flatten(0, 1), keys.mT, out=change)
         change.baddbmm_(queries, dk.flatten(0, 1).contiguous().mT)
         aten._softmax_backward_data.out(change, weights, -1, weights.dtype, grad_input=pulled)
         torch.bmm(pulled, values, out=result)
         result.baddbmm_(weights, dv.flatten(0, 1).contiguous())
-    return wrap(torch.bmm(weights, values).unflatten(0, heads), moved)
+    return wrap(torch.bmm(weights, values).unflatten(0, heads), moved.unflatten(1, heads))
 
 
 def _dropout(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -605,7 +597,9 @@ def _dropout(func: Any, args: tuple, kwargs: dict) -> Any:
     if training is False or not probability:
         return _copy(aten.clone.default, (dual,), {}), torch.ones_like(dual.value, dtype=torch.bool)
     value, mask = func(dual.value, probability, training)
-    factor = mask.to(value.dtype) * (0.0 if probability == 1 else 1 / (1 - probability))
+    factor = mask.to(value.dtype)
+    if probability < 1:
+        factor = factor / (1 - probability)
     return wrap(value, _times(dual, value, factor)), mask
 
 
@@ -616,7 +610,6 @@ FUSED.update({F.scaled_dot_product_attention: _attention, F.linear: _linear, F.l
 RULES.update({
     **dict.fromkeys(_SAME_ORDER, _same_order),
     **dict.fromkeys(_COPY, _copy),
-    **dict.fromkeys(_ELEMENTWISE_LINEAR, _elementwise_linear),
     **dict.fromkeys(_LINEAR, _linear_in_first),
     **{name: _folded(axes) for axes, names in _FOLDED.items() for name in names},
     **dict.fromkeys((*_SLOPES, *_POINTWISE), _pointwise),

@@ -127,7 +127,7 @@ class State:
             for name, _ in module._buffers.items()
         ]
         self._buffers: dict[int, _Kept] = {}
-        self._standing: list[tuple[Tensor | None, int]] = []
+        self._standing: list[tuple[str, nn.Module, str, Tensor | None, int]] = []
         self._tensors: dict[int, _Kept] = {}
         self._gradients: list[tuple[str, Tensor, bool, Tensor | None, int]] = []
         self._memories: dict[int, list[_Kept]] | None = None
@@ -224,8 +224,10 @@ class State:
         self._between = _Between(self._modules, same)
 
     def _stand(self) -> None:
-        standing = [_buffer(module, name) for _, module, name in self._places]
-        self._standing = [(buffer, 0 if buffer is None else _version(buffer)) for buffer in standing]
+        self._standing = []
+        for path, module, name in self._places:
+            buffer = _buffer(module, name)
+            self._standing.append((path, module, name, buffer, 0 if buffer is None else _version(buffer)))
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -272,9 +274,9 @@ class State:
         """
         moved = _different([kept for kept in self._buffers.values() if kept.value is not None])
         changed = [
-            place[0]
-            for place, standing in zip(self._places, self._standing, strict=True)
-            if _changed(*place[1:], *standing, moved)
+            path
+            for path, module, name, buffer, version in self._standing
+            if _changed(module, name, buffer, version, moved)
         ]
         lost = [
             kept.path for kept in self._tensors.values() if kept.value is None and _version(kept.tensor) != kept.version
@@ -365,7 +367,7 @@ class _Between:
             if _holds(attributes, saved):
                 continue
             own = {key: value for key, value in zip(*saved, strict=True) if key not in OWN}
-            for key in [key for key in attributes if key not in OWN and key not in own]:
+            for key in attributes.keys() - own.keys() - OWN:
                 del attributes[key]
             attributes.update(own)
         for place, name, buffer in self._buffers:

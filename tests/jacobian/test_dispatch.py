@@ -183,6 +183,39 @@ def test_an_unused_side_result_is_no_reason_to_refuse():
     torch.testing.assert_close(products, wanted)
 
 
+INFERRED = {
+    "another shape": lambda v: v.mT.reshape(-1).view(2, 12).flatten(),
+    "close together": lambda v: v.mT.contiguous().sin(),
+    "square": lambda v: v.square(),
+    "by places": lambda v: v.take_along_dim(torch.zeros(2, 3, 1, dtype=torch.long), -1),
+    "linear": lambda v: F.linear(v, X[0]),
+    "conjugate": lambda v: (v * (1 + 2j)).conj().resolve_conj().imag.resolve_neg(),
+}
+
+
+@pytest.mark.parametrize("name", INFERRED)
+def test_functions_that_enter_inference_mode(name):
+    """There operations arrive as a whole that are otherwise taken apart before."""
+
+    def function(v):
+        with torch.inference_mode():
+            return INFERRED[name](v)
+
+    _, products = push(function)
+    torch.testing.assert_close(products, torch.stack([torch.func.jvp(INFERRED[name], (X,), (t,))[1] for t in T]))
+
+
+def test_changes_in_inference_mode_are_seen_by_other_names():
+    def function(v):
+        with torch.inference_mode():
+            z = v * 2
+            same = torch.positive(z)
+            z.add_(v)
+            return same
+
+    holds(function, 3.0)
+
+
 def test_copies_of_python_move_and_are_others():
     def function(v):
         memo = {}
@@ -331,6 +364,7 @@ def test_views_of_views_of_every_layout_see_a_change():
             z[..., 1],
             z.unsqueeze(0),
             z.expand(2, 2, 3, 4),
+            z.as_strided((1, 3), (0, 1)),
             z[:0],
         ]
         z[1, 1:].mul_(v[0, 1:])

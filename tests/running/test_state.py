@@ -596,23 +596,27 @@ def test_what_nothing_writes_to_is_not_copied():
 # From call to call of one measurement ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["buffer", "buffer by data", "buffer anew", "tensor in a dictionary", "number"])
+@pytest.mark.parametrize(
+    "kind", ["buffer", "buffer by data", "buffer anew", "buffer of another size", "tensor in a dictionary", "number"]
+)
 @pytest.mark.filterwarnings("ignore:The model changed its buffers")
 def test_every_call_begins_with_the_same_state(kind):
     class Remembers(nn.Module):
         def __init__(self):
             super().__init__()
-            self.register_buffer("last", torch.zeros(()))
+            self.register_buffer("last", torch.ones(2))
             self.held, self.calls = {"last": torch.zeros(())}, 0
 
         def forward(self, v):
-            found = v.mean((2, 3)) + self.last + self.held["last"] + self.calls
+            found = v.mean((2, 3)) + self.last.sum() + self.held["last"] + self.calls
             if kind == "buffer":
                 self.last.add_(1)
             elif kind == "buffer by data":
                 self.last.data.add_(1)
             elif kind == "buffer anew":
                 self.last = self.last + 1
+            elif kind == "buffer of another size":
+                self.last.resize_(1)
             elif kind == "tensor in a dictionary":
                 self.held["last"] = self.held["last"] + 1
             else:
@@ -623,8 +627,9 @@ def test_every_call_begins_with_the_same_state(kind):
     with isolated(model), torch.no_grad():
         function = function_of(model, "logits")
         for _ in range(3):
-            assert torch.equal(function(x()), x().mean((2, 3)))
-    assert model.last == model.held["last"] == model.calls == 0
+            assert torch.equal(function(x()), x().mean((2, 3)) + 2)
+    assert model.last.tolist() == [1, 1]
+    assert model.held["last"] == model.calls == 0
 
 
 def test_what_eval_writes_into_a_buffer_is_no_change():
