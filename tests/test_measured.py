@@ -1,6 +1,8 @@
 """What is measured: functions of models, selected outputs, how they are said to transform, and what is refused."""
 
+import dataclasses
 import functools
+import re
 import warnings
 
 import pytest
@@ -148,9 +150,33 @@ def test_images_that_are_no_real_numbers_are_refused(dtype):
         F.lee(torch.sin, torch.ones(2, 3, 8, 8, dtype=dtype), "scale")
 
 
+def test_a_number_is_no_batch_of_images():
+    with pytest.raises(ValueError, match=r"`inputs` must be .*got shape \(\)"):
+        lm.lie_derivative(torch.sin, torch.ones(()), "scale")
+
+
+@pytest.mark.parametrize(
+    ("model", "call"),
+    [
+        (lambda x, t: x, "model(images, t=...)"),
+        (lambda x, t, *rest, steps=3, **further: x, "model(images, t=...)"),
+        (lambda x, *, t, scale: x, "model(images, t=..., scale=...)"),
+    ],
+)
+def test_arguments_that_are_missing_are_named(model, call):
+    with pytest.raises(TypeError, match=re.escape(f"e.g. `function=lambda model, images: {call}`")):
+        F.lee(model, images(), "scale")
+
+
 class Returned:
     def __init__(self, **parts):
         vars(self).update(parts)
+
+
+@dataclasses.dataclass(slots=True)
+class Found:
+    count: int
+    scores: torch.Tensor
 
 
 @pytest.mark.parametrize(
@@ -162,6 +188,7 @@ class Returned:
         ),
         ({"n": 3, "scores": torch.ones(2)}, r"keys \['n', 'scores'\].*returned\['scores'\]"),
         (Returned(pooled=torch.ones(2)), r"Returned with attributes \['pooled'\].*returned\.pooled"),
+        (Found(3, torch.ones(2)), r"Found with attributes \['count', 'scores'\].*returned\.scores"),
         ((3, torch.ones(2)), r"a tuple of length 2.*returned\[1\]"),
         ({}, r"got dict\. Pass a callable that returns one"),
         (None, "got NoneType. Pass a callable that returns one"),
@@ -313,6 +340,19 @@ def test_an_output_at_rest_is_told_once_for_each_model(kind):
         with torch.no_grad():
             assert rests(kind, measure) == 1
     assert rests(kind, lambda *each: lm.equivariance_penalty(*each, normalise="none")) == 1
+
+
+def test_a_model_that_cannot_be_remembered_is_told_each_time():
+    class Rests:
+        __slots__ = ()
+
+        def __call__(self, x):
+            return untrained(x)
+
+    model, x = Rests(), torch.rand(2, 3, 8, 8)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="Rests does not move: its derivative is exactly zero"):
+            lm.lie_derivative(model, x)
 
 
 def test_symmetry_and_images_at_rest_are_not_told():

@@ -1,5 +1,7 @@
 """Every option of a measurement at a wrong kind and a wrong value, and what each of them changes."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -190,3 +192,12 @@ def test_what_is_checked_and_when():
         assert status(trained) == status(trained) == "agrees"
         assert status(trained, verify=False) == "not made"
     assert status(Scaled(), verify=False) == "not made"
+
+
+def test_what_is_not_checked_is_not_said_to_rest():
+    still = lambda x: torch.zeros_like(x).sum((2, 3))  # noqa: E731
+    for verify in (False, True):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            linearise(still, X, lm.generators("scale"), verify=verify)
+        assert ["does not move" in str(entry.message) for entry in told] == [True] * verify

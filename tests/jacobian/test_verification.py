@@ -115,7 +115,9 @@ def test_a_penalty_is_checked_for_each_output_and_keeps_its_method():
 
     first, second = passes(), passes()
     assert second < first
-    detached = lambda y: y * y.detach()  # noqa: E731
+    doubled, detached = lambda y: 2 * y, lambda y: y * y.detach()
+    assert passes(output=doubled) == first
+    assert passes(output=doubled) == passes() == second
     with pytest.raises(RuntimeError, match="agrees"):
         passes(output=detached)
     with pytest.raises(RuntimeError, match="agrees"):
