@@ -163,7 +163,7 @@ class State:
     def _keep_tensor(self, path: str, value: Tensor, holder: Any, name: str | int) -> None:
         if value.is_inference() and not isinstance(holder, tuple):
             self._inference.append((holder, name))
-        if _is_ordinary(value) and not self._sharded and id(value) not in self._tensors:
+        if not self._sharded and id(value) not in self._tensors:
             recorded = value.grad_fn is not None
             self._tensors[id(value)] = _Kept(path, value, value.detach(), _version(value), recorded=recorded)
 
