@@ -154,7 +154,7 @@ def _reduction(func: Any, args: tuple, kwargs: dict) -> Any:
 def _as_strided(func: Any, args: tuple, kwargs: dict) -> Any:
     """A view by strides; tangents, which need not lie as the values do, are taken from the elements that it shows."""
     dual = args[0]
-    value = func(dual.value, *args[1:], **kwargs)
+    value = func(dual.value, *args[1:])
     own, shown = _places(dual.value), _places(value)
     elements = torch.full((1 + max(int(places.max()) if places.numel() else 0 for places in (own, shown)),), -1)
     elements[own] = torch.arange(own.numel())
