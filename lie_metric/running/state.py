@@ -112,7 +112,7 @@ class State:
         self._slots: list[tuple[Any, str, Any]] = []
         self._arrays: list[tuple[Any, Any]] = []
         self._classes = [
-            (cls, {name: value for name, value in vars(cls).items() if type(value) in _ATOMS and name[:2] != "__"})
+            (cls, {name: value for name, value in vars(cls).items() if type(value) in _ATOMS})
             for cls in classes
             if cls.__module__.partition(".")[0] in self._packages
         ]
@@ -163,9 +163,9 @@ class State:
     def _keep_tensor(self, path: str, value: Tensor, holder: Any, name: str | int) -> None:
         if value.is_inference() and not isinstance(holder, tuple):
             self._inference.append((holder, name))
-        if not self._sharded and id(value) not in self._tensors:
-            recorded = value.grad_fn is not None
-            self._tensors[id(value)] = _Kept(path, value, value.detach(), _version(value), recorded=recorded)
+        if not self._sharded:
+            kept = _Kept(path, value, value.detach(), _version(value), recorded=value.grad_fn is not None)
+            self._tensors.setdefault(id(value), kept)
 
     def _keep_entries(self, prefix: str, container: Any, depth: int) -> None:
         """Keeps what a container holds: references, and what stands behind those that can change."""

@@ -600,12 +600,16 @@ def test_what_nothing_writes_to_is_not_copied():
     "kind", ["buffer", "buffer by data", "buffer anew", "buffer of another size", "tensor in a dictionary", "number"]
 )
 @pytest.mark.filterwarnings("ignore:The model changed its buffers")
-def test_every_call_begins_with_the_same_state(kind):
+def test_every_call_begins_with_the_state_that_eval_left(kind):
     class Remembers(nn.Module):
         def __init__(self):
             super().__init__()
             self.register_buffer("last", torch.ones(2))
             self.held, self.calls = {"last": torch.zeros(())}, 0
+
+        def train(self, mode=True):
+            self.last.fill_(1 if mode else 2)
+            return super().train(mode)
 
         def forward(self, v):
             found = v.mean((2, 3)) + self.last.sum() + self.held["last"] + self.calls
@@ -627,7 +631,7 @@ def test_every_call_begins_with_the_same_state(kind):
     with isolated(model), torch.no_grad():
         function = function_of(model, "logits")
         for _ in range(3):
-            assert torch.equal(function(x()), x().mean((2, 3)) + 2)
+            assert torch.equal(function(x()), x().mean((2, 3)) + 4)
     assert model.last.tolist() == [1, 1]
     assert model.held["last"] == model.calls == 0
 
@@ -651,6 +655,25 @@ def test_what_eval_writes_into_a_buffer_is_no_change():
         found = lm.lie_derivative(model, x(), "rotation")["rotation"]
     torch.testing.assert_close(found, lm.lie_derivative(lambda v: v.mean((2, 3)), x(), "rotation")["rotation"])
     assert model.mode == 1
+
+
+def test_buffers_that_keep_their_values_are_not_told():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.still, self.anew = (nn.Buffer(torch.tensor([1.0, torch.nan])) for _ in range(3))
+
+        def forward(self, v):
+            self.calls[0] = torch.nan
+            self.anew = self.anew.clone()
+            return v.mean((2, 3))
+
+    model = Holds()
+    anew = model.anew
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"changed its buffers \['calls'\]"):
+        lm.lie_derivative(model, x(), "rotation")
+    assert model.anew is anew
+    assert model.calls[0] == 1
 
 
 @pytest.mark.parametrize("buffer", [False, True])
