@@ -14,7 +14,7 @@ import lie_metric as lm
 from lie_metric import functional as F
 from lie_metric import representations as R
 from lie_metric import testing
-from lie_metric.measured import described, function_of, select_output
+from lie_metric.measured import described, evaluated, function_of, select_output
 
 
 class Conditioned(nn.Module):
@@ -110,6 +110,7 @@ def test_half_precision_and_constant_weights_whatever_is_called(function, frozen
     wanted = function_of(Conditioned().to(torch.bfloat16).double(), "logits", function)(x.double())
     torch.testing.assert_close(raised, wanted, rtol=1e-12, atol=0)
     if not frozen:
+        assert function_of(model, "logits", function)(x).requires_grad
         f.sum().backward()
         assert model.stem.weight.grad.dtype == torch.bfloat16
 
@@ -148,6 +149,14 @@ def test_functions_that_do_not_say_what_they_take():
 def test_images_that_are_no_real_numbers_are_refused(dtype):
     with pytest.raises(TypeError, match=f"`inputs` must have a floating-point dtype, got {dtype}. Convert and scale"):
         F.lee(torch.sin, torch.ones(2, 3, 8, 8, dtype=dtype), "scale")
+
+
+@pytest.mark.parametrize("entry", [torch.nan, torch.inf, -torch.inf])
+def test_images_that_are_not_finite_are_refused(entry):
+    x = images()
+    x[1, 2, 3, 4] = entry
+    with pytest.raises(ValueError, match="`inputs` must be finite"):
+        F.lee(torch.sin, x, "scale")
 
 
 def test_a_number_is_no_batch_of_images():
@@ -233,6 +242,8 @@ def test_the_output_of_channels_last_inputs_is_compared_with_their_size():
     found = lm.LocalEquivarianceError("scale", input_representation=R.ChannelsLast())
     found.update(lambda v: v.movedim(-1, 1), wide)
     assert found.described == "(B, 3, 8, 12): image, in the proportions of the input"
+    _, representation = evaluated(None, lambda v: v.movedim(-1, 1), wide, None, R.ChannelsLast())
+    assert isinstance(representation, R.Image)
 
 
 @pytest.mark.parametrize("width", [2, 4, 6, 8])

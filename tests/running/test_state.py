@@ -597,7 +597,11 @@ def test_what_nothing_writes_to_is_not_copied():
 
 
 @pytest.mark.parametrize(
-    "kind", ["buffer", "buffer by data", "buffer anew", "buffer of another size", "tensor in a dictionary", "number"]
+    "kind",
+    [
+        *("buffer", "buffer by data", "buffer anew", "buffer of another size", "buffer in other memory"),
+        *("tensor in a dictionary", "number"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:The model changed its buffers")
 def test_every_call_begins_with_the_state_that_eval_left(kind):
@@ -621,6 +625,8 @@ def test_every_call_begins_with_the_state_that_eval_left(kind):
                 self.last = self.last + 1
             elif kind == "buffer of another size":
                 self.last.resize_(1)
+            elif kind == "buffer in other memory":
+                self.last.data = self.last + 1
             elif kind == "tensor in a dictionary":
                 self.held["last"] = self.held["last"] + 1
             else:
@@ -674,6 +680,41 @@ def test_buffers_that_keep_their_values_are_not_told():
         lm.lie_derivative(model, x(), "rotation")
     assert model.anew is anew
     assert model.calls[0] == 1
+
+
+@pytest.mark.parametrize("other", [torch.zeros(()), torch.zeros(3, dtype=torch.float64)], ids=["shape", "type"])
+def test_a_buffer_of_the_same_numbers_may_be_another(other):
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Buffer(torch.zeros(3))
+
+        def forward(self, v):
+            self.last = other.clone()
+            return v
+
+    model = Holds()
+    with pytest.warns(UserWarning, match=r"changed its buffers \['last'\]"), isolated(model):
+        model(x())
+    assert model.last.dtype == torch.float32
+    assert model.last.shape == (3,)
+
+
+def test_a_buffer_that_a_transform_leaves_behind_is_told():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Buffer(torch.zeros(3))
+
+        def forward(self, v):
+            self.last = v.mean((-2, -1))
+            return self.last
+
+    model = Holds()
+    last = model.last
+    with pytest.warns(UserWarning, match=r"changed its buffers \['last'\]"), isolated(model):
+        torch.vmap(model)(x())
+    assert model.last is last
 
 
 @pytest.mark.parametrize("buffer", [False, True])
