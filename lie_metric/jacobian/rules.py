@@ -56,7 +56,7 @@ def _count(dual: Dual) -> int:
 def _same_order(func: Any, args: tuple, kwargs: dict) -> Any:
     """Another shape for the same elements in the same order."""
     dual = args[0]
-    value = func(dual.value, *args[1:], **kwargs)
+    value = func(dual.value, *args[1:])
     if value.dtype != dual.dtype:
         raise Unsupported("the bits of numbers are read as those of another type")
     return wrap(value, dual.tangents.reshape(_count(dual), *value.shape), (dual,))
@@ -106,7 +106,7 @@ def _along(*places: int) -> Callable[[Any, tuple, dict], Any]:
                 moved[place] = [_behind(a) for a in axis]
             else:
                 return NotImplemented
-        return wrap_all(func(dual.value, *args[1:], **kwargs), func(dual.tangents, *moved[1:], **kwargs), (dual,))
+        return wrap_all(func(dual.value, *args[1:]), func(dual.tangents, *moved[1:]), (dual,))
 
     return rule
 
@@ -192,8 +192,8 @@ def _folded(axes: int) -> Callable[[Any, tuple, dict], Any]:
         dual = args[0]
         if dual.ndim != axes or not _only_first(args, kwargs):
             return _linear_in_first(func, args, kwargs)
-        value = func(dual.value, *args[1:], **kwargs)
-        tangents = func(dual.tangents.flatten(0, 1), *args[1:], **kwargs)
+        value = func(dual.value, *args[1:])
+        tangents = func(dual.tangents.flatten(0, 1), *args[1:])
         return wrap(value, tangents.unflatten(0, (_count(dual), len(dual))))
 
     return rule
@@ -202,14 +202,12 @@ def _folded(axes: int) -> Callable[[Any, tuple, dict], Any]:
 def _padding(func: Any, args: tuple, kwargs: dict) -> Any:
     """Padding by a constant, which does not move."""
     dual, widths = args[:2]
-    if not isinstance(dual, Dual) or kwargs or (any(map(_holds_dual, args)) and not _only_first(args, kwargs)):
-        return NotImplemented
     return wrap(func(dual.value, *args[1:]), func(dual.tangents, widths, 0), (dual,))
 
 
 def _cat(func: Any, args: tuple, kwargs: dict) -> Any:
     parts, axis = args[0], args[1] if len(args) > 1 else 0
-    value = func([plain(part) for part in parts], axis, **kwargs)
+    value = func([plain(part) for part in parts], axis)
     count = next(_count(part) for part in parts if isinstance(part, Dual))
     tangents = [
         part.tangents if isinstance(part, Dual) else part.new_zeros((1, *part.shape)).expand(count, *part.shape)
@@ -217,7 +215,7 @@ def _cat(func: Any, args: tuple, kwargs: dict) -> Any:
     ]
     if func._overloadpacket.__name__ == "cat":  # empty ones of any shape are passed over
         tangents = [moved for part, moved in zip(parts, tangents, strict=True) if tuple(part.shape) != (0,)]
-    joined = func(tangents, _behind(axis), **kwargs) if tangents else value.new_zeros((count, *value.shape))
+    joined = func(tangents, _behind(axis)) if tangents else value.new_zeros((count, *value.shape))
     return wrap(value, joined.to(value.dtype))
 
 
@@ -254,13 +252,13 @@ def _constant(func: Any, args: tuple, kwargs: dict) -> Any:
     """A tensor filled anew."""
     if not _only_first(args, kwargs):
         return NotImplemented
-    return func(plain(args[0]), *args[1:], **kwargs)
+    return func(plain(args[0]), *args[1:])
 
 
 def _written_over(func: Any, args: tuple, kwargs: dict) -> Any:
     """What :meth:`copy_` leaves of its target."""
     target, source = args[:2]
-    value = func(plain(target), plain(source), *args[2:], **kwargs)
+    value = func(plain(target), plain(source), *args[2:])
     if not isinstance(source, Dual):
         return value
     tangents = _aligned(source, value.ndim).to(value.dtype)
@@ -270,7 +268,7 @@ def _written_over(func: Any, args: tuple, kwargs: dict) -> Any:
 def _pooled(func: Any, args: tuple, kwargs: dict) -> Any:
     """Maxima with their places: tangents are taken from there."""
     dual = args[0]
-    value, places = func(dual.value, *args[1:], **kwargs)
+    value, places = func(dual.value, *args[1:])
     axes = 2 if "2d" in func._overloadpacket.__name__ else 3
     flat = places.flatten(-axes)
     moved = dual.tangents.flatten(-axes).gather(-1, flat.expand(_count(dual), *flat.shape))
@@ -536,7 +534,7 @@ def _layer_norm(func: Any, args: tuple, kwargs: dict) -> Any:
 def _softmax(func: Any, args: tuple, kwargs: dict) -> Any:
     """The Jacobian of softmax, diag(p) - ppᵀ, is symmetric: its backward kernel applies it, in one pass."""
     dual, axis = args[:2]
-    value = func(dual.value, *args[1:], **kwargs)
+    value = func(dual.value, *args[1:])
     if value.dtype != dual.dtype:
         return NotImplemented
     return wrap(value, torch.stack([aten._softmax_backward_data(t, value, axis, value.dtype) for t in dual.tangents]))
@@ -544,7 +542,7 @@ def _softmax(func: Any, args: tuple, kwargs: dict) -> Any:
 
 def _log_softmax(func: Any, args: tuple, kwargs: dict) -> Any:
     dual, axis = args[:2]
-    value = func(dual.value, *args[1:], **kwargs)
+    value = func(dual.value, *args[1:])
     if value.dtype != dual.dtype or dual.ndim == 0:
         return NotImplemented
     tangents = dual.tangents
