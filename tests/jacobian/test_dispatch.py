@@ -402,6 +402,7 @@ def test_tangents_have_the_shape_of_the_value():
     assert (dual.shape, dual.stride(), dual.storage_offset(), dual.dtype) == ((2, 2, 3), (12, 1, 4), 0, torch.float64)
     assert wrap(X[1], T[:, 1]).storage_offset() == 12
     assert wrap(X.float(), T.float()).dtype == torch.float32
+    assert wrap(X.to("meta"), T.to("meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -413,6 +414,15 @@ def test_a_change_where_nobody_sees_needs_no_new_memory(change):
     dual, other = wrap(X.clone(), raw), wrap(X.clone(), T.clone())
     change(dual, other)
     assert dual.tangents.data_ptr() == raw.data_ptr()
+
+
+def test_tangents_that_were_copied_are_changed_where_they_are():
+    dual = wrap(X.mT, T.mT)
+    flat, other = dual.reshape(-1), wrap(X.flatten(), T.flatten(1))
+    place = flat.tangents.data_ptr()
+    flat.add_(other)
+    assert flat.tangents.data_ptr() == place
+    assert torch.equal(dual.tangents, T.mT)
 
 
 def test_views_by_strides_of_tangents_laid_out_otherwise():
