@@ -210,6 +210,7 @@ def linearise(
         # In training a penalty is taken at every step: there a model is checked once.
         setting = (_kept(output), _kept(function), method, configuration(model) if torch.is_grad_enabled() else 0)
         known = _found_right(model).get(setting) if torch.is_grad_enabled() else None
+        verified = verify and known is None
         primal, products, by, check = push(
             measured,
             inputs,
@@ -217,11 +218,11 @@ def linearise(
             known or method,
             chunk_size,
             precise=_precise(model, bound.output, bound.function),
-            verified=verify and known is None,
+            verified=verified,
         )
         if torch.is_grad_enabled() and verify:
             _found_right(model)[setting] = by
-        if verify and known is None:
+        if verified:
 
             def responds() -> bool:
                 elsewhere = noise(inputs, range(len(inputs)), 0).to(inputs)[None]

@@ -1,6 +1,8 @@
 """What is measured: functions of models, selected outputs, how they are said to transform, and what is refused."""
 
+import dataclasses
 import functools
+import re
 import warnings
 
 import pytest
@@ -12,7 +14,7 @@ import lie_metric as lm
 from lie_metric import functional as F
 from lie_metric import representations as R
 from lie_metric import testing
-from lie_metric.measured import described, function_of, select_output
+from lie_metric.measured import described, evaluated, function_of, select_output
 
 
 class Conditioned(nn.Module):
@@ -108,6 +110,7 @@ def test_half_precision_and_constant_weights_whatever_is_called(function, frozen
     wanted = function_of(Conditioned().to(torch.bfloat16).double(), "logits", function)(x.double())
     torch.testing.assert_close(raised, wanted, rtol=1e-12, atol=0)
     if not frozen:
+        assert function_of(model, "logits", function)(x).requires_grad
         f.sum().backward()
         assert model.stem.weight.grad.dtype == torch.bfloat16
 
@@ -137,9 +140,52 @@ def test_scripted_models_and_bound_methods_are_raised_too():
     assert function_of(recurrent, "logits")(torch.rand(2, 3, 8)).dtype == torch.float32
 
 
+def test_functions_that_do_not_say_what_they_take():
+    """As those of torch itself do not."""
+    torch.testing.assert_close(F.lee(torch.sin, images(), "scale"), F.lee(lambda x: x.sin(), images(), "scale"))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_images_that_are_no_real_numbers_are_refused(dtype):
+    with pytest.raises(TypeError, match=f"`inputs` must have a floating-point dtype, got {dtype}. Convert and scale"):
+        F.lee(torch.sin, torch.ones(2, 3, 8, 8, dtype=dtype), "scale")
+
+
+@pytest.mark.parametrize("entry", [torch.nan, torch.inf, -torch.inf])
+def test_images_that_are_not_finite_are_refused(entry):
+    x = images()
+    x[1, 2, 3, 4] = entry
+    with pytest.raises(ValueError, match="`inputs` must be finite"):
+        F.lee(torch.sin, x, "scale")
+
+
+def test_a_number_is_no_batch_of_images():
+    with pytest.raises(ValueError, match=r"`inputs` must be .*got shape \(\)"):
+        lm.lie_derivative(torch.sin, torch.ones(()), "scale")
+
+
+@pytest.mark.parametrize(
+    ("model", "call"),
+    [
+        (lambda x, t: x, "model(images, t=...)"),
+        (lambda x, t, *rest, steps=3, **further: x, "model(images, t=...)"),
+        (lambda x, *, t, scale: x, "model(images, t=..., scale=...)"),
+    ],
+)
+def test_arguments_that_are_missing_are_named(model, call):
+    with pytest.raises(TypeError, match=re.escape(f"e.g. `function=lambda model, images: {call}`")):
+        F.lee(model, images(), "scale")
+
+
 class Returned:
     def __init__(self, **parts):
         vars(self).update(parts)
+
+
+@dataclasses.dataclass(slots=True)
+class Found:
+    count: int
+    scores: torch.Tensor
 
 
 @pytest.mark.parametrize(
@@ -151,6 +197,7 @@ class Returned:
         ),
         ({"n": 3, "scores": torch.ones(2)}, r"keys \['n', 'scores'\].*returned\['scores'\]"),
         (Returned(pooled=torch.ones(2)), r"Returned with attributes \['pooled'\].*returned\.pooled"),
+        (Found(3, torch.ones(2)), r"Found with attributes \['count', 'scores'\].*returned\.scores"),
         ((3, torch.ones(2)), r"a tuple of length 2.*returned\[1\]"),
         ({}, r"got dict\. Pass a callable that returns one"),
         (None, "got NoneType. Pass a callable that returns one"),
@@ -195,6 +242,8 @@ def test_the_output_of_channels_last_inputs_is_compared_with_their_size():
     found = lm.LocalEquivarianceError("scale", input_representation=R.ChannelsLast())
     found.update(lambda v: v.movedim(-1, 1), wide)
     assert found.described == "(B, 3, 8, 12): image, in the proportions of the input"
+    _, representation = evaluated(None, lambda v: v.movedim(-1, 1), wide, None, R.ChannelsLast())
+    assert isinstance(representation, R.Image)
 
 
 @pytest.mark.parametrize("width", [2, 4, 6, 8])
@@ -219,6 +268,7 @@ def test_what_may_be_coordinates_is_announced_once_for_each_model(width):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         F.lee(lambda v: v.flatten(1)[:, : width + 1], images(), "scale")
+        F.lee(lambda v: v.flatten(1)[:, width], images(), "scale")
 
 
 @pytest.mark.parametrize(
@@ -301,6 +351,19 @@ def test_an_output_at_rest_is_told_once_for_each_model(kind):
         with torch.no_grad():
             assert rests(kind, measure) == 1
     assert rests(kind, lambda *each: lm.equivariance_penalty(*each, normalise="none")) == 1
+
+
+def test_a_model_that_cannot_be_remembered_is_told_each_time():
+    class Rests:
+        __slots__ = ()
+
+        def __call__(self, x):
+            return untrained(x)
+
+    model, x = Rests(), torch.rand(2, 3, 8, 8)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="Rests does not move: its derivative is exactly zero"):
+            lm.lie_derivative(model, x)
 
 
 def test_symmetry_and_images_at_rest_are_not_told():

@@ -1,5 +1,7 @@
 """Every option of a measurement at a wrong kind and a wrong value, and what each of them changes."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -126,6 +128,25 @@ def test_directions_and_tangents(names):
     torch.testing.assert_close(plain.lie_derivatives, found.lie_derivatives)
 
 
+@pytest.mark.parametrize("names", [("rotation",), ("rotation", "scale", "stretch_x"), "all"])
+def test_products_of_mapped_tangents(names):
+    """In the basis that is pushed or another, and beside directions of one's own."""
+    asked = lm.generators(names) if isinstance(names, str) else lm.generators(*names)
+    with torch.no_grad():
+        found = linearise(
+            model,
+            X,
+            asked,
+            output_representation=R.Invariant(),
+            directions=X[None],
+            further=lambda tangents, carrier: tangents.flip(-1),
+        )
+    weights = torch.arange(1, 5).double()
+    torch.testing.assert_close(found.further, (2 * X * found.tangents.flip(-1) * weights).sum((2, 4)))
+    torch.testing.assert_close(found.lie_derivatives, (2 * X * found.tangents * weights).sum((2, 4)))
+    torch.testing.assert_close(found.products[0], 2 * model(X))
+
+
 def test_the_output_moves_too():
     generator = lm.generators("rotation", "translation_x")
     representation, x = R.Image(), X[:, :1]
@@ -171,3 +192,12 @@ def test_what_is_checked_and_when():
         assert status(trained) == status(trained) == "agrees"
         assert status(trained, verify=False) == "not made"
     assert status(Scaled(), verify=False) == "not made"
+
+
+def test_what_is_not_checked_is_not_said_to_rest():
+    still = lambda x: torch.zeros_like(x).sum((2, 3))  # noqa: E731
+    for verify in (False, True):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            linearise(still, X, lm.generators("scale"), verify=verify)
+        assert ["does not move" in str(entry.message) for entry in told] == [True] * verify

@@ -65,7 +65,7 @@ class NumberTaken(Unsupported):
         happened: Whether it was in this run: a function may catch the error and go on as if nothing had happened.
     """
 
-    happened: ClassVar[bool] = False
+    happened: ClassVar[bool]
 
     def __init__(self) -> None:
         super().__init__("a number is taken out of torch (`.item()`, `float()`)")
@@ -460,7 +460,7 @@ def _write_through(target: Dual, family: Sequence[Dual], result: Dual) -> None:
 
     for dual in family:
         if dual.numel():
-            once = (slice(None), *(slice(0, 1 if stride == 0 else None) for stride in dual.stride()))
+            once = (slice(None), *(slice(1 if stride == 0 else None) for stride in dual.stride()))
             place(dual)[once].copy_(dual.tangents[once])
     target.value.copy_(result.value)
     place(target).copy_(moved)

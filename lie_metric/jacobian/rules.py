@@ -56,7 +56,7 @@ def _count(dual: Dual) -> int:
 def _same_order(func: Any, args: tuple, kwargs: dict) -> Any:
     """Another shape for the same elements in the same order."""
     dual = args[0]
-    value = func(dual.value, *args[1:], **kwargs)
+    value = func(dual.value, *args[1:])
     if value.dtype != dual.dtype:
         raise Unsupported("the bits of numbers are read as those of another type")
     return wrap(value, dual.tangents.reshape(_count(dual), *value.shape), (dual,))
@@ -69,11 +69,6 @@ def _copy(func: Any, args: tuple, kwargs: dict) -> Any:
     if value.dtype == dual.dtype and value.device == dual.device:
         return wrap(value, dual.moving.scaled(), (dual,))
     return wrap(value, dual.tangents.to(value.device, value.dtype), (dual,)) if carries(value) else value
-
-
-def _elementwise_linear(func: Any, args: tuple, kwargs: dict) -> Any:
-    dual = args[0]
-    return wrap(func(dual.value, *args[1:], **kwargs), func(dual.tangents, *args[1:], **kwargs), (dual,))
 
 
 def _flipped(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -98,9 +93,9 @@ def _along(*places: int) -> Callable[[Any, tuple, dict], Any]:
     """A linear operation along axes, whose numbers are the arguments at these places."""
 
     def rule(func: Any, args: tuple, kwargs: dict) -> Any:
-        if not _only_first(args, kwargs) or kwargs.get("dtype") is not None or not args[0].ndim:
+        if not args[0].ndim:
             return NotImplemented
-        if len(args) <= places[-1]:
+        if len(args) <= places[-1]:  # an axis that is left out cannot be counted on
             return _linear_in_first(func, args, kwargs)
         dual, moved = args[0], list(args)
         for place in places:
@@ -111,25 +106,14 @@ def _along(*places: int) -> Callable[[Any, tuple, dict], Any]:
                 moved[place] = [_behind(a) for a in axis]
             else:
                 return NotImplemented
-        return wrap_all(func(dual.value, *args[1:], **kwargs), func(dual.tangents, *moved[1:], **kwargs), (dual,))
+        return wrap_all(func(dual.value, *args[1:]), func(dual.tangents, *moved[1:]), (dual,))
 
     return rule
 
 
-def _along_first(func: Any, args: tuple, kwargs: dict) -> Any:
-    """As :func:`_along`, where the number of the axis may be left out and is then 0."""
-    given = args if len(args) > _AXIS_LAST.get(func._overloadpacket.__name__, 1) else None
-    if given is None:
-        return _linear_in_first(func, args, kwargs)
-    return _along(_AXIS_LAST.get(func._overloadpacket.__name__, 1))(func, args, kwargs)
-
-
-_AXIS_LAST = {"split": 2, "split_with_sizes": 2, "unsafe_split": 2, "unsafe_split_with_sizes": 2}
-
-
 def _apart(func: Any, args: tuple, kwargs: dict) -> Any:
     """Pieces that may be changed in place one by one, although they come from one tensor."""
-    found = _along_first(func, args, kwargs)
+    found = _along(2)(func, args, kwargs)
     if found is NotImplemented:
         return found
     return type(found)(wrap(part.value.clone(), part.tangents.clone()) for part in found)
@@ -170,7 +154,7 @@ def _reduction(func: Any, args: tuple, kwargs: dict) -> Any:
 def _as_strided(func: Any, args: tuple, kwargs: dict) -> Any:
     """A view by strides; tangents, which need not lie as the values do, are taken from the elements that it shows."""
     dual = args[0]
-    value = func(dual.value, *args[1:], **kwargs)
+    value = func(dual.value, *args[1:])
     own, shown = _places(dual.value), _places(value)
     elements = torch.full((1 + max(int(places.max()) if places.numel() else 0 for places in (own, shown)),), -1)
     elements[own] = torch.arange(own.numel())
@@ -208,8 +192,8 @@ def _folded(axes: int) -> Callable[[Any, tuple, dict], Any]:
         dual = args[0]
         if dual.ndim != axes or not _only_first(args, kwargs):
             return _linear_in_first(func, args, kwargs)
-        value = func(dual.value, *args[1:], **kwargs)
-        tangents = func(dual.tangents.flatten(0, 1), *args[1:], **kwargs)
+        value = func(dual.value, *args[1:])
+        tangents = func(dual.tangents.flatten(0, 1), *args[1:])
         return wrap(value, tangents.unflatten(0, (_count(dual), len(dual))))
 
     return rule
@@ -218,14 +202,12 @@ def _folded(axes: int) -> Callable[[Any, tuple, dict], Any]:
 def _padding(func: Any, args: tuple, kwargs: dict) -> Any:
     """Padding by a constant, which does not move."""
     dual, widths = args[:2]
-    if not isinstance(dual, Dual) or kwargs or (any(map(_holds_dual, args)) and not _only_first(args, kwargs)):
-        return NotImplemented
     return wrap(func(dual.value, *args[1:]), func(dual.tangents, widths, 0), (dual,))
 
 
 def _cat(func: Any, args: tuple, kwargs: dict) -> Any:
     parts, axis = args[0], args[1] if len(args) > 1 else 0
-    value = func([plain(part) for part in parts], axis, **kwargs)
+    value = func([plain(part) for part in parts], axis)
     count = next(_count(part) for part in parts if isinstance(part, Dual))
     tangents = [
         part.tangents if isinstance(part, Dual) else part.new_zeros((1, *part.shape)).expand(count, *part.shape)
@@ -233,7 +215,7 @@ def _cat(func: Any, args: tuple, kwargs: dict) -> Any:
     ]
     if func._overloadpacket.__name__ == "cat":  # empty ones of any shape are passed over
         tangents = [moved for part, moved in zip(parts, tangents, strict=True) if tuple(part.shape) != (0,)]
-    joined = func(tangents, _behind(axis), **kwargs) if tangents else value.new_zeros((count, *value.shape))
+    joined = func(tangents, _behind(axis)) if tangents else value.new_zeros((count, *value.shape))
     return wrap(value, joined.to(value.dtype))
 
 
@@ -262,23 +244,21 @@ def _index_fill(func: Any, args: tuple, kwargs: dict) -> Any:
     dual, axis, index, filling = args
     if not isinstance(filling, Dual):
         return NotImplemented
-    shape = [1] * max(plain(dual).ndim, 1)
-    chosen = torch.zeros(plain(dual).shape[axis] if plain(dual).ndim else 1, dtype=torch.bool, device=index.device)
-    shape[axis] = -1
-    return torch.where(chosen.index_fill(0, index, True).view(shape), filling.to(dual.dtype), dual)
+    chosen = torch.zeros_like(plain(dual), dtype=torch.bool).index_fill(axis, index, True)
+    return torch.where(chosen, filling.to(dual.dtype), dual)
 
 
 def _constant(func: Any, args: tuple, kwargs: dict) -> Any:
     """A tensor filled anew."""
     if not _only_first(args, kwargs):
         return NotImplemented
-    return func(plain(args[0]), *args[1:], **kwargs)
+    return func(plain(args[0]), *args[1:])
 
 
 def _written_over(func: Any, args: tuple, kwargs: dict) -> Any:
     """What :meth:`copy_` leaves of its target."""
     target, source = args[:2]
-    value = func(plain(target), plain(source), *args[2:], **kwargs)
+    value = func(plain(target), plain(source), *args[2:])
     if not isinstance(source, Dual):
         return value
     tangents = _aligned(source, value.ndim).to(value.dtype)
@@ -288,7 +268,7 @@ def _written_over(func: Any, args: tuple, kwargs: dict) -> Any:
 def _pooled(func: Any, args: tuple, kwargs: dict) -> Any:
     """Maxima with their places: tangents are taken from there."""
     dual = args[0]
-    value, places = func(dual.value, *args[1:], **kwargs)
+    value, places = func(dual.value, *args[1:])
     axes = 2 if "2d" in func._overloadpacket.__name__ else 3
     flat = places.flatten(-axes)
     moved = dual.tangents.flatten(-axes).gather(-1, flat.expand(_count(dual), *flat.shape))
@@ -297,7 +277,6 @@ def _pooled(func: Any, args: tuple, kwargs: dict) -> Any:
 
 _SAME_ORDER = ("view", "_unsafe_view", "unsqueeze", "squeeze", "reshape", "flatten")
 _COPY = ("clone", "detach", "alias", "lift_fresh", "_to_copy", "contiguous", "lift", "detach_copy", "alias_copy")
-_ELEMENTWISE_LINEAR = ("conj_physical", "resolve_conj", "resolve_neg", "positive")
 _LINEAR = (
     "index", "index_select", "gather", "rot90", "repeat", "tril", "triu", "take", "trace", "diag_embed", "unfold",
     "masked_select", "cumsum", "roll", "flip", "take_along_dim", "_reshape_alias",
@@ -362,10 +341,13 @@ def _pointwise(func: Any, args: tuple, kwargs: dict) -> Any:
         result = func(value, *rest, **kwargs)
         return wrap(result, _times(dual, result, slope(value, result, *rest, **kwargs)))
     with above():
-        pair: Any = torch.func.jvp(
-            lambda v: func(v, *rest, **kwargs), (value.contiguous(),), (torch.ones_like(value).contiguous(),)
+        result, derivative = cast(
+            tuple[Tensor, Tensor],
+            torch.func.jvp(
+                lambda v: func(v, *rest, **kwargs), (value.contiguous(),), (torch.ones_like(value).contiguous(),)
+            ),
         )
-    return wrap(pair[0], _times(dual, pair[0], pair[1]))
+    return wrap(result, _times(dual, result, derivative))
 
 
 def _times(dual: Dual, value: Tensor, factor: Tensor | float) -> Tangents:
@@ -509,7 +491,7 @@ def _matmul_with_addition(func: Any, args: tuple, kwargs: dict) -> Any:
 def _convolution(func: Any, args: tuple, kwargs: dict) -> Any:
     """The tangents are a larger batch, without the bias."""
     dual, weight, bias, *rest = args
-    if not isinstance(dual, Dual) or isinstance(weight, Dual) or isinstance(bias, Dual):
+    if isinstance(weight, Dual) or isinstance(bias, Dual):
         return NotImplemented
     value = func(dual.value, weight, bias, *rest)
     tangents = func(dual.tangents.flatten(0, 1), weight, None, *rest)
@@ -552,7 +534,7 @@ def _layer_norm(func: Any, args: tuple, kwargs: dict) -> Any:
 def _softmax(func: Any, args: tuple, kwargs: dict) -> Any:
     """The Jacobian of softmax, diag(p) - ppᵀ, is symmetric: its backward kernel applies it, in one pass."""
     dual, axis = args[:2]
-    value = func(dual.value, *args[1:], **kwargs)
+    value = func(dual.value, *args[1:])
     if value.dtype != dual.dtype:
         return NotImplemented
     return wrap(value, torch.stack([aten._softmax_backward_data(t, value, axis, value.dtype) for t in dual.tangents]))
@@ -560,7 +542,7 @@ def _softmax(func: Any, args: tuple, kwargs: dict) -> Any:
 
 def _log_softmax(func: Any, args: tuple, kwargs: dict) -> Any:
     dual, axis = args[:2]
-    value = func(dual.value, *args[1:], **kwargs)
+    value = func(dual.value, *args[1:])
     if value.dtype != dual.dtype or dual.ndim == 0:
         return NotImplemented
     tangents = dual.tangents
@@ -571,7 +553,7 @@ def _attention(func: Any, args: tuple, kwargs: dict) -> Any:
     r"""Scaled dot-product attention by its formula, with dP = J_softmax · scale · (dQ Kᵀ + Q dKᵀ)."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = dict(zip(names, args, strict=False)) | kwargs
-    q, k, v = (given[name] for name in names[:3])
+    q, k, v = given["query"], given["key"], given["value"]
     mask = given.get("attn_mask")
     if (
         not all(type(entry) is Dual for entry in (q, k, v))
@@ -579,7 +561,7 @@ def _attention(func: Any, args: tuple, kwargs: dict) -> Any:
         or given.get("is_causal")
         or given.get("dropout_p")
         or given.get("enable_gqa")
-        or not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
+        or len({entry.shape[:-2] for entry in (q, k, v)}) > 1
         or q.ndim != 4
         or torch.is_grad_enabled()
     ):
@@ -597,14 +579,14 @@ def _attention(func: Any, args: tuple, kwargs: dict) -> Any:
     weights = scores.softmax(-1) if mask is None else aten._safe_softmax(scores, -1)
     # One tangent at a time, in memory used again: the scores of all of them would be the largest tensor of the model.
     change, pulled = scores, torch.empty_like(weights)
-    moved = values.new_empty((_count(q), *heads, q.shape[-2], v.shape[-1]))
-    for dq, dk, dv, result in zip(q.tangents, k.tangents, v.tangents, moved.flatten(1, 2), strict=True):
+    moved = values.new_empty((_count(q), len(values), queries.shape[1], values.shape[2]))
+    for dq, dk, dv, result in zip(q.tangents, k.tangents, v.tangents, moved, strict=True):
         torch.bmm((dq * scale).flatten(0, 1), keys.mT, out=change)
         change.baddbmm_(queries, dk.flatten(0, 1).contiguous().mT)
         aten._softmax_backward_data.out(change, weights, -1, weights.dtype, grad_input=pulled)
         torch.bmm(pulled, values, out=result)
         result.baddbmm_(weights, dv.flatten(0, 1).contiguous())
-    return wrap(torch.bmm(weights, values).unflatten(0, heads), moved)
+    return wrap(torch.bmm(weights, values).unflatten(0, heads), moved.unflatten(1, heads))
 
 
 def _dropout(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -613,7 +595,9 @@ def _dropout(func: Any, args: tuple, kwargs: dict) -> Any:
     if training is False or not probability:
         return _copy(aten.clone.default, (dual,), {}), torch.ones_like(dual.value, dtype=torch.bool)
     value, mask = func(dual.value, probability, training)
-    factor = mask.to(value.dtype) * (0.0 if probability == 1 else 1 / (1 - probability))
+    factor = mask.to(value.dtype)
+    if probability < 1:
+        factor = factor / (1 - probability)
     return wrap(value, _times(dual, value, factor)), mask
 
 
@@ -624,11 +608,11 @@ FUSED.update({F.scaled_dot_product_attention: _attention, F.linear: _linear, F.l
 RULES.update({
     **dict.fromkeys(_SAME_ORDER, _same_order),
     **dict.fromkeys(_COPY, _copy),
-    **dict.fromkeys(_ELEMENTWISE_LINEAR, _elementwise_linear),
     **dict.fromkeys(_LINEAR, _linear_in_first),
     **{name: _folded(axes) for axes, names in _FOLDED.items() for name in names},
     **dict.fromkeys((*_SLOPES, *_POINTWISE), _pointwise),
-    **dict.fromkeys(("slice", "select", "unbind", "split", "split_with_sizes"), _along_first),
+    **dict.fromkeys(("slice", "select", "unbind"), _along(1)),
+    **dict.fromkeys(("split", "split_with_sizes"), _along(2)),
     **dict.fromkeys(("unsafe_split", "unsafe_split_with_sizes"), _apart),
     **dict.fromkeys(("mean", "sum"), _reduction),
     **dict.fromkeys(("_fft_r2c", "_fft_c2c", "_fft_c2r"), _along(1)),

@@ -112,7 +112,7 @@ class State:
         self._slots: list[tuple[Any, str, Any]] = []
         self._arrays: list[tuple[Any, Any]] = []
         self._classes = [
-            (cls, {name: value for name, value in vars(cls).items() if type(value) in _ATOMS and name[:2] != "__"})
+            (cls, {name: value for name, value in vars(cls).items() if type(value) in _ATOMS})
             for cls in classes
             if cls.__module__.partition(".")[0] in self._packages
         ]
@@ -127,7 +127,7 @@ class State:
             for name, _ in module._buffers.items()
         ]
         self._buffers: dict[int, _Kept] = {}
-        self._standing: list[tuple[Tensor | None, int]] = []
+        self._standing: list[tuple[str, nn.Module, str, Tensor | None, int]] = []
         self._tensors: dict[int, _Kept] = {}
         self._gradients: list[tuple[str, Tensor, bool, Tensor | None, int]] = []
         self._memories: dict[int, list[_Kept]] | None = None
@@ -163,9 +163,9 @@ class State:
     def _keep_tensor(self, path: str, value: Tensor, holder: Any, name: str | int) -> None:
         if value.is_inference() and not isinstance(holder, tuple):
             self._inference.append((holder, name))
-        if _is_ordinary(value) and not self._sharded and id(value) not in self._tensors:
-            recorded = value.grad_fn is not None
-            self._tensors[id(value)] = _Kept(path, value, value.detach(), _version(value), recorded=recorded)
+        if not self._sharded:
+            kept = _Kept(path, value, value.detach(), _version(value), recorded=value.grad_fn is not None)
+            self._tensors.setdefault(id(value), kept)
 
     def _keep_entries(self, prefix: str, container: Any, depth: int) -> None:
         """Keeps what a container holds: references, and what stands behind those that can change."""
@@ -192,7 +192,7 @@ class State:
         if isinstance(value, (array.array, bytearray)):
             self._arrays.append((value, value[:]))
         elif type(value).__module__ == "numpy" and hasattr(value, "flags"):
-            if value.flags.writeable and not value.dtype.hasobject and value.nbytes <= _LARGEST:
+            if value.flags.writeable and value.nbytes <= _LARGEST:
                 self._arrays.append((value, value.copy()))
         elif (
             isinstance(value, types.SimpleNamespace) or type(value).__module__.partition(".")[0] in self._packages
@@ -224,8 +224,10 @@ class State:
         self._between = _Between(self._modules, same)
 
     def _stand(self) -> None:
-        standing = [_buffer(module, name) for _, module, name in self._places]
-        self._standing = [(buffer, 0 if buffer is None else _version(buffer)) for buffer in standing]
+        self._standing = []
+        for path, module, name in self._places:
+            buffer = _buffer(module, name)
+            self._standing.append((path, module, name, buffer, 0 if buffer is None else _version(buffer)))
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -272,9 +274,9 @@ class State:
         """
         moved = _different([kept for kept in self._buffers.values() if kept.value is not None])
         changed = [
-            place[0]
-            for place, standing in zip(self._places, self._standing, strict=True)
-            if _changed(*place[1:], *standing, moved)
+            path
+            for path, module, name, buffer, version in self._standing
+            if _changed(module, name, buffer, version, moved)
         ]
         lost = [
             kept.path for kept in self._tensors.values() if kept.value is None and _version(kept.tensor) != kept.version
@@ -334,7 +336,7 @@ class _Between:
         for module in modules:
             self._attributes.append((module.__dict__, _saved(module.__dict__)))
             for key, value in module.__dict__.items():
-                if type(value) not in _ATOMS and isinstance(value, _MUTABLE) and key not in OWN:
+                if key not in OWN and isinstance(value, _MUTABLE):
                     self._containers.append((value, _saved(value)))
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # its buffers stand in no dictionary
@@ -365,7 +367,7 @@ class _Between:
             if _holds(attributes, saved):
                 continue
             own = {key: value for key, value in zip(*saved, strict=True) if key not in OWN}
-            for key in [key for key in attributes if key not in OWN and key not in own]:
+            for key in attributes.keys() - own.keys() - OWN:
                 del attributes[key]
             attributes.update(own)
         for place, name, buffer in self._buffers:

@@ -126,6 +126,7 @@ def test_rule_agrees_with_forward_mode(name):
     "function",
     [
         lambda x: OTHER.index_fill(1, torch.tensor([0, 2]), x.sum()),
+        lambda x: OTHER[0, 0, 0, 0].index_fill(0, torch.tensor([0]), x.sum()),
         lambda x: x.sum().roll(1),
     ],
 )

@@ -62,6 +62,7 @@ REFUSED = {
     "an axis more in place": (lambda v: (v * 2).unsqueeze_(0), "changes the shape of a tensor in place"),
     "into another": (lambda v: torch.add(v, v, out=v * 1), "add writes into a tensor"),
     "wider numbers in place": (lambda v: v.float().add_(v), "not followed"),
+    "a larger tensor in place": (lambda v: (v[0] * 2).add_(v), "not followed"),
     "bits": (lambda v: (v * 2).view(torch.int64).double(), "bits"),
     "random numbers of its own": (lambda v: torch.bernoulli(v.sigmoid()) * v, "draws random numbers"),
     "normal numbers around it": (lambda v: torch.normal(v, 1.0), "draws random numbers"),
@@ -158,6 +159,16 @@ def test_what_is_created_can_be_written_into(name):
     assert not whole[1].any()
 
 
+def test_integers_that_are_created_are_used_as_always():
+    def function(v):
+        made = torch.zeros(2, 3, 4, dtype=v.dtype)
+        for row in torch.arange(2).tolist():
+            made[row] = v[row] * (row + 1)
+        return made
+
+    holds(function, torch.tensor([1.0, 2.0]).double().reshape(2, 1, 1), created=True)
+
+
 def test_a_constant_has_no_derivative():
     _, products = push(lambda v: torch.ones(3, 2))
     assert products.shape == (5, 3, 2)
@@ -170,6 +181,39 @@ def test_an_unused_side_result_is_no_reason_to_refuse():
     _, products = push(lambda v: torch.native_layer_norm(v, (4,), None, None, 1e-5)[0])
     wanted = torch.stack([torch.func.jvp(lambda v: F.layer_norm(v, (4,)), (X,), (t,))[1] for t in T])
     torch.testing.assert_close(products, wanted)
+
+
+INFERRED = {
+    "another shape": lambda v: v.mT.reshape(-1).view(2, 12).flatten(),
+    "close together": lambda v: v.mT.contiguous().sin(),
+    "square": lambda v: v.square(),
+    "by places": lambda v: v.take_along_dim(torch.zeros(2, 3, 1, dtype=torch.long), -1),
+    "linear": lambda v: F.linear(v, X[0]),
+    "conjugate": lambda v: (v * (1 + 2j)).conj().resolve_conj().imag.resolve_neg(),
+}
+
+
+@pytest.mark.parametrize("name", INFERRED)
+def test_functions_that_enter_inference_mode(name):
+    """There operations arrive as a whole that are otherwise taken apart before."""
+
+    def function(v):
+        with torch.inference_mode():
+            return INFERRED[name](v)
+
+    _, products = push(function)
+    torch.testing.assert_close(products, torch.stack([torch.func.jvp(INFERRED[name], (X,), (t,))[1] for t in T]))
+
+
+def test_changes_in_inference_mode_are_seen_by_other_names():
+    def function(v):
+        with torch.inference_mode():
+            z = v * 2
+            same = torch.positive(z)
+            z.add_(v)
+            return same
+
+    holds(function, 3.0)
 
 
 def test_copies_of_python_move_and_are_others():
@@ -320,6 +364,7 @@ def test_views_of_views_of_every_layout_see_a_change():
             z[..., 1],
             z.unsqueeze(0),
             z.expand(2, 2, 3, 4),
+            z.as_strided((1, 3), (0, 1)),
             z[:0],
         ]
         z[1, 1:].mul_(v[0, 1:])
@@ -357,6 +402,7 @@ def test_tangents_have_the_shape_of_the_value():
     assert (dual.shape, dual.stride(), dual.storage_offset(), dual.dtype) == ((2, 2, 3), (12, 1, 4), 0, torch.float64)
     assert wrap(X[1], T[:, 1]).storage_offset() == 12
     assert wrap(X.float(), T.float()).dtype == torch.float32
+    assert wrap(X.to("meta"), T.to("meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -368,6 +414,15 @@ def test_a_change_where_nobody_sees_needs_no_new_memory(change):
     dual, other = wrap(X.clone(), raw), wrap(X.clone(), T.clone())
     change(dual, other)
     assert dual.tangents.data_ptr() == raw.data_ptr()
+
+
+def test_tangents_that_were_copied_are_changed_where_they_are():
+    dual = wrap(X.mT, T.mT)
+    flat, other = dual.reshape(-1), wrap(X.flatten(), T.flatten(1))
+    place = flat.tangents.data_ptr()
+    flat.add_(other)
+    assert flat.tangents.data_ptr() == place
+    assert torch.equal(dual.tangents, T.mT)
 
 
 def test_views_by_strides_of_tangents_laid_out_otherwise():

@@ -334,6 +334,9 @@ ANY = {
     "sum, wider type": lambda y: y.float().sum(1, dtype=torch.float64),
     "softmax, type": lambda y: y.float().softmax(1, dtype=torch.float64),
     "log_softmax of a number": lambda y: y.sum().log_softmax(0),
+    "constants beside it": lambda y: (
+        y + F.layer_norm(B, (4,)) + F.linear(B, W[:4]) + F.scaled_dot_product_attention(B, B, B)
+    ),
     "moving filling": lambda y: B.masked_fill(MASK, y.sum()),
     "moving weight": lambda y: F.conv2d(B[:, :, :, :], y[..., :2]),
     "moving bias": lambda y: F.linear(B, W[:4], y[0, 0, 0]),

@@ -115,7 +115,9 @@ def test_a_penalty_is_checked_for_each_output_and_keeps_its_method():
 
     first, second = passes(), passes()
     assert second < first
-    detached = lambda y: y * y.detach()  # noqa: E731
+    doubled, detached = lambda y: 2 * y, lambda y: y * y.detach()
+    assert passes(output=doubled) == first
+    assert passes(output=doubled) == passes() == second
     with pytest.raises(RuntimeError, match="agrees"):
         passes(output=detached)
     with pytest.raises(RuntimeError, match="agrees"):
@@ -137,6 +139,23 @@ def test_options_of_a_penalty_are_not_kept_alive():
     gc.collect()
     assert [option() for option in options] == [None, None]
     assert _found_right(model) == {}
+
+
+def test_options_that_cannot_be_told_apart_are_checked_each_time():
+    class Scaled:
+        __slots__ = ("by",)
+
+        def __init__(self, by):
+            self.by = by
+
+        def __call__(self, y):
+            return y * self.by(y)
+
+    model, images = nn.Sequential(*NET), torch.rand(2, 3, 8, 8)
+    right, wrong = Scaled(lambda y: y), Scaled(lambda y: y.detach())
+    lm.lie_derivative(model, images, "rotation", output_representation=Invariant(), output=right)
+    with pytest.raises(RuntimeError, match="agrees"):
+        lm.lie_derivative(model, images, "rotation", output_representation=Invariant(), output=wrong)
 
 
 def test_what_was_right_in_the_first_step_is_used_in_the_second(monkeypatch):

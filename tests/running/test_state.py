@@ -504,19 +504,22 @@ def test_arrays_that_grow_or_cannot_be_written_to():
     class Holds(nn.Module):
         def __init__(self):
             super().__init__()
-            self.grows, self.fixed = np.zeros(2), np.arange(3)
-            self.fixed.flags.writeable = False
-            self.named = np.array([["a"]], dtype=object)
+            self.grows, self.shown = np.zeros(2), np.broadcast_to(elsewhere[0], 3)
+            self.named, self.large = np.array([["a"]], dtype=object), np.zeros(2**24 + 1, dtype=np.uint8)
 
         def forward(self, v):
             self.grows.resize(len(self.grows) + 1, refcheck=False)
+            elsewhere[0] += 1
+            self.named[0, 0], self.large[0] = "b", 1
             return v.mean((2, 3))
 
+    elsewhere = [np.zeros(())]
     model = Holds()
     lm.lie_derivative(model, x(), "rotation")
     assert model.grows.tolist() == [0, 0]
-    assert model.fixed.tolist() == [0, 1, 2]
+    assert model.shown.all(), "it is no array of the model's own"
     assert model.named.tolist() == [["a"]]
+    assert model.large[0] == 1, "so much is not copied"
 
 
 def test_what_stands_deep_inside_is_left_alone():
@@ -536,3 +539,201 @@ def test_what_stands_deep_inside_is_left_alone():
     lm.lie_derivative(model, x(), "rotation")
     assert model.deep == [[[[[[1, 2]]]], {"a": {"b": {"c": {"d": [3]}}}}]]
     assert model.objects["note"].tree == [[[[4]]], ()]
+
+
+def test_objects_are_given_back_to_the_same_depth_as_containers():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.note = Note()
+            self.note.tree = [[0]]
+            self.tree = [[[0]]]
+
+        def forward(self, v):
+            self.note.tree[0][0] += 1
+            self.tree[0][0][0] += 1
+            return v.mean((2, 3))
+
+    model = Holds()
+    lm.lie_derivative(model, x(), "rotation")
+    assert model.note.tree == [[0]]
+    assert model.tree == [[[0]]]
+
+
+def test_containers_that_hold_one_another():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tree = {"children": [], "calls": 0}
+            self.tree["children"].append({"parent": self.tree})
+
+        def forward(self, v):
+            self.tree["calls"] += 1
+            return v.mean((2, 3))
+
+    model = Holds()
+    lm.lie_derivative(model, x(), "rotation")
+    assert model.tree["calls"] == 0
+    assert model.tree["children"][0]["parent"] is model.tree
+
+
+def test_what_nothing_writes_to_is_not_copied():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.table = torch.zeros(()), torch.zeros(1).expand(2**60)  # no memory would hold a copy
+
+        def forward(self, v):
+            self.calls.add_(1)
+            return v.mean((2, 3)) + self.table[0]
+
+    model = Holds()
+    with torch.no_grad():
+        lm.lie_derivative(model, x(), "rotation")
+    assert model.calls == 0
+
+
+# From call to call of one measurement ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("buffer", "buffer by data", "buffer anew", "buffer of another size", "buffer in other memory"),
+        *("tensor in a dictionary", "number"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The model changed its buffers")
+def test_every_call_begins_with_the_state_that_eval_left(kind):
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("last", torch.ones(2))
+            self.held, self.calls = {"last": torch.zeros(())}, 0
+
+        def train(self, mode=True):
+            self.last.fill_(1 if mode else 2)
+            return super().train(mode)
+
+        def forward(self, v):
+            found = v.mean((2, 3)) + self.last.sum() + self.held["last"] + self.calls
+            if kind == "buffer":
+                self.last.add_(1)
+            elif kind == "buffer by data":
+                self.last.data.add_(1)
+            elif kind == "buffer anew":
+                self.last = self.last + 1
+            elif kind == "buffer of another size":
+                self.last.resize_(1)
+            elif kind == "buffer in other memory":
+                self.last.data = self.last + 1
+            elif kind == "tensor in a dictionary":
+                self.held["last"] = self.held["last"] + 1
+            else:
+                self.calls += 1
+            return found
+
+    model = Remembers()
+    with isolated(model), torch.no_grad():
+        function = function_of(model, "logits")
+        for _ in range(3):
+            assert torch.equal(function(x()), x().mean((2, 3)) + 4)
+    assert model.last.tolist() == [1, 1]
+    assert model.held["last"] == model.calls == 0
+
+
+def test_what_eval_writes_into_a_buffer_is_no_change():
+    class Marks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mode", torch.ones(()))
+
+        def train(self, mode=True):
+            self.mode.fill_(mode)
+            return super().train(mode)
+
+        def forward(self, v):
+            return v.mean((2, 3)) * (1 + self.mode)
+
+    model = Marks()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = lm.lie_derivative(model, x(), "rotation")["rotation"]
+    torch.testing.assert_close(found, lm.lie_derivative(lambda v: v.mean((2, 3)), x(), "rotation")["rotation"])
+    assert model.mode == 1
+
+
+def test_buffers_that_keep_their_values_are_not_told():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.still, self.anew = (nn.Buffer(torch.tensor([1.0, torch.nan])) for _ in range(3))
+
+        def forward(self, v):
+            self.calls[0] = torch.nan
+            self.anew = self.anew.clone()
+            return v.mean((2, 3))
+
+    model = Holds()
+    anew = model.anew
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"changed its buffers \['calls'\]"):
+        lm.lie_derivative(model, x(), "rotation")
+    assert model.anew is anew
+    assert model.calls[0] == 1
+
+
+@pytest.mark.parametrize("other", [torch.zeros(()), torch.zeros(3, dtype=torch.float64)], ids=["shape", "type"])
+def test_a_buffer_of_the_same_numbers_may_be_another(other):
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Buffer(torch.zeros(3))
+
+        def forward(self, v):
+            self.last = other.clone()
+            return v
+
+    model = Holds()
+    with pytest.warns(UserWarning, match=r"changed its buffers \['last'\]"), isolated(model):
+        model(x())
+    assert model.last.dtype == torch.float32
+    assert model.last.shape == (3,)
+
+
+def test_a_buffer_that_a_transform_leaves_behind_is_told():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Buffer(torch.zeros(3))
+
+        def forward(self, v):
+            self.last = v.mean((-2, -1))
+            return self.last
+
+    model = Holds()
+    last = model.last
+    with pytest.warns(UserWarning, match=r"changed its buffers \['last'\]"), isolated(model):
+        torch.vmap(model)(x())
+    assert model.last is last
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+@pytest.mark.parametrize("changes", [False, True])
+def test_sparse_tensors(changes, buffer):
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            links = torch.eye(3).to_sparse()
+            self.links = nn.Buffer(links) if buffer else links
+
+        def forward(self, v):
+            if changes:
+                self.links.mul_(2)
+            return v.mean((2, 3))
+
+    model = Holds()
+    with warnings.catch_warnings(record=True) as told, torch.no_grad():
+        warnings.simplefilter("always")
+        lm.lie_derivative(model, x(), "rotation")
+    assert ["changed its buffers ['links']" in str(entry.message) for entry in told] == [True] * (changes and buffer)
+    assert torch.equal(model.links.to_dense(), torch.eye(3))
