@@ -11,7 +11,7 @@ from lie_metric.resampling import Resampling
 from lie_metric.study.comparison import compare_runs, write_comparison
 from lie_metric.study.report import write_report
 from lie_metric.study.run import run_study
-from lie_metric.study.settings import MEASURES, Settings
+from lie_metric.study.settings import MEASURES, Framing, Settings
 from lie_metric.study.store import StudyError
 
 __all__ = ["main"]
@@ -32,6 +32,32 @@ _RUNS = """runs: folders that a Lightning logger wrote to, with all that is in t
 <prefix>.jsonl is read, else TensorBoard's files, else metrics.csv; a CSV exported from Weights & Biases or MLflow may
 be given by name. The regime is a hyperparameter (--by), a part of the path (--by-regex), or the name of the folder.
 """
+
+
+def _labels(parser: argparse.ArgumentParser) -> None:
+    for name in ("family", "tag"):
+        parser.add_argument(
+            f"--{name}", nargs="+", default=[], metavar=f"MODELS={name.upper()}", help=f"{name} of models by wildcard"
+        )
+
+
+def _pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    # Names may have equals signs in them, families none.
+    pairs = [text.rpartition("=") for text in given]
+    wrong = [text for text, (pattern, _, label) in zip(given, pairs, strict=True) if not pattern or not label]
+    if wrong:
+        raise ValueError(f"`{option}` must be MODELS={option[2:].upper()}, got {wrong[0]!r}. Write e.g. 'cnn-*=plain'.")
+    return {pattern: label for pattern, _, label in pairs}
+
+
+def _framing(options: argparse.Namespace) -> Framing:
+    size, mean, std = options.input_size, options.mean, options.std
+    return Framing(
+        None if size is None else tuple(size if len(size) != 1 else size * 2),
+        None if mean is None else tuple(mean),
+        None if std is None else tuple(std),
+        options.channels,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +84,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--interpolation", default="bspline", help="bspline, cubic, bilinear or fourier")
     add("--padding", default="reflection", help="see lie_metric.Resampling")
     add("--align-corners", action="store_true", help="with bilinear and reflection: the paper's convention")
+    add("--input-size", type=int, nargs="+", metavar="N", help="height and width (or one for both) for every model")
+    add("--channels", type=int, choices=(1, 3), help="grey or RGB, for every model")
+    add("--mean", type=float, nargs="+", metavar="X", help="of values in [0, 1], for every model")
+    add("--std", type=float, nargs="+", metavar="X", help="likewise")
+    add(
+        "--output",
+        default="logits",
+        help="what of the models' output: a name, a number, file.py:callable, probabilities",
+    )
+    _labels(study)
     add("--random-weights", action="store_true", help="timm models without pretrained weights")
     add("--exclude", nargs="+", default=[], metavar="PATTERN", help="wildcards of models to leave out")
     add("--shard", default="1/1", metavar="i/n", help="work on every n-th model; torchrun splits it further")
@@ -136,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             pretrained=not options.random_weights,
             seed=options.seed,
             lee_output=options.lee_output,
+            framing=_framing(options),
+            output=options.output,
         )
         counts = run_study(
             options.models,
@@ -150,6 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             chunk_size=options.chunk_size,
             retry_failed=options.retry_failed,
             progress=not options.quiet,
+            families=_pairs(options.family, "--family"),
+            tags=_pairs(options.tag, "--tag"),
         )
     except StudyError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -82,7 +82,7 @@ def test_macs_of_a_model_that_projects_a_parameter():
             return x.flatten(1) @ self.inner(self.latent).T.expand(-1, 2)
 
     settings = Settings("digits", 2, 2, generators=("rotation",))
-    rows, _, remarks = measure_model(
+    rows, _, _, remarks = measure_model(
         Latent(), load_data("digits", 2, 0), settings, device=torch.device("cpu"), batch_size=2
     )
     assert rows[0]["macs"] == 4 * 1024 + 2 * 1024
@@ -103,8 +103,8 @@ def test_consistency():
     settings = Settings("digits", 2, 64, measures=("consistency",), max_shift=0.2)
     found = []
     for model in (Sum(), Left()):
-        rows, _, _ = measure_model(model, images, settings, device=torch.device("cpu"), batch_size=10)
-        again, _, _ = measure_model(model, images, settings, device=torch.device("cpu"), batch_size=64)
+        rows = measure_model(model, images, settings, device=torch.device("cpu"), batch_size=10).rows
+        again = measure_model(model, images, settings, device=torch.device("cpu"), batch_size=64).rows
         assert len(rows) == 1
         assert rows[0]["consistency"] == again[0]["consistency"]
         found.append(rows[0]["consistency"])
