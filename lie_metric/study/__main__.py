@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lie_metric.resampling import Resampling
 from lie_metric.study.comparison import compare_runs, write_comparison
-from lie_metric.study.report import write_report
+from lie_metric.study.report import AXES, write_report
 from lie_metric.study.run import run_study
 from lie_metric.study.settings import MEASURES, Framing, Settings
 from lie_metric.study.store import StudyError
@@ -53,7 +53,7 @@ def _pairs(given: Sequence[str], option: str) -> dict[str, str]:
 def _framing(options: argparse.Namespace) -> Framing:
     size, mean, std = options.input_size, options.mean, options.std
     return Framing(
-        None if size is None else tuple(size if len(size) != 1 else size * 2),
+        None if size is None else tuple(size * 2 if len(size) == 1 else size),
         None if mean is None else tuple(mean),
         None if std is None else tuple(std),
         options.channels,
@@ -107,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="merge all shards; tables, one HTML page, and pictures")
     report.add_argument("folder", type=Path, metavar="DIR")
     report.add_argument("--no-pictures", action="store_true", help="no PNGs, which need matplotlib")
+    report.add_argument("--x", choices=AXES, help="what errors are drawn against; by default the first that there is")
+    report.add_argument("--against", nargs="+", metavar="MODEL", help="pairs.csv of these with all others, not of all")
+    _labels(report)
     compare = commands.add_parser(
         "compare",
         help="compare the regimes of trained runs",
@@ -155,7 +158,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         if options.command == "report":
-            for path in write_report(options.folder, pictures=not options.no_pictures):
+            for path in write_report(
+                options.folder,
+                pictures=not options.no_pictures,
+                x=options.x,
+                against=options.against,
+                families=_pairs(options.family, "--family"),
+                tags=_pairs(options.tag, "--tag"),
+            ):
                 sys.stdout.write(f"{path}\n")
             return 0
         if options.command == "compare":

@@ -21,6 +21,9 @@ from lie_metric.measured import Output
 
 __all__ = ["Entry", "FromFile", "callable_from", "load_weights", "selection"]
 
+_FILES: dict[Path, ModuleType] = {}
+"""Modules of files that were given, by path."""
+
 _SIBLINGS: dict[str, Path] = {}
 """Modules that files of models imported from their own folders: another folder may have one of the same name."""
 
@@ -155,12 +158,11 @@ def callable_from(source: str, argument: str = "models") -> Callable[..., Any]:
 
 def _module(path: Path) -> ModuleType:
     """The module of a file, imported once."""
-    own = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    for name in (path.stem, own):
-        there = sys.modules.get(name)
-        if there is not None and getattr(there, "__file__", None) == str(path):
-            return there
+    there = _FILES.get(path) or sys.modules.get(path.stem)
+    if there is not None and getattr(there, "__file__", None) == str(path):
+        return there
     # Its plain name, so that modules beside it may import it, unless something else has that name.
+    own = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     name = path.stem if _free(path.stem, path) else own
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -172,6 +174,7 @@ def _module(path: Path) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    _FILES[path] = module
     return module
 
 
