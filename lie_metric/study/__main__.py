@@ -24,8 +24,15 @@ _MODELS = """models:
   resnet18@runs/best.ckpt  models.py:build@best.pt      with weights from a checkpoint
   mine=models.py:build@best.pt                          with a name of your own
 
+own models: files are imported as scripts are, with what lies beside them; of a checkpoint only tensors are read, and no
+code is run, whatever its hyperparameters are. --family 'mine*=cnn' and --tag 'mine*=augmented' say what they are; the
+report takes the same. Models that return an object with `logits`, a mapping or a tuple are measured on its logits, `out`
+or first entry; --output pred (a key or attribute), --output 1, or --output file.py:callable choose another one.
+
 data: digits, synthetic, folder:PATH with a folder of images for each class, or a set of torchvision (cifar10, ...).
 Each timm model gets its own input size, crop and normalisation; an own model with an attribute `pretrained_cfg` too.
+Others get the images as they are, in [0, 1]: grey where all are, else RGB. --input-size, --channels, --mean and --std
+hold for every model instead. Models are compared pair by pair where they see the same images at one size.
 """
 
 _RUNS = """runs: folders that a Lightning logger wrote to, with all that is in them. Of each run the monitor's own

@@ -1,8 +1,8 @@
 """The report of a study: tables, one page that needs neither network nor server, and pictures.
 
-The page draws its one plot itself, in some sixty lines: libraries that embed into one file weigh 0.1 (uPlot) to 4.5 MB
-(Plotly), and error bars with a frame, a legend that hides families and marks that choose a model stay lines of ours in
-each of them.
+The page draws its one plot itself, in some sixty lines: of the kept libraries that embed into one file uPlot (51 kB)
+leaves error bars, hovering over scattered points and choosing one to its user, and Plotly, which has them, makes every
+report megabytes large.
 """
 
 from __future__ import annotations
