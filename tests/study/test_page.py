@@ -73,10 +73,14 @@ content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inlin
 
 def visit(page, folder):
     """What the script saw."""
+    page = page.replace("<title>", f"{POLICY}<title>")
+    return browse(page.replace("</html>", f"<script>{SCRIPT}</script></html>"), folder)
+
+
+def browse(page, folder):
+    """What a page left in its element "seen"."""
     tested = folder / "tested.html"
-    tested.write_text(
-        page.replace("<title>", f"{POLICY}<title>").replace("</html>", f"<script>{SCRIPT}</script></html>")
-    )
+    tested.write_text(page)
     done = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1300,1400", "--no-first-run",
          "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=2000",
@@ -175,6 +179,30 @@ def test_pairs_are_those_of_compare(seen, study):
     assert seen["means"] != seen["pairs"]
     assert all(float(row[4]) < float(row[3]) < float(row[5]) for row in seen["means"] if row[7] == "")
     assert set(seen["against"]) == {"m0", "m1", "m3", "m4"}
+
+
+@pytest.mark.parametrize("kind", ["one model", "accuracy alone", "failures alone"])
+def test_small_studies_have_a_page(study, tmp_path, kind):
+    settings = json.loads((study / "settings.json").read_text())
+    record_settings(tmp_path, settings)
+    row = dict.fromkeys(COLUMNS) | {"model": "m0", "status": "ok", "family": "a", "tag": "t", "reason": ""}
+    if kind == "one model":
+        (tmp_path / "replicates-1-of-1.jsonl").write_text(
+            (study / "replicates-1-of-1.jsonl").read_text().partition("\n")[0] + "\n"
+        )
+        row |= {"generator": "rotation", "relative": 1.0, "relative_se": 0.1, "parameters": 10}
+    elif kind == "accuracy alone":
+        row |= {"generator": "", "accuracy": 0.5, "parameters": 10}
+    else:
+        row |= {"generator": "", "status": "failed", "reason": "memory"}
+    with Table(tmp_path / "rows-1-of-1.csv", COLUMNS) as table:
+        table.append([row])
+    write_report(tmp_path, pictures=False)
+    script = "const seen = {}; addEventListener('error', e => { seen.error = e.message; });"
+    text = (tmp_path / "report.html").read_text().replace("<title>", f"<script>{script}</script><title>")
+    end = "const o = document.createElement('pre'); o.id = 'seen'; o.textContent = JSON.stringify(seen);"
+    found = browse(text.replace("</html>", f"<script>{end} document.body.append(o);</script></html>"), tmp_path)
+    assert found == {}
 
 
 def test_the_check_sees_a_page_that_fetches(study, tmp_path):
