@@ -26,13 +26,14 @@ _MODELS = """models:
 
 own models: files are imported as scripts are, with what lies beside them; of a checkpoint only tensors are read, and no
 code is run, whatever its hyperparameters are. --family 'mine*=cnn' and --tag 'mine*=augmented' say what they are; the
-report takes the same. Models that return an object with `logits`, a mapping or a tuple are measured on its logits, `out`
-or first entry; --output pred (a key or attribute), --output 1, or --output file.py:callable choose another one.
+report takes the same. Models that return an object with `logits`, a mapping or a tuple are measured on its logits,
+`out` or first entry; --output pred (a key or attribute), --output 1, or --output file.py:callable choose another one.
 
 data: digits, synthetic, folder:PATH with a folder of images for each class, or a set of torchvision (cifar10, ...).
 Each timm model gets its own input size, crop and normalisation; an own model with an attribute `pretrained_cfg` too.
 Others get the images as they are, in [0, 1]: grey where all are, else RGB. --input-size, --channels, --mean and --std
-hold for every model instead. Models are compared pair by pair where they see the same images at one size.
+hold for every model instead, and with --input-size images are cut alike for all. Models are compared pair by pair where
+they see the same images at one size.
 """
 
 _RUNS = """runs: folders that a Lightning logger wrote to, with all that is in them. Of each run the monitor's own
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--interpolation", default="bspline", help="bspline, cubic, bilinear or fourier")
     add("--padding", default="reflection", help="see lie_metric.Resampling")
     add("--align-corners", action="store_true", help="with bilinear and reflection: the paper's convention")
-    add("--input-size", type=int, nargs="+", metavar="N", help="height and width (or one for both) for every model")
+    add("--input-size", type=int, nargs="+", metavar="N", help="height and width (or one for both), for every model")
     add("--channels", type=int, choices=(1, 3), help="grey or RGB, for every model")
     add("--mean", type=float, nargs="+", metavar="X", help="of values in [0, 1], for every model")
     add("--std", type=float, nargs="+", metavar="X", help="likewise")

@@ -99,13 +99,15 @@ class Prepared(Dataset):
             config = _config(model)
             self.channels = framing.channels or config["input_size"][0]
             mean, std = mean or tuple(config["mean"]), std or tuple(config["std"])
-            config |= {"input_size": (self.channels, *(size or config["input_size"][1:])), "mean": mean, "std": std}
+            config |= {"input_size": (self.channels, *config["input_size"][1:]), "mean": mean, "std": std}
             self.frame = ", ".join(f"{name} {config[name]}" for name in _CUT if name in config)
         else:
             self.channels = framing.channels or images.channels
             mean, std = mean or (0.0,), std or (1.0,)
             config = {}
-            self.frame = "as they are" if size is None else "the largest part of that shape"
+            self.frame = "as they are"
+        if size is not None:  # for every model alike, so that they see the same
+            config, self.frame = {}, "the largest part of that shape, bicubic"
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in {1, self.channels}:
                 raise ValueError(

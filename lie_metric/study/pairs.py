@@ -136,9 +136,10 @@ def kinds(records: Records) -> tuple[dict[str, int], list[list[str]]]:
 
 
 def _reason(one: Record, other: Record) -> str:
-    told = [f"other {what}, {here} and {there}" for what, here, there, _ in differences(one, other)]
-    advice = " (--input-size gives all models one)" if one.input_shape != other.input_shape else ""
-    return "; ".join(told) + advice
+    found = [(what.removeprefix("option ").strip("`"), here, there) for what, here, there, _ in differences(one, other)]
+    told = [f"other {what}, {here} and {there}" for what, here, there in found]
+    framed = {"frame", "size of images"} & {what for what, *_ in found}
+    return "; ".join(told) + (" (--input-size gives all models one frame)" if framed else "")
 
 
 def steps(count: int, freedom: float) -> list[float]:

@@ -22,7 +22,8 @@ class Framing:
     """How images are cut and normalised, where the models' own data configs shall not decide.
 
     Args:
-        input_size: Height and width; None is what a model's config says, or else the size of the images.
+        input_size: Height and width, to which the largest part of each image that has this shape is scaled (bicubic),
+            whatever crop a model's config asks for; None is what the config says, or else the images as they are.
         mean: Subtracted from values in [0, 1], one number or one for each channel; None as above, or else nothing.
         std: What they are divided by then.
         channels: 1 for grey, 3 for RGB; None as above, or else grey where all images of the set are.

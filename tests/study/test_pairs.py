@@ -9,6 +9,9 @@ import torch
 
 import lie_metric as lm
 from lie_metric.compare import holm
+from lie_metric.study import Framing, Settings
+from lie_metric.study.data import load_data
+from lie_metric.study.measure import measure_model
 from lie_metric.study.pairs import deviations, kinds, means_of, pairs, steps
 
 GENERATORS = ("translation", "rotation", "scale")
@@ -75,7 +78,7 @@ def test_against_some(records):
     [
         ({"fingerprint": "x"}, "other images"),
         ({"units": ("pixel",) * 4}, "other units"),
-        ({"input_shape": (1, 9, 9)}, r"other size of images, \(1, \d, \d\) and \(1, \d, \d\) \(--input-size gives"),
+        ({"input_shape": (1, 9, 9)}, r"other size of images, \(1, \d, \d\) and \(1, \d, \d\) \(--input-size gives all"),
         ({"settings": {"resampling": "bilinear, zeros, corners"}}, "other stencil"),
     ],
 )
@@ -93,6 +96,32 @@ def test_what_cannot_be_compared_is_told(records, change, reason):
     assert all("ratio" not in row and re.search(reason, row["reason"]) for row in apart)
     assert all("reason" not in row for row in rows if row not in apart)
     assert reasons[0][0] == ""
+
+
+def test_what_a_model_makes_of_a_picture_is_its_own():
+    """Normalisations may differ, but where a value depends on them; crops may not, unless all are cut alike."""
+
+    def cut(mean, crop):
+        model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten())
+        model.pretrained_cfg = {"input_size": (1, 16, 16), "mean": (mean,), "std": (0.3,), "crop_pct": crop}
+        return model
+
+    models = {"one": cut(0.2, 1.0), "two": cut(0.5, 1.0), "crop": cut(0.2, 0.9)}
+    images = load_data("digits", 4, 0)
+
+    def told(**options):
+        settings = Settings("digits", 4, 4, **{"generators": ("rotation",), "measures": ("relative",)} | options)
+        run = {"device": torch.device("cpu"), "batch_size": 4}
+        found = {name: measure_model(model, images, settings, **run).records for name, model in models.items()}
+        rows = pairs({name: {one.measure: one for one in records} for name, records in found.items()}, ["one"])
+        return {row["a"]: row.get("reason", "") for row in rows}
+
+    assert told()["two"] == ""
+    assert told()["crop"].startswith("other frame, ")
+    assert told()["crop"].endswith("(--input-size gives all models one frame)")
+    assert told(framing=Framing((16, 16))) == {"two": "", "crop": ""}
+    assert told(generators=("saturation",))["two"].startswith("other normalisation, mean [0.5]")
+    assert told(resampling=lm.Resampling(padding="zeros"))["two"].startswith("other normalisation, mean [0.5]")
 
 
 def test_values_without_logarithm(records):
