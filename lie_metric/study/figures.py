@@ -14,9 +14,9 @@ from lie_metric.figures import UNITS, _cycle, _matplotlib
 __all__ = ["draw"]
 
 _LABELS = {
-    "relative": "relative error (output standard deviations per {unit})",
-    "lee": "raw LEE (per {unit} squared; grows with scale and confidence)",
-    "sensitivity": "response over that to noise",
+    "relative": "relative error\n(output std. per {unit})",
+    "lee": "raw LEE (per {unit} squared;\ngrows with scale and confidence)",
+    "sensitivity": "response over\nthat to noise",
 }
 _AXES = {
     "accuracy": "accuracy",
@@ -176,7 +176,10 @@ def _layers(figure_type: Any, models: Models, layers: Sequence[Mapping[str, Any]
     axis.axvline(0, color="grey", linewidth=0.8)
     axis.set_yticks(range(len(types)), types)
     axis.invert_yaxis()
-    axis.set_xlabel("signed share of the Lie derivative, mean over generators and models; bars: over models, or images")
+    axis.set_xlabel(
+        "signed share of the Lie derivative, mean over generators and models;\n"
+        "bars: standard error over models, of a single one over images"
+    )
     axis.legend(fontsize="small")
     return figure
 
