@@ -17,9 +17,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from lie_metric.compare import Compared, around, differences, judged
 from lie_metric.figures import unit_of
 from lie_metric.functional.student import quantile
@@ -66,16 +63,16 @@ class Deviations(NamedTuple):
 
     Attributes:
         logarithm: Of the value.
-        parts: Shape (groups,), see the module.
+        parts: One for each group of images, see the module.
     """
 
     logarithm: float
-    parts: Tensor
+    parts: tuple[float, ...]
 
     @property
     def error(self) -> float:
         """The standard error of the logarithm over images; NaN for fewer than two groups of them."""
-        return float(self.parts.norm()) if len(self.parts) > 1 else math.nan
+        return math.hypot(*self.parts) if len(self.parts) > 1 else math.nan
 
 
 def deviations(record: Record) -> dict[str, Deviations]:
@@ -102,12 +99,14 @@ def deviations(record: Record) -> dict[str, Deviations]:
     pseudo = share * kept.value.log() - (share - 1) * kept.left_out[used].log()
     parts = (pseudo - pseudo.mean(0)) / ((share - 1) * len(share)).sqrt()
     found = {
-        name: Deviations(float(kept.value[k].log()), parts[:, k].nan_to_num(math.nan, math.nan, math.nan))
+        name: Deviations(
+            float(kept.value[k].log()), tuple(parts[:, k].nan_to_num(math.nan, math.nan, math.nan).tolist())
+        )
         for k, name in enumerate(record.names)
     }
     for label, names in means_of(record.names, record.measure).items():
         members = [found[name] for name in names]
-        mean = torch.stack([one.parts for one in members]).mean(0)
+        mean = tuple(sum(parts) / len(members) for parts in zip(*(one.parts for one in members), strict=True))
         found[label] = Deviations(sum(one.logarithm for one in members) / len(members), mean)
     return found
 
@@ -211,6 +210,6 @@ def pairs(records: Records, against: Iterable[str] | None = None) -> list[dict[s
 
 
 def _compared(name: str, a: Deviations, b: Deviations) -> Compared:
-    error = float((a.parts - b.parts).norm()) if len(a.parts) > 1 else math.nan
+    error = math.dist(a.parts, b.parts) if len(a.parts) > 1 else math.nan
     found = around(a.logarithm - b.logarithm, error, len(a.parts) - 1, LEVEL)
     return Compared(name, math.exp(a.logarithm), math.exp(b.logarithm), *found, math.nan, "", error, math.nan)

@@ -292,7 +292,7 @@ def _paired(records: Mapping[str, Mapping[str, Record]]) -> dict[str, Any]:
         "deviations": {
             model: {
                 measure: {
-                    name: [round(1e6 * part) if math.isfinite(part) else None for part in one.parts.tolist()]
+                    name: [round(1e6 * part) if math.isfinite(part) else None for part in one.parts]
                     for name, one in deviations(record).items()
                 }
                 for measure, record in found.items()
