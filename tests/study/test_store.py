@@ -71,7 +71,7 @@ def test_records_of_models(folder):
         found["b"]["relative"].replicates.left_out, record.replicates.left_out, rtol=1e-11, atol=0
     )
     assert found["b"]["relative"].fingerprint == record.fingerprint
-    # Some ten kilobytes for each model and measure of nine generators.
+    # Small: what is left out for each group of images, of each generator.
     assert len(whole) / 3 / 2 < 1500
     Lines(path).close()
     assert path.read_bytes() == whole
