@@ -85,7 +85,7 @@ def deviations(record: Record) -> dict[str, Deviations]:
         By name of the generator or mean; NaN where a value is not positive.
 
     Example:
-        >>> import lie_metric as lm
+        >>> import torch, lie_metric as lm
         >>> metric = lm.LocalEquivarianceError("saturation", "lee")
         >>> metric.update(lambda x: x.mean((2, 3)), torch.rand(9, 1, 8, 8))
         >>> found = deviations(metric.record())["saturation"]
@@ -172,7 +172,7 @@ def pairs(records: Records, against: Iterable[str] | None = None) -> list[dict[s
         ValueError: If a model is not among them.
 
     Example:
-        >>> import lie_metric as lm
+        >>> import torch, lie_metric as lm
         >>> images, records = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)), {}
         >>> for name, pool in (("mean", lambda x: x.mean((2, 3))), ("peak", lambda x: x.amax((2, 3)))):
         ...     metric = lm.LocalEquivarianceError("saturation", "lee")

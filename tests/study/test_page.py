@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lie_metric as lm
+from lie_metric.compare import holm
 from lie_metric.study import write_report
 from lie_metric.study.store import COLUMNS, Lines, Table, read_records, record_settings
 
@@ -53,6 +54,7 @@ try {
   sort("parameters"); seen.down = cells("models").map(r => r[0]);
   seen.sorted = all("#models th").find(h => h.textContent == "parameters").getAttribute("aria-sort");
   seen.pairs = cells("pairs"); seen.pairsTitle = $("pairsTitle").textContent;
+  pick("generator", "rotation"); seen.turned = cells("pairs");
   pick("generator", "mean per half side"); seen.means = cells("pairs");
   pick("against", "m2"); seen.against = cells("pairs").map(r => r[0]);
   pick("x", "parameters"); seen.size = dots(); seen.sizeUndrawn = $("undrawn").textContent;
@@ -102,9 +104,15 @@ def study(tmp_path_factory):
     with Table(folder / "rows-1-of-1.csv", COLUMNS) as table, Lines(folder / "replicates-1-of-1.jsonl") as lines:
         for number in range(5):
             size = 8 if number < 4 else 10
-            images = torch.randn(8, 1, size, size, generator=torch.Generator().manual_seed(0))
+            images = torch.randn(32, 1, size, size, generator=torch.Generator().manual_seed(0))
             metric = lm.LocalEquivarianceError(GENERATORS)
-            metric.update(lambda x, n=number: x[..., n : n + 4].mean((2, 3)), images)
+            start, end = ((0, 4), (0, 2), (1, 7), (0, 8), (0, 4))[number]
+            line = torch.linspace(-1, 1, size).square()
+            weight = torch.zeros(size, size)
+            weight[:, start:end] = 1
+            if number == 3:  # round: it hardly responds to rotations
+                weight = (-4 * (line + line[:, None])).exp()
+            metric.update(lambda x, weight=weight: (x * weight).mean((2, 3)), images)
             values, errors = (
                 {name: value.item() for name, value in found.items()}
                 for found in (metric.relative(), metric.standard_error("relative"))
@@ -172,7 +180,16 @@ def test_pairs_are_those_of_compare(seen, study):
         wanted = lm.compare(records[model], records["m0"])["translation_x"]
         for cell, value in zip(rows[model][3:6], (wanted.ratio, wanted.low, wanted.high), strict=True):
             assert math.isclose(float(cell), value, rel_tol=2e-3)
-        assert rows[model][6] in {"less", "more", "undecided"}
+    # Verdicts are those of Holm's correction over what can be compared: without it m2 would be less.
+    assert lm.compare(records["m2"], records["m0"])["rotation"].p < 0.05
+    assert [row[6] for row in seen["turned"] if row[0] in {"m2", "m3"}] == ["undecided", "less"]
+    for shown, generator in ((seen["pairs"], "translation_x"), (seen["turned"], "rotation")):
+        compared = [lm.compare(records[model], records["m0"])[generator] for model in ("m1", "m2", "m3")]
+        verdicts = [
+            "undecided" if p > 0.05 else "less" if one.ratio < 1 else "more"
+            for one, p in zip(compared, holm([one.p for one in compared]), strict=True)
+        ]
+        assert [{row[0]: row[6] for row in shown}[model] for model in ("m1", "m2", "m3")] == verdicts
     assert rows["m4"][3:7] == ["–", "–", "–", "not comparable"]
     assert "other size of images, (1, 10, 10) and (1, 8, 8)" in rows["m4"][7]
     # A geometric mean has a row too, and any model can be the one that others are compared with.
