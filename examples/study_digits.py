@@ -24,7 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from compare_augmentations import REGIMES, SIZE, Augmentation
 
-from lie_metric.study import ModelSpec, Settings, read_rows, run_study, write_report
+from lie_metric.study import ModelSpec, Settings, read_records, read_rows, run_study, write_report
 from lie_metric.study.data import digits
 from lie_metric.study.report import answers, correlations, summarise
 
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
     )
     study = options.out / f"study-{options.epochs}-epochs"
     run_study(specs, study, settings, batch_size=32)
-    models = summarise(read_rows(study))
+    models = summarise(read_rows(study), read_records(study))
     found = correlations(models)
     told = answers(found)
     accuracy = [one["accuracy"] for one in models]

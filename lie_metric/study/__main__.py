@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lie_metric.resampling import Resampling
 from lie_metric.study.comparison import compare_runs, write_comparison
-from lie_metric.study.report import write_report
+from lie_metric.study.report import AXES, write_report
 from lie_metric.study.run import run_study
-from lie_metric.study.settings import MEASURES, Settings
+from lie_metric.study.settings import MEASURES, Framing, Settings
 from lie_metric.study.store import StudyError
 
 __all__ = ["main"]
@@ -24,14 +24,48 @@ _MODELS = """models:
   resnet18@runs/best.ckpt  models.py:build@best.pt      with weights from a checkpoint
   mine=models.py:build@best.pt                          with a name of your own
 
+own models: files are imported as scripts are, with what lies beside them; of a checkpoint only tensors are read, and no
+code is run, whatever its hyperparameters are. --family 'mine*=cnn' and --tag 'mine*=augmented' say what they are; the
+report takes the same. Models that return an object with `logits`, a mapping or a tuple are measured on its logits,
+`out` or first entry; --output pred (a key or attribute), --output 1, or --output file.py:callable choose another one.
+
 data: digits, synthetic, folder:PATH with a folder of images for each class, or a set of torchvision (cifar10, ...).
 Each timm model gets its own input size, crop and normalisation; an own model with an attribute `pretrained_cfg` too.
+Others get the images as they are, in [0, 1]: grey where all are, else RGB. --input-size, --channels, --mean and --std
+hold for every model instead, and with --input-size images are cut alike for all. Models are compared pair by pair where
+they see the same images at one size.
 """
 
 _RUNS = """runs: folders that a Lightning logger wrote to, with all that is in them. Of each run the monitor's own
 <prefix>.jsonl is read, else TensorBoard's files, else metrics.csv; a CSV exported from Weights & Biases or MLflow may
 be given by name. The regime is a hyperparameter (--by), a part of the path (--by-regex), or the name of the folder.
 """
+
+
+def _labels(parser: argparse.ArgumentParser) -> None:
+    for name in ("family", "tag"):
+        parser.add_argument(
+            f"--{name}", nargs="+", default=[], metavar=f"MODELS={name.upper()}", help=f"{name} of models by wildcard"
+        )
+
+
+def _pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    # Names may have equals signs in them, families none.
+    pairs = [text.rpartition("=") for text in given]
+    wrong = [text for text, (pattern, _, label) in zip(given, pairs, strict=True) if not pattern or not label]
+    if wrong:
+        raise ValueError(f"`{option}` must be MODELS={option[2:].upper()}, got {wrong[0]!r}. Write e.g. 'cnn-*=plain'.")
+    return {pattern: label for pattern, _, label in pairs}
+
+
+def _framing(options: argparse.Namespace) -> Framing:
+    size, mean, std = options.input_size, options.mean, options.std
+    return Framing(
+        None if size is None else tuple(size * 2 if len(size) == 1 else size),
+        None if mean is None else tuple(mean),
+        None if std is None else tuple(std),
+        options.channels,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +92,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--interpolation", default="bspline", help="bspline, cubic, bilinear or fourier")
     add("--padding", default="reflection", help="see lie_metric.Resampling")
     add("--align-corners", action="store_true", help="with bilinear and reflection: the paper's convention")
+    add("--input-size", type=int, nargs="+", metavar="N", help="height and width (or one for both), for every model")
+    add("--channels", type=int, choices=(1, 3), help="grey or RGB, for every model")
+    add("--mean", type=float, nargs="+", metavar="X", help="of values in [0, 1], for every model")
+    add("--std", type=float, nargs="+", metavar="X", help="likewise")
+    add(
+        "--output",
+        default="logits",
+        help="what of the models' output: a name, a number, file.py:callable, probabilities",
+    )
+    _labels(study)
     add("--random-weights", action="store_true", help="timm models without pretrained weights")
     add("--exclude", nargs="+", default=[], metavar="PATTERN", help="wildcards of models to leave out")
     add("--shard", default="1/1", metavar="i/n", help="work on every n-th model; torchrun splits it further")
@@ -71,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="merge all shards; tables, one HTML page, and pictures")
     report.add_argument("folder", type=Path, metavar="DIR")
     report.add_argument("--no-pictures", action="store_true", help="no PNGs, which need matplotlib")
+    report.add_argument("--x", choices=AXES, help="what errors are drawn against; by default the first that there is")
+    report.add_argument("--against", nargs="+", metavar="MODEL", help="pairs.csv of these with all others, not of all")
+    _labels(report)
     compare = commands.add_parser(
         "compare",
         help="compare the regimes of trained runs",
@@ -119,7 +166,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         if options.command == "report":
-            for path in write_report(options.folder, pictures=not options.no_pictures):
+            for path in write_report(
+                options.folder,
+                pictures=not options.no_pictures,
+                x=options.x,
+                against=options.against,
+                families=_pairs(options.family, "--family"),
+                tags=_pairs(options.tag, "--tag"),
+            ):
                 sys.stdout.write(f"{path}\n")
             return 0
         if options.command == "compare":
@@ -136,6 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             pretrained=not options.random_weights,
             seed=options.seed,
             lee_output=options.lee_output,
+            framing=_framing(options),
+            output=options.output,
         )
         counts = run_study(
             options.models,
@@ -150,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             chunk_size=options.chunk_size,
             retry_failed=options.retry_failed,
             progress=not options.quiet,
+            families=_pairs(options.family, "--family"),
+            tags=_pairs(options.tag, "--tag"),
         )
     except StudyError as error:
         sys.stderr.write(f"error: {error}\n")

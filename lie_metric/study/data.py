@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lie_metric.study.settings import Framing
 from lie_metric.study.store import StudyError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class ImageSet:
         labels: The class of each image.
         classes: Names of the classes.
         fingerprint: Changes when an image, a label or the order does.
+        channels: 1 where all images are grey, else 3.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ImageSet:
     labels: Sequence[int]
     classes: tuple[str, ...]
     fingerprint: str
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,28 +74,53 @@ class ImageSet:
 class Prepared(Dataset):
     """A set as one model wants it: timm's evaluation transform from the model's data config.
 
-    A model without ``pretrained_cfg`` gets images of the set's own size and channels, with values in [0, 1].
+    A model without ``pretrained_cfg`` gets images of the set's own size, grey where all of them are, with values in
+    [0, 1]. A framing takes the place of either.
 
     Args:
         images: The set.
         model: The model.
+        framing: What is to be otherwise.
+
+    Attributes:
+        frame: How images are cut, in words: two models with the same see the same.
+        normalisation: Mean and standard deviation, in words.
+
+    Raises:
+        ValueError: If mean and standard deviation are of another number of channels.
     """
 
-    def __init__(self, images: ImageSet, model: Any) -> None:
+    def __init__(self, images: ImageSet, model: Any, framing: Framing | None = None) -> None:
         self.images = images
-        self.transform: Callable[[Image], Tensor] | None = None
-        self.channels: int | None = None
+        framing = framing or Framing()
+        mean, std, size = framing.mean, framing.std, framing.input_size
+        self._timm: Callable[[Image], Tensor] | None = None
         if getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None):
-            try:
-                from timm.data import create_transform, resolve_model_data_config
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError(
-                    "A model's own input size and normalisation (`pretrained_cfg`) need timm: pip install "
-                    "'lie_metric[examples]'."
-                ) from error
-            config = resolve_model_data_config(model)
-            self.channels = config["input_size"][0]
-            self.transform = create_transform(**config, is_training=False)
+            config = _config(model)
+            self.channels = framing.channels or config["input_size"][0]
+            mean, std = mean or tuple(config["mean"]), std or tuple(config["std"])
+            config |= {"input_size": (self.channels, *config["input_size"][1:]), "mean": mean, "std": std}
+            self.frame = ", ".join(f"{name} {config[name]}" for name in _CUT if name in config)
+        else:
+            self.channels = framing.channels or images.channels
+            mean, std = mean or (0.0,), std or (1.0,)
+            config = {}
+            self.frame = "as they are"
+        if size is not None:  # for every model alike, so that they see the same
+            config, self.frame = {}, "the largest part of that shape, bicubic"
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in {1, self.channels}:
+                raise ValueError(
+                    f"`{name}` must be one number or one for each of {self.channels} channels, got {len(values)}. Give "
+                    f"--{name} for these channels, or --channels {len(values)}."
+                )
+        self.normalisation = f"mean {list(mean)}, std {list(std)}"
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+        self._size = size
+        if config:
+            from timm.data import create_transform
+
+            self._timm = create_transform(**config, is_training=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,10 +128,30 @@ class Prepared(Dataset):
     def __getitem__(self, number: int) -> tuple[Tensor, int, int]:
         """An image (C, H, W), its label, its number."""
         image = self.images.read(number)
-        mode = {None: "L" if image.mode in {"L", "1"} else "RGB", 1: "L"}.get(self.channels, "RGB")
+        mode = "L" if self.channels == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)
-        tensor = self.transform(image) if self.transform else _tensor(image)
-        return tensor, self.images.labels[number], number
+        if self._timm is not None:
+            return self._timm(image), self.images.labels[number], number
+        if self._size is not None:
+            from PIL import ImageOps
+            from PIL.Image import Resampling as Filter
+
+            image = ImageOps.fit(image, self._size[::-1], Filter.BICUBIC)
+        return (_tensor(image) - self._mean) / self._std, self.images.labels[number], number
+
+
+_CUT = ("interpolation", "crop_pct", "crop_mode")
+
+
+def _config(model: Any) -> dict[str, Any]:
+    try:
+        from timm.data import resolve_model_data_config
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "A model's own input size and normalisation (`pretrained_cfg`) need timm: pip install "
+            "'lie_metric[examples]'."
+        ) from error
+    return dict(resolve_model_data_config(model))
 
 
 def _tensor(image: Image) -> Tensor:
@@ -171,10 +219,11 @@ def load_data(name: str, count: int, seed: int, root: Path | str = "data") -> Im
             f"`data` must be digits, synthetic, folder:PATH or one of {', '.join(_TORCHVISION)}, got {name!r}."
         )
     chosen = _draw(len(images), count, seed)
-    digest = hashlib.sha256()
+    digest, modes = hashlib.sha256(), set()
     for number in chosen:
         item = images[number]
         picture = _open(item) if isinstance(item, Path) else item
+        modes.add(picture.mode)
         digest.update(item.read_bytes() if isinstance(item, Path) else picture.tobytes())
         digest.update(f"{picture.size} {labels[number]};".encode())
     digest.update("/".join(classes).encode())
@@ -184,6 +233,7 @@ def load_data(name: str, count: int, seed: int, root: Path | str = "data") -> Im
         [labels[number] for number in chosen],
         classes,
         digest.hexdigest()[:16],
+        1 if modes <= {"L"} else 3,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +15,34 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from lie_metric.layerwise import attributed
+from lie_metric.measured import function_of
 from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.orbits import uniform
+from lie_metric.records import Record
 from lie_metric.resampling import Resampling
 from lie_metric.study.data import ImageSet, Prepared, class_numbers
 from lie_metric.study.settings import LIE_MEASURES, Settings
+from lie_metric.study.sources import selection
 
-__all__ = ["measure_model"]
+__all__ = ["Measured", "measure_model"]
 
 Row = dict[str, Any]
+
+
+class Measured(NamedTuple):
+    """What was measured of a model.
+
+    Attributes:
+        rows: Rows of the main table, one for each generator; one in all if no Lie derivative is asked for.
+        layers: Rows by type of operation.
+        records: What comparisons with other models need, for each measure.
+        remarks: On values that could not be had.
+    """
+
+    rows: list[Row]
+    layers: list[Row]
+    records: list[Record]
+    remarks: list[str]
 
 
 def measure_model(
@@ -33,7 +54,7 @@ def measure_model(
     batch_size: int,
     workers: int = 0,
     chunk_size: int | None = None,
-) -> tuple[list[Row], list[Row], list[str]]:
+) -> Measured:
     """Measures a model on a set, in one pass over its images.
 
     Args:
@@ -46,19 +67,23 @@ def measure_model(
         chunk_size: Tangents pushed through the model at once.
 
     Returns:
-        Rows of the main table, one for each generator (one in all if no Lie derivative is asked for); rows by type of
-        operation; remarks on values that could not be had.
+        Rows, layers, records and remarks.
 
     Raises:
         StudyError: If images cannot be read.
-        ValueError: If they differ in size and the model does not say what it takes.
+        ValueError: If they differ in size and the model does not say what it takes, or it does not take them.
     """
     if isinstance(model, nn.Module):
         model.to(device)
-    measures, stencil = settings.measures, settings.resampling
+    measures, stencil, output = settings.measures, settings.resampling, selection(settings.output)
     remarks: list[str] = []
+    # The map that is measured, also for accuracy: one tensor, with weights of half precision raised to float32.
+    run = function_of(model, output)
+    if isinstance(model, nn.Module) and any(one.dtype in _HALF for one in model.parameters()):
+        remarks.append("weights in half precision, measured and timed in float32")
     metric = LocalEquivarianceError(
         settings.generators,
+        output=output,
         lee_output=settings.lee_output,
         resampling=stencil,
         with_noise="sensitivity" in measures,
@@ -66,7 +91,8 @@ def measure_model(
         seed=settings.seed,
     ).to(device)
     lie = any(name in measures for name in LIE_MEASURES)
-    loader = DataLoader(Prepared(images, model), batch_size, num_workers=workers, collate_fn=_collate)
+    prepared = Prepared(images, model, settings.framing)
+    loader = DataLoader(prepared, batch_size, num_workers=workers, collate_fn=_collate)
     common: Row = {"status": "ok", "stencil": str(stencil), "device": _device_name(device)}
     right: list[Tensor] = []
     same: list[Tensor] = []
@@ -78,15 +104,14 @@ def measure_model(
             break
         batch = batch.to(device)
         if not evaluated:
-            common |= _size(model, batch[:1], remarks)
-            with torch.no_grad():
-                model(batch)  # the first call allocates and chooses kernels
+            _first_call(run, batch)
+            common |= _size(model, run, batch[:1], remarks)
         start = _now(device)
         with torch.no_grad():
-            scores = model(batch)
+            scores = run(batch)
         seconds["evaluation"] += _now(device) - start
         evaluated += len(batch)
-        if isinstance(scores, Tensor) and scores.ndim == 2 and scores.shape[1] > 1:
+        if scores.ndim == 2 and scores.shape[1] > 1:
             predictions = scores.argmax(1)
             if numbers is None:
                 found = class_numbers(images.classes, scores.shape[1], model)
@@ -98,9 +123,10 @@ def measure_model(
             if bool((numbers >= 0).all()):
                 right.append(predictions == numbers[labels.to(device)])
             if "consistency" in measures:
-                same.append(_consistent(model, batch, predictions, indices.tolist(), settings, stencil))
-        elif not remarks or not remarks[-1].startswith("no accuracy"):
-            remarks.append("no accuracy or consistency: the output is no batch of class scores")
+                same.append(_consistent(run, batch, predictions, indices.tolist(), settings, stencil))
+        elif {"accuracy", "consistency"} & set(measures) and evaluated == len(batch):
+            shape = ", ".join(["B", *map(str, scores.shape[1:])])
+            remarks.append(f"no accuracy or consistency: the output is no batch of class scores, its shape ({shape})")
         if lie and seen < settings.num_images:
             part = batch[: settings.num_images - seen]
             start = _now(device)
@@ -114,7 +140,7 @@ def measure_model(
     if "consistency" in measures:
         common |= _fraction("consistency", same)
     if not lie:
-        return [{"generator": "", **common}], [], remarks
+        return Measured([{"generator": "", **common}], [], [], remarks)
     values = metric.measures()
     rows = []
     for name in metric.names:
@@ -124,16 +150,53 @@ def measure_model(
                 row[measure] = values[measure][name].item()
                 row[f"{measure}_se"] = values[f"{measure}_standard_error"][name].item()
         rows.append(row)
-    layers = _layers(model, loader, settings, stencil, device, remarks) if settings.layerwise else []
-    return rows, layers, remarks
+    layers = _layers(model, prepared, settings, device, remarks) if settings.layerwise else []
+    records = metric.records([name for name in LIE_MEASURES if name in measures])
+    return Measured(rows, layers, _told_apart(records, images, prepared, settings), remarks)
+
+
+_HALF = {torch.float16, torch.bfloat16}
+
+
+def _told_apart(records: Sequence[Record], images: ImageSet, prepared: Prepared, settings: Settings) -> list[Record]:
+    """Records of which those can be compared that are of the same pictures, cut alike.
+
+    A metric tells images apart by the pixels it was given. In a study these are normalised as each model wants it: a
+    part of the model, which changes no derivative along motions of a picture whose border is made of itself.
+    """
+    kept = {"frame": prepared.frame, "output": settings.output}
+    if settings.resampling.padding == "zeros" or "saturation" in settings.names:
+        kept["normalisation"] = prepared.normalisation
+    found = []
+    for record in records:
+        told = f"{images.fingerprint} {[int(count) for count in record.replicates.images]}"
+        fingerprint = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        found.append(replace(record, fingerprint=fingerprint, settings={**record.settings, **kept}))
+    return found
+
+
+def _first_call(run: Callable[[Tensor], Tensor], batch: Tensor) -> None:
+    """Runs the model once, which allocates and chooses kernels, and says what it was given if it fails."""
+    try:
+        with torch.no_grad():
+            run(batch)
+    except (torch.OutOfMemoryError, TypeError):
+        raise
+    except Exception as error:
+        shape = "x".join(map(str, batch.shape[1:]))
+        raise ValueError(
+            f"the model must take images of {shape} ({batch.dtype}), got {type(error).__name__}: {error}. Say what it "
+            "takes with --input-size, --channels, --mean and --std, or by an attribute `pretrained_cfg` of the model."
+        ) from error
 
 
 def _collate(items: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
     sizes = {tuple(image.shape) for image, _, _ in items}
     if len(sizes) > 1:
         raise ValueError(
-            f"`data` must hold images of one size for a model without a data config, got {sorted(sizes)[:3]}. Give the "
-            "model an attribute `pretrained_cfg` such as {'input_size': (3, 224, 224), 'mean': ..., 'std': ...}."
+            f"`data` must hold images of one size for a model without a data config, got {sorted(sizes)[:3]}. Give "
+            "--input-size, or the model an attribute `pretrained_cfg` such as {'input_size': (3, 224, 224), 'mean': "
+            "..., 'std': ...}."
         )
     images, labels, numbers = zip(*items, strict=True)
     return torch.stack(images), torch.tensor(labels), torch.tensor(numbers)
@@ -149,14 +212,14 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _size(model: Callable[..., Any], image: Tensor, remarks: list[str]) -> Row:
+def _size(model: Callable[..., Any], run: Callable[[Tensor], Tensor], image: Tensor, remarks: list[str]) -> Row:
     """Parameters, multiply-additions of one image (convolutions, matrix products, attention), and its shape."""
     row: Row = {"input_size": "x".join(map(str, image.shape[1:]))}
     row["parameters"] = sum(one.numel() for one in model.parameters()) if isinstance(model, nn.Module) else None
     try:
         # With gradients off the counter fails where a module is called on a parameter (torch 2.15).
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            model(image)
+            run(image)
         row["macs"] = counter.get_total_flops() // 2
     except Exception as error:  # a count is no reason to lose the measurement
         remarks.append(f"no MACs: {type(error).__name__}: {error}")
@@ -164,7 +227,7 @@ def _size(model: Callable[..., Any], image: Tensor, remarks: list[str]) -> Row:
 
 
 def _consistent(
-    model: Callable[..., Any],
+    run: Callable[[Tensor], Tensor],
     images: Tensor,
     predictions: Tensor,
     indices: list[int],
@@ -178,7 +241,7 @@ def _consistent(
     (element,) = orbit.draw(indices, size, settings.seed, stencil)
     with torch.no_grad():
         moved = element.forward(images)
-        return model(moved).argmax(1) == predictions
+        return run(moved).argmax(1) == predictions
 
 
 def _fraction(name: str, hits: list[Tensor]) -> Mapping[str, float | None]:
@@ -192,17 +255,21 @@ def _fraction(name: str, hits: list[Tensor]) -> Mapping[str, float | None]:
 
 def _layers(
     model: Callable[..., Any],
-    loader: DataLoader,
+    prepared: Prepared,
     settings: Settings,
-    stencil: Resampling,
     device: torch.device,
     remarks: list[str],
 ) -> list[Row]:
-    dataset = loader.dataset
-    batch = torch.stack([dataset[number][0] for number in range(settings.layerwise)]).to(device)
+    batch = torch.stack([prepared[number][0] for number in range(settings.layerwise)]).to(device)
     try:
         report = attributed(
-            model, batch, settings.generators, probes=settings.probes, resampling=stencil, seed=settings.seed
+            model,
+            batch,
+            settings.generators,
+            probes=settings.probes,
+            output=selection(settings.output),
+            resampling=settings.resampling,
+            seed=settings.seed,
         )
     except Exception as error:  # the measurement of the whole stands without its parts
         remarks.append(f"no layers: {type(error).__name__}: {error}")
@@ -215,6 +282,7 @@ def _layers(
             "squared_norm": one.squared_norm,
             "standard_error": one.standard_error,
             "share": one.share,
+            "share_se": one.share_standard_error,
             "calls": one.calls,
             "residual": residual[one.generator],
         }

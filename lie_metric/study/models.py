@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import importlib
-import importlib.util
-import os
 import re
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-__all__ = ["ModelSpec", "resolve_models"]
+from lie_metric.study.sources import callable_from, load_weights
+
+__all__ = ["ModelSpec", "labelled", "resolve_models"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +26,16 @@ class ModelSpec:
         source: A timm or ``hf-hub:`` name, or a callable that returns a model.
         checkpoint: Weights to load.
         pretrained: Whether a timm model comes with its pretrained weights.
+        family: Its family; by default what :meth:`build` finds.
+        tag: Its tag; by default what :meth:`build` finds.
     """
 
     name: str
     source: str | Callable[[], Any]
     checkpoint: Path | None = None
     pretrained: bool = True
+    family: str | None = None
+    tag: str | None = None
 
     def build(self, classes: int) -> tuple[Any, str, str]:
         """Makes the model.
@@ -57,14 +58,14 @@ class ModelSpec:
             if not callable(model):
                 raise TypeError(f"`{self.name}` must return a model, got {type(model).__name__}.")
         if self.checkpoint:
-            tag = _load(model, self.checkpoint)
+            tag = load_weights(model, self.checkpoint)
         elif isinstance(self.source, str):
             tag = str(_config(model).get("tag") or "pretrained") if self.pretrained else "random"
         else:
             tag = str(getattr(model, "tag", "own"))
         if isinstance(model, nn.Module):
             model.eval()
-        return model, self._family(model), tag
+        return model, self.family or self._family(model), self.tag or tag
 
     def _family(self, model: Any) -> str:
         if callable(self.source):
@@ -80,26 +81,6 @@ def _config(model: Any) -> dict[str, Any]:
     return dict(getattr(model, "pretrained_cfg", None) or {})
 
 
-def _load(model: Any, path: Path) -> str:
-    """Loads weights, bare or below ``state_dict`` or ``model``, and returns the checkpoint's ``tag`` or its name."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        found: Any = load_file(path)
-    else:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    tag = found.get("tag", path.stem)
-    weights = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
-    wanted = set(model.state_dict())
-    # Lightning and DistributedDataParallel put the model below an attribute.
-    for prefix in ("", "model.", "module."):
-        stripped = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-        if wanted <= set(stripped):
-            break
-    model.load_state_dict({key: value for key, value in stripped.items() if key != "tag"})
-    return str(tag)
-
-
 def _timm() -> Any:
     try:
         import timm
@@ -111,8 +92,45 @@ def _timm() -> Any:
     return timm
 
 
+def labelled(names: Iterable[str], labels: Mapping[str, str], argument: str) -> dict[str, str]:
+    """The family or tag of models by wildcards of their names.
+
+    Args:
+        names: The models' names.
+        labels: Families or tags by wildcard; of several that match, the last.
+        argument: What they were given for, for messages.
+
+    Returns:
+        Labels by name, of those that a wildcard matches.
+
+    Raises:
+        ValueError: If a wildcard matches no model.
+
+    Example:
+        >>> labelled(["cnn-1", "cnn-2", "vit"], {"cnn-*": "plain"}, "families")
+        {'cnn-1': 'plain', 'cnn-2': 'plain'}
+    """
+    known = list(dict.fromkeys(names))
+    found: dict[str, str] = {}
+    for pattern, label in labels.items():
+        # A name may have brackets in it, which are wildcards too.
+        matched = [name for name in known if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        if not matched:
+            near = difflib.get_close_matches(pattern, known, 3) or known[:3]
+            raise ValueError(
+                f"`{argument}` must match the name of a model, got {pattern!r}. Names are e.g. {', '.join(near)}."
+            )
+        found |= dict.fromkeys(matched, label)
+    return found
+
+
 def resolve_models(
-    names: Sequence[str | ModelSpec], *, pretrained: bool = True, exclude: Sequence[str] = ()
+    names: Sequence[str | ModelSpec],
+    *,
+    pretrained: bool = True,
+    exclude: Sequence[str] = (),
+    families: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> list[ModelSpec]:
     """The models that names stand for, each once, in order.
 
@@ -131,6 +149,8 @@ def resolve_models(
         pretrained: Whether timm models come with pretrained weights; wildcards and families then leave out models that
             have none.
         exclude: Wildcards of names that are left out.
+        families: Families of models by wildcards of their names, instead of what the models say themselves.
+        tags: Tags, likewise.
 
     Returns:
         The models, not built.
@@ -151,7 +171,11 @@ def resolve_models(
     chosen = [spec for spec in found.values() if not any(fnmatch.fnmatchcase(spec.name, one) for one in exclude)]
     if not chosen:
         raise ValueError(f"`exclude` must leave a model, got {list(exclude)!r}, which leaves none.")
-    return chosen
+    families = labelled([spec.name for spec in chosen], families or {}, "families")
+    tags = labelled([spec.name for spec in chosen], tags or {}, "tags")
+    return [
+        replace(spec, family=families.get(spec.name, spec.family), tag=tags.get(spec.name, spec.tag)) for spec in chosen
+    ]
 
 
 def _resolve(name: str, pretrained: bool) -> list[ModelSpec]:
@@ -167,7 +191,7 @@ def _resolve(name: str, pretrained: bool) -> list[ModelSpec]:
     if checkpoint and not checkpoint.is_file():
         raise ValueError(f"`models` must name a checkpoint that exists, got {name!r}: there is no file {checkpoint}.")
     if ":" in source:
-        return [ModelSpec(alias or rest, _callable(source), checkpoint, pretrained)]
+        return [ModelSpec(alias or rest, callable_from(source), checkpoint, pretrained)]
     architecture = source.partition(".")[0]
     if not _timm().is_model(architecture):
         near = difflib.get_close_matches(architecture, _timm().list_models(), 3) or ["see timm.list_models()"]
@@ -194,27 +218,4 @@ def _several(pattern: str, pretrained: bool) -> list[str]:
         found = timm.list_models(pattern, pretrained=pretrained or tagged, include_tags=tagged)
     if not found:
         raise ValueError(f"`models` must match a model of timm, got {pattern!r}, which matches none. Quote wildcards.")
-    return found
-
-
-def _callable(source: str) -> Callable[[], Any]:
-    module, _, attribute = source.rpartition(":")
-    try:
-        if module.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-            if spec is None or spec.loader is None:
-                raise ImportError(f"{module} is no Python file")
-            imported = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(imported)
-        else:
-            if os.getcwd() not in sys.path:  # a console script does not look there by itself
-                sys.path.insert(0, os.getcwd())
-            imported = importlib.import_module(module)
-        found = getattr(imported, attribute)
-    except Exception as error:  # whatever the module does when it is imported
-        raise ValueError(
-            f"`models` must name a callable as module:callable, got {source!r}: {type(error).__name__}: {error}."
-        ) from error
-    if not callable(found):
-        raise ValueError(f"`models` must name a callable, got {source!r}, which is a {type(found).__name__}.")
     return found

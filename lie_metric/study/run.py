@@ -6,21 +6,23 @@ import importlib.metadata
 import os
 import re
 import sys
+import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lie_metric.records import Record
 from lie_metric.study.data import ImageSet, load_data
 from lie_metric.study.measure import measure_model
 from lie_metric.study.models import ModelSpec, resolve_models
 from lie_metric.study.settings import Settings
-from lie_metric.study.store import COLUMNS, LAYER_COLUMNS, StudyError, Table, read_rows, record_settings
+from lie_metric.study.store import COLUMNS, LAYER_COLUMNS, Lines, StudyError, Table, read_rows, record_settings
 
 __all__ = ["run_study"]
 
@@ -39,6 +41,8 @@ def run_study(
     chunk_size: int | None = None,
     retry_failed: bool = False,
     progress: bool = True,
+    families: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
     """Measures models and writes a row for each model and generator into ``out/rows-i-of-n.csv``.
 
@@ -58,6 +62,8 @@ def run_study(
         chunk_size: Tangents pushed through a model at once; smaller takes less memory.
         retry_failed: Whether models that failed are tried again.
         progress: Whether a progress bar is shown.
+        families: Families of models by wildcards of their names. Rows that are there stay; the report takes the same.
+        tags: Tags, likewise.
 
     Returns:
         How many models of this shard were ``measured`` now, ``failed`` now, and ``skipped``.
@@ -71,7 +77,8 @@ def run_study(
             raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
     part, parts = _shard(shard)
     chosen_device = _device(device)
-    specs = resolve_models(models, pretrained=settings.pretrained, exclude=exclude)[part - 1 :: parts]
+    chosen = resolve_models(models, pretrained=settings.pretrained, exclude=exclude, families=families, tags=tags)
+    specs = chosen[part - 1 :: parts]
     images = load_data(settings.data, settings.eval_images, settings.seed, data_root)
     if len(images) < 2 or settings.layerwise > len(images):
         raise StudyError(f"`data` must hold at least {max(2, settings.layerwise)} images, got {len(images)}.")
@@ -80,6 +87,7 @@ def run_study(
     counts = {"measured": 0, "failed": 0, "skipped": 0}
     with ExitStack() as opened:
         table = opened.enter_context(Table(folder / f"rows-{part}-of-{parts}.csv", COLUMNS))
+        replicates = opened.enter_context(Lines(folder / f"replicates-{part}-of-{parts}.jsonl"))
         if settings.layerwise:
             layer_table = opened.enter_context(Table(folder / f"layers-{part}-of-{parts}.csv", LAYER_COLUMNS))
         present = read_rows(folder)
@@ -92,41 +100,55 @@ def run_study(
                 counts["skipped"] += 1
                 continue
             try:
-                rows, layers = _one(spec, images, settings, chosen_device, batch_size, workers, chunk_size)
+                rows, layers, records = _one(spec, images, settings, chosen_device, batch_size, workers, chunk_size)
                 counts["measured"] += 1
             except StudyError as error:
                 raise StudyError(_message(error)) from error
             except Exception as error:
                 rows = [{"generator": "", "status": "failed", "reason": _reason(error)}]
-                layers = []
+                layers, records = [], []
                 counts["failed"] += 1
             if chosen_device.type == "cuda":
                 torch.cuda.empty_cache()
             common = {"model": spec.name, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-            # Layers first: a model whose main rows are there is finished.
+            # All else first: a model whose main rows are there is finished.
             if layers:
                 layer_table.append({**row, "model": spec.name} for row in layers)
+            if records:
+                replicates.append({"model": spec.name, "records": [record.to_json() for record in records]})
             table.append({**row, **common, **versions} for row in rows if (spec.name, row["generator"]) not in there)
     return counts
 
 
 def _one(
     spec: ModelSpec, images: ImageSet, settings: Settings, device: torch.device, *options: Any
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of one model."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Record]]:
+    """The rows and records of one model."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, family, tag = spec.build(len(images.classes))
     batch_size, workers, chunk_size = options
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        rows, layers, remarks = measure_model(
+        rows, layers, records, remarks = measure_model(
             model, images, settings, device=device, batch_size=batch_size, workers=workers, chunk_size=chunk_size
         )
-    said = dict.fromkeys(str(one.message) for one in caught)
-    remarks += [text for text in said if " is NaN" in text or text.startswith("The contributions miss")]
-    about = {"family": family, "tag": tag, "reason": "; ".join(remarks)[:500]}
-    return [{**row, **about} for row in rows], layers
+    said = dict.fromkeys(str(one.message) for one in caught if _ours(one.filename))
+    # Outputs that match the set's classes are scores, as few as they may be.
+    sure = rows[0].get("accuracy") is not None
+    remarks += [text for text in said if not (sure and "is taken as invariant" in text)]
+    about = {"family": family, "tag": tag, "reason": textwrap.shorten("; ".join(remarks), 1500, placeholder=" ...")}
+    return [{**row, **about} for row in rows], layers, records
+
+
+def _ours(filename: str) -> bool:
+    """Whether a warning is of the measurement or of a user's model: torch and timm warn in files of installed packages.
+
+    Those of this library are put down to who started the study, see :mod:`lie_metric.warning`.
+    """
+    path, library = Path(filename), Path(__file__).parents[1]
+    inside = library in path.parents and path.name != "__main__.py"
+    return not inside and "site-packages" not in path.parts and "dist-packages" not in path.parts
 
 
 def _reason(error: Exception) -> str:

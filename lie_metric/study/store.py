@@ -12,7 +12,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COLUMNS", "LAYER_COLUMNS", "StudyError", "Table", "read_layers", "read_rows", "record_settings"]
+from typing_extensions import Self
+
+from lie_metric.records import Record
+
+__all__ = [
+    "COLUMNS",
+    "LAYER_COLUMNS",
+    "Lines",
+    "StudyError",
+    "Table",
+    "read_layers",
+    "read_records",
+    "read_rows",
+    "record_settings",
+]
 
 COLUMNS = (
     "model", "generator", "status", "reason", "family", "tag",
@@ -29,7 +43,17 @@ COLUMNS = (
 not be had.
 """
 
-LAYER_COLUMNS = ("model", "generator", "type", "squared_norm", "standard_error", "share", "calls", "residual")
+LAYER_COLUMNS = (
+    "model",
+    "generator",
+    "type",
+    "squared_norm",
+    "standard_error",
+    "share",
+    "share_se",
+    "calls",
+    "residual",
+)
 """Columns of the table by type of operation, see :class:`lie_metric.layerwise.Contribution`."""
 
 _TEXT = {
@@ -42,23 +66,21 @@ class StudyError(RuntimeError):
     """What stops a study as a whole: data, settings or files. Rows that were finished stay."""
 
 
-class Table:
-    """A CSV file that only grows, by blocks that are on the disk when :meth:`append` returns.
+class _Growing:
+    """A file that only grows, by blocks that are on the disk when they were added.
 
     A last line that was torn by an interruption is cut off when the file is opened, and the file is locked while it is.
 
     Args:
         path: The file.
-        columns: Its columns.
+        header: How it begins.
 
     Raises:
-        StudyError: If the file has other columns, is in use by another process, or cannot be written.
+        StudyError: If the file begins otherwise, is in use by another process, or cannot be written.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, header: str = "") -> None:
         self.path = path
-        self.columns = tuple(columns)
-        header = ",".join(columns) + "\n"
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
@@ -77,6 +99,63 @@ class Table:
             self.close()
             raise
 
+    def _write(self, text: str) -> None:
+        before = os.fstat(self._file).st_size
+        rest = memoryview(text.encode())
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            os.fsync(self._file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, before)
+            raise StudyError(_unwritable(self.path, error)) from error
+
+    def close(self) -> None:
+        """Closes the file and frees its lock."""
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Lines(_Growing):
+    """A file of JSON objects, one a line, as :class:`Table` is one of rows.
+
+    Args:
+        path: The file.
+    """
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Adds an object and waits until it is on the disk.
+
+        Args:
+            entry: The object.
+
+        Raises:
+            StudyError: If it cannot be written; the file is as before then.
+        """
+        self._write(json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n")
+
+
+class Table(_Growing):
+    """A CSV file that only grows.
+
+    Args:
+        path: The file.
+        columns: Its columns.
+
+    Raises:
+        StudyError: If the file has other columns, is in use by another process, or cannot be written.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.columns = tuple(columns)
+        super().__init__(path, ",".join(columns) + "\n")
+
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows and waits until they are on the disk; None becomes an empty cell.
 
@@ -94,28 +173,6 @@ class Table:
             for row in rows
         )
         self._write(text.getvalue())
-
-    def _write(self, text: str) -> None:
-        before = os.fstat(self._file).st_size
-        rest = memoryview(text.encode())
-        try:
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, before)
-            raise StudyError(_unwritable(self.path, error)) from error
-
-    def close(self) -> None:
-        """Closes the file and frees its lock."""
-        os.close(self._file)
-
-    def __enter__(self) -> Table:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _other_header(path: Path) -> str:
@@ -213,9 +270,13 @@ def _parse(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _merge(folder: Path, pattern: str, columns: Sequence[str], key: Sequence[str]) -> list[dict[str, Any]]:
+def _refuse_other(folder: Path) -> None:
     if not (folder / "settings.json").exists():
         raise StudyError(f"`out` must be the folder of a study, got {folder} without settings.json.")
+
+
+def _merge(folder: Path, pattern: str, columns: Sequence[str], key: Sequence[str]) -> list[dict[str, Any]]:
+    _refuse_other(folder)
     merged: dict[tuple, dict[str, Any]] = {}
     for path in sorted(folder.glob(pattern)):
         for row in _parse(path, columns):
@@ -254,3 +315,49 @@ def read_layers(folder: Path | str) -> list[dict[str, Any]]:
         StudyError: If the folder holds no study, or a damaged table.
     """
     return _merge(Path(folder), "layers-*.csv", LAYER_COLUMNS, ("model", "generator", "type"))
+
+
+def read_records(folder: Path | str) -> dict[str, dict[str, Record]]:
+    """What comparisons of a study's models need: values without each group of images, of every shard.
+
+    Args:
+        folder: The study's folder.
+
+    Returns:
+        For each model the record of each measure, which :func:`lie_metric.compare` takes. A model that failed, or whose
+        Lie derivatives were not asked for, has none.
+
+    Raises:
+        StudyError: If the folder holds no study, or a damaged file.
+
+    Example:
+        >>> import tempfile, torch, lie_metric as lm
+        >>> from lie_metric.study import ModelSpec, Settings, run_study
+        >>> def part(start):  # responds to the upper or the lower rows of the image
+        ...     return lambda: lambda x: x.unflatten(2, (4, -1)).mean((1, 3, 4))[:, start : start + 2]
+        >>> models = [ModelSpec("upper", part(0)), ModelSpec("lower", part(2))]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     settings = Settings("synthetic", 16, 16, ("rotation",), ("relative",))
+        ...     counts = run_study(models, folder, settings, progress=False)
+        ...     records = read_records(folder)
+        >>> lm.compare(records["upper"]["relative"], records["lower"]["relative"])["rotation"].verdict
+        'undecided'
+    """
+    folder = Path(folder)
+    _refuse_other(folder)
+    found: dict[str, dict[str, Record]] = {}
+    for path in sorted(folder.glob("replicates-*.jsonl")):
+        text = path.read_bytes()
+        # As in tables the last line may be torn.
+        for number, line in enumerate(text[: text.rfind(b"\n") + 1].decode().splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                model = entry["model"]
+                records = [Record.from_json(one, f"{model}, {path}") for one in entry["records"]]
+            except (ValueError, KeyError, TypeError) as error:
+                raise StudyError(
+                    f"`out` must hold whole files, got a damaged line {number} in {path}: {error}. Remove the line; "
+                    "that model is then compared with no other."
+                ) from error
+            found.setdefault(model, {record.measure: record for record in records})
+    return found

@@ -2,6 +2,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -69,6 +70,45 @@ def out_of_memory():
             raise torch.OutOfMemoryError("tried to allocate 1 TiB")
 
     return Greedy()
+
+
+class Wrapped(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.inner, self.wrap = _net(0), wrap
+        self.pretrained_cfg = self.inner.pretrained_cfg
+
+    def forward(self, x):
+        return self.wrap(self.inner(x))
+
+
+def with_logits():
+    return Wrapped(lambda y: SimpleNamespace(logits=y, hidden=y[:, :3]))
+
+
+def with_dict():
+    return Wrapped(lambda y: {"out": y, "aux": y.flip(1)})
+
+
+def with_tuple():
+    return Wrapped(lambda y: (y, y.flip(1)))
+
+
+def with_pred():
+    return Wrapped(lambda y: {"pred": y, "aux": y[:, :3]})
+
+
+def half():
+    return _net(0).half()
+
+
+def rgb():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+
+
+def three(returned):
+    """For --output: the first three scores."""
+    return returned[:, :3]
 
 
 shape = (1, 2)

@@ -6,7 +6,7 @@ import timm
 import torch
 from PIL import Image
 
-from lie_metric.study import StudyError
+from lie_metric.study import Framing, StudyError
 from lie_metric.study.data import Prepared, class_numbers, digits, load_data
 
 
@@ -57,6 +57,32 @@ def test_each_model_gets_its_own_preprocessing(folder):
     # A model that does not say gets the pixels.
     bare, _, _ = Prepared(images, torch.nn.Flatten())[3]
     torch.testing.assert_close(bare, torch.tensor(np.array(images.read(3))).permute(2, 0, 1) / 255)
+
+
+def test_framing_takes_the_place_of_what_the_model_says(folder):
+    images = load_data(f"folder:{folder}", 8, 0)
+    framing = Framing((40, 32), (0.5,), (0.25, 0.5, 1.0))
+    prepared = Prepared(images, timm.create_model("test_resnet"), framing)
+    assert prepared[3][0].shape == (3, 40, 32)
+    assert prepared.normalisation == "mean [0.5], std [0.25, 0.5, 1.0]"
+    # Of a model that does not say: the largest part of that shape, 16 by 24 of 20 by 24, in full resolution.
+    bare = Prepared(images, torch.nn.Flatten(), Framing((16, 24), (0.5,), (0.25, 0.5, 1.0)))[3][0]
+    pixels = torch.tensor(np.array(images.read(3))).permute(2, 0, 1)[:, 2:18] / 255
+    torch.testing.assert_close(bare, (pixels - 0.5) / torch.tensor([0.25, 0.5, 1.0])[:, None, None])
+    grey = Prepared(images, torch.nn.Flatten(), Framing(channels=1))[3][0]
+    assert grey.shape == (1, 20, 24)
+    with pytest.raises(ValueError, match=r"`mean` must be one number or .* of 1 channels, got 3\. Give --mean"):
+        Prepared(images, timm.create_model("test_resnet"), Framing(channels=1))
+
+
+def test_channels_of_a_set(folder):
+    assert load_data(f"folder:{folder}", 8, 0).channels == 3
+    for path in folder.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    assert load_data(f"folder:{folder}", 8, 0).channels == 1
+    Image.new("RGB", (24, 20)).save(folder / "cat" / "0.png")
+    mixed = load_data(f"folder:{folder}", 8, 0)
+    assert {Prepared(mixed, torch.nn.Flatten())[number][0].shape for number in range(8)} == {(3, 20, 24)}
 
 
 def test_classes_of_imagenet():

@@ -82,7 +82,7 @@ def test_macs_of_a_model_that_projects_a_parameter():
             return x.flatten(1) @ self.inner(self.latent).T.expand(-1, 2)
 
     settings = Settings("digits", 2, 2, generators=("rotation",))
-    rows, _, remarks = measure_model(
+    rows, _, _, remarks = measure_model(
         Latent(), load_data("digits", 2, 0), settings, device=torch.device("cpu"), batch_size=2
     )
     assert rows[0]["macs"] == 4 * 1024 + 2 * 1024
@@ -103,8 +103,8 @@ def test_consistency():
     settings = Settings("digits", 2, 64, measures=("consistency",), max_shift=0.2)
     found = []
     for model in (Sum(), Left()):
-        rows, _, _ = measure_model(model, images, settings, device=torch.device("cpu"), batch_size=10)
-        again, _, _ = measure_model(model, images, settings, device=torch.device("cpu"), batch_size=64)
+        rows = measure_model(model, images, settings, device=torch.device("cpu"), batch_size=10).rows
+        again = measure_model(model, images, settings, device=torch.device("cpu"), batch_size=64).rows
         assert len(rows) == 1
         assert rows[0]["consistency"] == again[0]["consistency"]
         found.append(rows[0]["consistency"])
@@ -185,7 +185,14 @@ def test_failing_models_are_rows(tmp_path, named, small, capsys):
 def test_other_settings_are_refused(tmp_path, named, small, capsys):
     assert study(*named("a"), *small, "--out", tmp_path) == 0
     before = read_rows(tmp_path)
-    for change in (["--seed", "1"], ["--interpolation", "bilinear"], ["--generators", "rotation"], ["--layerwise"]):
+    for change in (
+        ["--seed", "1"],
+        ["--interpolation", "bilinear"],
+        ["--generators", "rotation"],
+        ["--layerwise"],
+        ["--input-size", "16"],
+        ["--output", "probabilities"],
+    ):
         assert study(*named("ab"), *small, "--out", tmp_path, *change) == 1
         assert "must hold a study with the same settings" in capsys.readouterr().err
     assert read_rows(tmp_path) == before
@@ -244,7 +251,7 @@ def test_full_disk(tmp_path, named, small):
     """A limit on the size of files stands for the disk: the fourth model does not fit, three are kept."""
     out = tmp_path / "out"
     assert study(*named("abc"), *small, "--out", out) == 0
-    room = (out / "rows-1-of-1.csv").stat().st_size + 100
+    room = (out / "replicates-1-of-1.jsonl").stat().st_size + 100
     program = tmp_path / "limited.py"
     program.write_text(
         "import resource, sys\n"
@@ -276,6 +283,65 @@ def test_measures_are_chosen(tmp_path, named, small):
     assert rows[0]["accuracy"] is not None
 
 
+def test_accuracy_of_what_is_no_bare_tensor(tmp_path, named, small):
+    """Models that return logits in something have the values of the model alone."""
+    wrapped = ["with_logits", "with_dict", "with_tuple", "half"]
+    options = [*small, "--generators", "rotation"]
+    assert study(*named(["a", *wrapped, "with_pred"]), *options, "--out", tmp_path / "found") == 3
+    rows = {row["model"]: row for row in read_rows(tmp_path / "found")}
+    for name in wrapped:
+        for value in ("accuracy", "consistency", "relative", "macs"):
+            assert rows[name][value] == pytest.approx(rows["a"][value], rel=0.05 if name == "half" else 1e-5)
+    assert rows["half"]["reason"] == "weights in half precision, measured and timed in float32"
+    assert "`output` must say which tensor" in rows["with_pred"]["reason"]
+    assert study(*named(["with_pred"]), *options, "--out", tmp_path / "pred", "--output", "pred") == 0
+    assert read_rows(tmp_path / "pred")[0]["accuracy"] == rows["a"]["accuracy"]
+    source = named("a")[0].partition("=")[2].replace(":a", ":three")
+    assert study(*named("a"), *options, "--out", tmp_path / "three", "--output", source) == 0
+    three = read_rows(tmp_path / "three")[0]
+    assert three["relative"] != pytest.approx(rows["a"]["relative"], rel=1e-3)
+    assert "3 outputs, the set 10 classes" in three["reason"]
+    assert study(*named("a"), *options, "--out", tmp_path / "softmax", "--output", "probabilities") == 0
+    assert read_rows(tmp_path / "softmax")[0]["relative"] != pytest.approx(rows["a"]["relative"], rel=1e-3)
+
+
+def test_mixed_folders_and_frames(tmp_path, named):
+    from PIL import Image
+
+    data, random = tmp_path / "data", np.random.default_rng(0)
+    for label in "01":
+        (data / label).mkdir(parents=True)
+        for number, shape in enumerate([(20, 24), (20, 24, 3), (20, 24)]):
+            Image.fromarray(random.integers(0, 255, shape, np.uint8)).save(data / label / f"{number}.png")
+    options = ["--data", f"folder:{data}", "--num-images", "6", "--generators", "rotation", "--quiet"]
+    # Grey images become RGB ones where there are both, and a model of one channel hears of it.
+    assert study(*named(["rgb", "bare"]), *options, "--out", tmp_path / "rgb") == 3
+    found = {row["model"]: row for row in read_rows(tmp_path / "rgb")}
+    assert found["rgb"]["input_size"] == "3x20x24"
+    assert "must take images of 3x20x24" in found["bare"]["reason"]
+    assert "--channels" in found["bare"]["reason"]
+    frame = ["--input-size", "16", "18", "--channels", "1", "--mean", "0.5", "--std", "0.25"]
+    assert study(*named(["bare"]), *options, "--out", tmp_path / "grey", *frame) == 0
+    assert read_rows(tmp_path / "grey")[0]["input_size"] == "1x16x18"
+    assert study(*named(["bare"]), *options, "--out", tmp_path / "grey", *frame[:-1], "0.5") == 1
+
+
+def test_families_and_tags(tmp_path, named, small):
+    names = [*named("ab"), "--family", "a=plain", "--tag", "*=mine"]
+    assert study(*names, *small, "--generators", "rotation", "--out", tmp_path) == 0
+    assert [(row["family"], row["tag"]) for row in read_rows(tmp_path)] == [("plain", "mine"), ("net1", "mine")]
+
+
+def test_warnings_are_remarks(tmp_path, named, small):
+    """What a measurement warns of stands in the row: no zero is read as symmetry."""
+    source = tmp_path / "still.py"
+    source.write_text("import torch\ndef build(): return lambda x: torch.ones(len(x), 10) + 0 * x.sum()\n")
+    assert study(f"still={source}:build", *small, "--generators", "rotation", "--out", tmp_path / "out") == 0
+    reason = read_rows(tmp_path / "out")[0]["reason"]
+    assert "`relative` is NaN for ['rotation']" in reason
+    assert "does not move" in reason
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -288,6 +354,13 @@ def test_measures_are_chosen(tmp_path, named, small):
         (["math:sqrt", "--interpolation", "nearest"], "nearest"),
         (["math:sqrt", "--device", "abacus"], "`device` must be one that torch can use here, got 'abacus'"),
         (["math:sqrt", "--data", "nothing"], "`data` must be digits"),
+        (["math:sqrt", "--input-size", "0"], "`input_size` must be a positive height and width, got (0, 0)"),
+        (["math:sqrt", "--mean", "0.1", "0.2"], "`mean` must be one number or one for each channel, got 2 numbers"),
+        (["math:sqrt", "--mean", "1", "2", "3", "--channels", "1"], "got 3 numbers for 1 channels"),
+        (["math:sqrt", "--std", "0"], "`std` must be positive, of values in [0, 1], got [0.0]"),
+        (["math:sqrt", "--output", "nowhere:x"], "`output` must name a callable as module:callable"),
+        (["math:sqrt", "--family", "cnn"], "`--family` must be MODELS=FAMILY, got 'cnn'"),
+        (["math:sqrt", "--tag", "cnn=x"], "`tags` must match the name of a model, got 'cnn'. Names are e.g. math:sqrt"),
     ],
 )
 def test_refused_before_any_work(tmp_path, small, capsys, options, match):

@@ -4,8 +4,20 @@ import errno
 import os
 
 import pytest
+import torch
 
-from lie_metric.study.store import COLUMNS, LAYER_COLUMNS, StudyError, Table, read_layers, read_rows, record_settings
+import lie_metric as lm
+from lie_metric.study.store import (
+    COLUMNS,
+    LAYER_COLUMNS,
+    Lines,
+    StudyError,
+    Table,
+    read_layers,
+    read_records,
+    read_rows,
+    record_settings,
+)
 
 
 @pytest.fixture
@@ -40,6 +52,32 @@ def test_torn_last_line_is_dropped(folder, cut):
     with Table(path, COLUMNS) as table:
         table.append([row("é", relative=0.5)])
     assert path.read_bytes() == whole
+
+
+def test_records_of_models(folder):
+    """What was written is read, a torn line is dropped and cut off, a model that was written twice is there once."""
+    metric = lm.LocalEquivarianceError(("rotation", "scale"))
+    metric.update(lambda x: x[..., :4].mean((2, 3)), torch.randn(70, 1, 8, 8))
+    record = metric.record()
+    path = folder / "replicates-1-of-1.jsonl"
+    with Lines(path) as lines:
+        for model in ("a", "b", "a"):
+            lines.append({"model": model, "records": [record.to_json()]})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"model": "c", "rec')
+    found = read_records(folder)
+    assert list(found) == ["a", "b"]
+    torch.testing.assert_close(
+        found["b"]["relative"].replicates.left_out, record.replicates.left_out, rtol=1e-11, atol=0
+    )
+    assert found["b"]["relative"].fingerprint == record.fingerprint
+    # Small: what is left out for each group of images, of each generator.
+    assert len(whole) / 3 / 2 < 1500
+    Lines(path).close()
+    assert path.read_bytes() == whole
+    path.write_bytes(whole + b"{}\n")
+    with pytest.raises(StudyError, match=r"damaged line 4 in .*replicates.*Remove the line"):
+        read_records(folder)
 
 
 def test_torn_header(folder):
