@@ -539,6 +539,11 @@ def told(logarithms: Sequence[Replicates]) -> str:
     return f"{value:.2f} ({low:.2f} to {high:.2f}{seeds})"
 
 
+def quotients(a: Sequence[Replicates], b: Sequence[Replicates]) -> list[Replicates]:
+    """Seed by seed the logarithm of one ratio over another."""
+    return [Replicates(x.value - y.value, x.left_out - y.left_out, x.images) for x, y in zip(a, b, strict=True)]
+
+
 def sentence(model: str, runs: Mapping[str, Sequence[Run]]) -> str:
     """What the numbers show, in words that follow from them: an order only where intervals over seeds exclude equality.
 
@@ -553,22 +558,26 @@ def sentence(model: str, runs: Mapping[str, Sequence[Run]]) -> str:
         return f"{model}: too few regimes to compare."
     seeds, parts = len(runs["none"]), []
     for own, other in (("rotation", "translation"), ("translation", "rotation")):
-        a, b = (ratio(runs[own], runs["none"], "equivariance_finite", kind) for kind in (own, other))
-        gap = [Replicates(x.value - y.value, x.left_out - y.left_out, x.images) for x, y in zip(a, b, strict=True)]
-        quotient, low, high = estimate(gap)
-        near = [told(ratio(runs[own], runs["none"], "equivariance", kind)) for kind in (own, other)]
-        text = (
-            f"{own} augmentation left {told(a)} of the {own} error at two pixels and {told(b)} of the {other} error, "
-            f"and of the local (relative) errors {near[0]} and {near[1]}"
+        far, near = (
+            [ratio(runs[own], runs["none"], family, kind) for kind in (own, other)]
+            for family in ("equivariance_finite", "equivariance")
         )
+        text = (
+            f"{own} augmentation left {told(far[0])} of the {own} error at two pixels and {told(far[1])} of the {other} "
+            "error"
+        )
+        local = f"of the local (relative) errors it left {told(near[0])} and {told(near[1])}"
         if seeds > 1:
+            gap = quotients(*far)
+            _, low, high = estimate(gap)
             verdict = "more than" if high < 1 else "less than" if low > 1 else "not distinguishably more than"
             below = sum(one.value.item() < 0 for one in gap)
             text += (
-                f"; at two pixels it lowered the former {verdict} the latter (quotient of the two, paired by seed, "
-                f"{quotient:.2f}, {low:.2f} to {high:.2f}; below 1 in {below} of {seeds} seeds)"
+                f": it lowered the former {verdict} the latter (quotient, paired by seed, {told(gap)}; below 1 in {below} "
+                f"of {seeds})"
             )
-        parts.append(text)
+            local += f" (quotient {told(quotients(*near))})"
+        parts += [text, local]
     final = {
         family: {regime: [curve_of(run, family, "rotation").values for run in found] for regime, found in runs.items()}
         for family in ("equivariance", "equivariance_lee")

@@ -47,7 +47,7 @@ def test_whole_job(compare, monkeypatch, tmp_path, capsys):
     assert f"{curve.values[-1]:.3f} ± {curve.errors[-1]:.3f}" in printed
     assert "[6/6] cnn, augmentation rotation, seed 1: accuracy" in printed
     assert "rotation augmentation left" in printed
-    assert "and of the local (relative) errors" in printed
+    assert "of the local (relative) errors it left" in printed
     assert "bspline, reflection, pixel areas" in printed
     assert f"tensorboard --logdir {folder}" in printed
     logged = [scalars(folder / f"cnn-rotation-s{seed}", "equivariance/rotation") for seed in range(2)]
@@ -294,9 +294,9 @@ def test_the_sentence_follows_from_the_ratios_of_each_seed(compare):
     told = compare.sentence("cnn", regimes_of([0.4, 0.5, 0.625], [0.8, 1.0, 1.25]))
     assert "rotation augmentation left 0.50 (0.29 to 0.87; seeds 0.40, 0.50, 0.62) of the rotation error" in told
     assert "1.00 (0.57 to 1.74; seeds 0.80, 1.00, 1.25) of the translation error" in told
-    assert "of the local (relative) errors 0.50 (0.29 to 0.87" in told
-    assert "lowered the former more than the latter (quotient of the two, paired by seed, 0.50, 0.50 to 0.50;" in told
-    assert "below 1 in 3 of 3 seeds" in told
+    assert "of the local (relative) errors it left 0.50 (0.29 to 0.87" in told
+    assert "lowered the former more than the latter (quotient, paired by seed, 0.50 (0.50 to 0.50; seeds 0.50," in told
+    assert "below 1 in 3 of 3)" in told
     assert "translation augmentation left 1.00 (1.00 to 1.00" in told
     assert "lowest for the untrained network, which has learned nothing, in 3" in told
 
