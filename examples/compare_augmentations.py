@@ -563,8 +563,8 @@ def sentence(model: str, runs: Mapping[str, Sequence[Run]]) -> str:
             for family in ("equivariance_finite", "equivariance")
         )
         text = (
-            f"{own} augmentation left {told(far[0])} of the {own} error at two pixels and {told(far[1])} of the {other} "
-            "error"
+            f"{own} augmentation left {told(far[0])} of the {own} error at two pixels and {told(far[1])} of the "
+            f"{other} error"
         )
         local = f"of the local (relative) errors it left {told(near[0])} and {told(near[1])}"
         if seeds > 1:
@@ -573,8 +573,8 @@ def sentence(model: str, runs: Mapping[str, Sequence[Run]]) -> str:
             verdict = "more than" if high < 1 else "less than" if low > 1 else "not distinguishably more than"
             below = sum(one.value.item() < 0 for one in gap)
             text += (
-                f": it lowered the former {verdict} the latter (quotient, paired by seed, {told(gap)}; below 1 in {below} "
-                f"of {seeds})"
+                f": it lowered the former {verdict} the latter (quotient, paired by seed, {told(gap)}; below 1 in "
+                f"{below} of {seeds})"
             )
             local += f" (quotient {told(quotients(*near))})"
         parts += [text, local]
