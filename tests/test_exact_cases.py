@@ -1,4 +1,4 @@
-"""What is known exactly: networks that are equivariant by construction, planted violations, conservation, the virial."""
+"""What is known exactly: networks equivariant by construction, planted violations, conservation, the virial."""
 
 import pytest
 import torch
@@ -149,7 +149,7 @@ class TestExactlyEquivariant:
                 self.net = nn.Sequential(nn.Linear(1, 8), nn.SiLU(), nn.Linear(8, 1)).double()
 
             def forward(self, batch):
-                return self.propagate(batch.edge_index, pos=batch.pos)
+                return {"forces": self.propagate(batch.edge_index, pos=batch.pos)}
 
             def message(self, pos_i, pos_j):
                 apart = pos_i - pos_j
@@ -180,14 +180,21 @@ class TestExactlyEquivariant:
         right = relative(centre, blobs(places), output_representation=Points.of_image(48, 48))
         wrong = relative(centre, blobs(places), output_representation=Invariant())
         assert max(right.values()) < 2.4e-4
-        assert wrong["translation_x"] > 4  # half of the side over the spread of the places
+        assert wrong["translation_x"] > 3  # half of the side over the spread of the places
 
-    @pytest.mark.parametrize(("fibre", "least", "most"), [(Covectors(2), 0, 1e-3), (None, 1, 2), (Vectors(2), 1, 2.5)])
-    def test_an_image_and_its_gradient(self, fibre, least, most):
+    @pytest.mark.parametrize(
+        ("fibre", "generator", "wanted"),
+        [
+            (Covectors(2), "rotation", 0), (Covectors(2), "scale", 0), (Covectors(2), "shear_x", 0),
+            (None, "rotation", (5 / 6) ** 0.5),  # of scalars the mean over six images is taken off
+            (Vectors(2), "scale", 2),
+        ],
+    )  # fmt: skip
+    def test_an_image_and_its_gradient(self, fibre, generator, wanted):
         frequency = torch.fft.fftfreq(64).square()
-        kept = (frequency[:, None] + frequency).sqrt() < 0.06
+        kept = (frequency[:, None] + frequency).sqrt() < 0.03
         image = torch.fft.ifft2(torch.fft.fft2(random(6, 1, 64, 64)) * kept).real
-        window = torch.hann_window(64, periodic=False, dtype=torch.float64)
+        window = torch.hann_window(64, periodic=False, dtype=torch.float64) ** 3
         image = image * window * window[:, None]
 
         def gradient(x):
@@ -197,8 +204,8 @@ class TestExactlyEquivariant:
             along_y = nn.functional.conv2d(wide[..., 2:-2], weights.reshape(1, 1, 5, 1))
             return torch.cat([along_x, along_y], dim=1)
 
-        found = relative(gradient, image, ("rotation",), output_representation=Field(2, fibre=fibre))["rotation"]
-        assert least <= found.item() <= most
+        found = relative(gradient, image, (generator,), output_representation=Field(2, fibre=fibre))
+        assert found[generator].item() == pytest.approx(wanted, abs=5e-3)
 
 
 class TestPlanted:
@@ -209,10 +216,13 @@ class TestPlanted:
             radius = points.square().sum((1, 2)) / (2 * points[0].numel()) ** 0.5
             return scale * torch.stack([radius, size * points[:, 0, 1]], dim=1)
 
-        points = random(20000, 4, 3)
+        points = random(2000, 4, 3)
         options = {"input_representation": Points(3), "output_representation": Invariant()}
         found = relative(model, points, ("rotation_z",), **options)["rotation_z"].item()
-        assert found == pytest.approx(size / (1 + size**2) ** 0.5, rel=0.02)
+        assert found == pytest.approx(size / (1 + size**2) ** 0.5, rel=0.05)  # of so many points
+        spread = len(points) * model(points).var(0).sum()
+        wanted = (size**2 * points[:, 0, 0].square().sum() / spread).sqrt().item()
+        assert found == pytest.approx(wanted, rel=1e-9)
         scaled = relative(lambda p: model(p, 1000.0), points, ("rotation_z",), **options)["rotation_z"].item()
         assert scaled == pytest.approx(found, rel=1e-9)
         # Other units of length: angles stay what they are.
@@ -316,7 +326,8 @@ class TestTensors:
         )  # fmt: skip
         alone = lm.lie_derivative(
             lambda image: model(image, points), image, "rotation", output_representation=Tensors(2, 0),
-            output=lambda matrix: matrix.diagonal(dim1=1, dim2=2).sum(1), resampling=lm.Resampling("fourier", "circular"),
+            output=lambda matrix: matrix.diagonal(dim1=1, dim2=2).sum(1),
+            resampling=lm.Resampling("fourier", "circular"),
         )  # fmt: skip
         trace = found["rotation"].diagonal(dim1=1, dim2=2).sum(1)
         torch.testing.assert_close(trace, alone["rotation"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,21 +109,35 @@ def moments(output: Tensor, representation: Representation) -> dict[str, Tensor]
         >>> rows["total"].tolist(), rows["weight"].tolist()
         ([[16.0, 16.0]], [[16.0, 16.0]])
     """
-    wide, device = coordinate_dtype(output.device), output.device
     rows: dict[str, list[Tensor]] = {name: [] for name in MOMENTS}
-    # Squares are taken in float64, one sample at a time: large outputs would fill the memory twice.
-    for sample in samples(representation, output):
-        blocks = [block[0].to(wide) for block in representation.components(sample)]
-        square = sample.to(wide).square().sum()
+    for sample, blocks in _samples_with_blocks(output, representation):
+        square = sample.square().sum()
+        blocks = [block.to(square.dtype) for block in blocks]
         covered = sum(block.numel() for block in blocks) == sample.numel()
         none = square.new_zeros(0)
         rows["square"].append(square)
         rows["projected"].append(square if covered else sum((block.square().sum() for block in blocks), 0 * square))
         rows["entries"].append(square.new_tensor(sample.numel()))
         rows["total"].append(torch.cat([none, *(block.sum(0) for block in blocks)]))
-        weights = (torch.full(block.shape[1:], len(block), dtype=wide, device=device) for block in blocks)
-        rows["weight"].append(torch.cat([none, *weights]))
+        rows["weight"].append(torch.cat([none, *(block.new_full(block.shape[1:], len(block)) for block in blocks)]))
     return {name: torch.stack(values) for name, values in rows.items()}
+
+
+def _samples_with_blocks(output: Tensor, representation: Representation) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+    """Each sample in float64, and its blocks (positions, elements).
+
+    Yields:
+        Tensors of each.
+    """
+    wide = coordinate_dtype(output.device)
+    # Squares are taken in float64, one sample at a time: large outputs would fill the memory twice.
+    if callable(getattr(representation, "samples", None)):
+        for sample in samples(representation, output):
+            yield sample.to(wide), [block[0] for block in representation.components(sample)]
+    else:
+        blocks = representation.components(output)
+        for row in range(len(output)):
+            yield output[row].to(wide), [block[row] for block in blocks]
 
 
 def spread(sums: Sums) -> Tensor:
