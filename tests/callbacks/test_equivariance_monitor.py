@@ -310,11 +310,15 @@ def test_companions_are_logged_beside():
 
 def test_every_metric_is_a_companion():
     kinds = [getattr(lm.metrics, name) for name in lm.metrics.__all__]
-    near = {lm.FiniteEquivarianceError: (lm.orbits.displaced("rotation", (1,)),)}  # images are small
-    metrics = [kind(*near.get(kind, ())) for kind in kinds]
+    size = {"size": lambda x: x.square().sum((1, 2, 3))}
+    made = {
+        lm.FiniteEquivarianceError: lambda: lm.FiniteEquivarianceError(lm.orbits.displaced("rotation", (1,))),
+        lm.ConservationError: lambda: lm.ConservationError(size, function=lambda module, x: -x),
+    }  # images are small, and no states
+    metrics = [made.get(kind, kind)() for kind in kinds]
     monitor = EquivarianceMonitor("rotation", 14, metrics=metrics, displacement=None, floor=False)
     found = fitted(monitor).callback_metrics
-    assert len(monitor.metrics) == len(kinds) == 9
+    assert len(monitor.metrics) == len(kinds) == 10
     for name, metric in monitor.metrics.items():
         values = [found[f"equivariance_{name}/{key}"] for key in metric.names]
         assert all(value.isfinite() for value in values)
