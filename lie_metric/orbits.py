@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lie_metric.algebra import Generator
 from lie_metric.algebra import generators as resolve
-from lie_metric.lattice import ELEMENTS, LatticeTransform, LatticeTransforms, elements
+from lie_metric.lattice import CUBE, ELEMENTS, LatticeTransform, LatticeTransforms, check_reach, content_map, elements
 from lie_metric.randomness import source
-from lie_metric.representations import Representation, map_grid, scalar_fields
+from lie_metric.representations import Representation, map_grid, map_samples, scalar_fields
 from lie_metric.resampling import Resampling, coordinate_dtype
 from lie_metric.transforms import pixels_per_unit, reads_inside, warp
 
@@ -38,23 +38,21 @@ Border = Literal["auto", "crop", "reflect"]
 
 
 class Frame(NamedTuple):
-    """A part of an image, in pixels.
+    """A part of an image, signal or volume, in samples.
 
     Attributes:
-        top: Its first row.
-        left: Its first column.
-        height: How many rows it has.
-        width: How many columns.
+        start: The first index along each axis: row and column of an image.
+        size: How many samples it has along each axis.
     """
 
-    top: int
-    left: int
-    height: int
-    width: int
+    start: tuple[int, ...]
+    size: tuple[int, ...]
 
     def of(self, image: Tensor) -> Tensor:
         """That part of images (..., H, W)."""
-        return image[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        for axis, (first, count) in enumerate(zip(self.start, self.size, strict=True), start=-len(self.size)):
+            image = image.narrow(axis, first, count)
+        return image
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,17 @@ class Element:
     Args:
         forward: From images (B, C, H, W) to the transformed images.
         backward: From maps (B, C, h, w) on the output's grid to maps transformed by the inverse.
-        inside: From maps on the output's grid to booleans (B or 1, h, w): what of the inverse was read in the frame.
+        inside: From maps on the output's grid, and the distances between its samples, to booleans (B or 1, h, w): what
+            of the inverse was read in the frame.
         act: From a representation with an action of its own, a tensor, and 1 or -1 for the inverse, to the tensor
-            transformed by that action; None where there are images alone to go by, as for transforms of no
-            one-parameter group.
+            transformed by that action; None where there are images alone to go by.
         frame: What of an image the transformed one is compared with, where it shows another part of the image as large;
             None for the whole image.
     """
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor], Tensor]
-    inside: Callable[[Tensor], Tensor]
+    inside: Callable[[Tensor, tuple[float, ...]], Tensor]
     act: Callable[[Representation, Tensor, int], Tensor] | None = None
     frame: Frame | None = None
 
@@ -106,8 +104,9 @@ class Element:
         ones = torch.ones_like(tensor)
         if not callable(getattr(representation, "map", None)):
             return ones
+        spacing = getattr(representation, "spacing", ())
         return map_grid(
-            representation, ones, lambda image: self.inside(image)[:, None].expand_as(image).to(image.dtype)
+            representation, ones, lambda image: self.inside(image, spacing)[:, None].expand_as(image).to(image.dtype)
         )
 
 
@@ -131,8 +130,8 @@ class Orbit(Protocol):
     def __len__(self) -> int:
         """The number of elements."""
 
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
-        """The elements for images of the given running numbers, height and width."""
+    def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
+        """The elements for images of the given running numbers and size, height and width."""
 
 
 Orbits = str | LatticeTransform | Orbit | Iterable[Any]
@@ -181,7 +180,7 @@ class RandomOrbit:
     def __len__(self) -> int:
         return self.samples
 
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+    def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
         """The elements for a batch; parameters depend on the seed and each image's number alone."""
         low, high = torch.tensor(self.low, dtype=torch.float64), torch.tensor(self.high, dtype=torch.float64)
         rows = []
@@ -197,7 +196,7 @@ class RandomOrbit:
         return Element(
             lambda image: warp(image, self.generators, on(image), resampling),
             lambda image: warp(image, self.generators, -on(image), resampling),
-            lambda image: reads_inside(image, self.generators, -on(image), resampling),
+            lambda image, spacing: reads_inside(image, self.generators, -on(image), resampling, spacing),
             lambda representation, tensor, direction: self._act(representation, tensor, direction * t, resampling),
         )
 
@@ -255,7 +254,7 @@ class DisplacedOrbit:
         """Whether it is a shift along an axis."""
         return _axis(self.generator) is not None
 
-    def parameter(self, size: tuple[int, int], resampling: Resampling) -> float:
+    def parameter(self, size: tuple[int, ...], resampling: Resampling) -> float:
         """The t that moves pixels so far.
 
         Args:
@@ -267,41 +266,45 @@ class DisplacedOrbit:
         """
         return self.pixels / pixels_per_unit(self.generator, size, resampling)
 
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
+    def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
         """The element, the same for every image; refused where half of the image would leave."""
         if min(size) < 2 * self.pixels:
             raise ValueError(
                 f"`transforms` must leave half of the image in the frame, got {self.name!r} for images of "
-                f"{size[0]}×{size[1]} pixels. Pass smaller ones, e.g. `orbits.displaced('translation', (1, 2))`."
+                f"{'×'.join(map(str, size))} pixels. Pass smaller ones, e.g. `orbits.displaced('translation', (1, 2))`."
             )
         axis = _axis(self.generator)
         if axis is None:
             return self._interpolated(indices, size, seed, resampling)
-        step = int(self.pixels) * (1 if self.generator.matrix[axis][2] > 0 else -1)
+        step = int(self.pixels) * (1 if self.generator.matrix[axis][-1] > 0 else -1)
         margin = abs(step) if self.border != "reflect" else 0
-        here = Frame(
-            *((max(-step, 0) if margin and axis == along else 0) for along in (1, 0)), *(side - margin for side in size)
-        )
-        there = here._replace(top=max(step, 0)) if axis else here._replace(left=max(step, 0))
+        inner = tuple(side - margin for side in size)
+
+        def frame(first: int) -> Frame:
+            start = [0] * len(size)
+            start[-1 - axis] = first if margin else 0
+            return Frame(tuple(start), inner)
+
+        here, there = frame(max(-step, 0)), frame(max(step, 0))
         # What is brought back is an output of the frame, in which the unit of length is another.
-        (back,) = self._interpolated(indices, (here.height, here.width), seed, resampling)
+        (back,) = self._interpolated(indices, inner, seed, resampling)
         if not margin:
             return [replace(back, forward=lambda image: _mirrored(image, step, axis))]
         return [replace(back, forward=there.of, frame=here)]
 
     def _interpolated(
-        self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling
+        self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling
     ) -> list[Element]:
         t = (self.parameter(size, resampling),)
         return RandomOrbit(self.name, (self.generator,), t, t).draw(indices, size, seed, resampling)
 
 
 def _axis(generator: Generator) -> int | None:
-    """0 or 1 for a shift along x or y, None for any other generator."""
-    (a, b, x), (c, d, y) = generator.matrix
-    if any((a, b, c, d, generator.intensity)) or bool(x) == bool(y):
+    """0, 1 or 2 for a shift along x, y or z, None for any other generator."""
+    moved = [axis for axis, row in enumerate(generator.matrix) if row[-1]]
+    if generator.intensity or len(moved) != 1 or any(any(row[:-1]) for row in generator.matrix):
         return None
-    return 0 if x else 1
+    return moved[0]
 
 
 def _mirrored(image: Tensor, step: int, axis: int) -> Tensor:
@@ -332,25 +335,36 @@ class LatticeOrbit:
     def __len__(self) -> int:
         return len(self.transforms)
 
-    def draw(self, indices: Sequence[int], size: tuple[int, int], seed: int, resampling: Resampling) -> list[Element]:
-        """The elements, the same for every image."""
+    def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
+        """The elements, the same for every image; refused where they move axes that the grid has not."""
+        check_reach(self.transforms, size)
         return [self._element(transform, size) for transform in self.transforms]
 
     @staticmethod
-    def _element(transform: LatticeTransform, size: tuple[int, int]) -> Element:
-        return Element(
-            transform,
-            lambda grid: transform.inverse.on_grid(grid, size),
-            lambda grid: torch.ones((1, *grid.shape[-2:]), dtype=torch.bool, device=grid.device),
-        )
+    def _element(transform: LatticeTransform, size: tuple[int, ...]) -> Element:
+        maps = content_map(transform, len(size))
+
+        def back(grid: Tensor) -> Tensor:
+            return transform.inverse.on_grid(grid, size)
+
+        def act(representation: Representation, tensor: Tensor, direction: int) -> Tensor:
+            if direction > 0:
+                return map_samples(representation, tensor, transform, maps)
+            return map_samples(representation, tensor, back, content_map(transform.inverse, len(size)))
+
+        def inside(grid: Tensor, spacing: tuple[float, ...]) -> Tensor:
+            return torch.ones((1, *grid.shape[2:]), dtype=torch.bool, device=grid.device)
+
+        return Element(transform, back, inside, act)
 
 
-def listed(generators: Generators, parameters: Sequence[float]) -> tuple[RandomOrbit, ...]:
+def listed(generators: Generators, parameters: Sequence[float], *, dimension: int = 2) -> tuple[RandomOrbit, ...]:
     """Given parameters of each of some generators, one orbit of one element for each.
 
     Args:
         generators: Names, groups or generators.
         parameters: Values of t in the generators' units: half of the shorter side, radian, log factor, slope.
+        dimension: In which names are meant: 1 for signals, 3 for volumes.
 
     Returns:
         Orbits named ``generator_t``.
@@ -367,12 +381,14 @@ def listed(generators: Generators, parameters: Sequence[float]) -> tuple[RandomO
         raise ValueError("`parameters` must hold at least one value of t, got none. Pass e.g. (0.1, 0.2).")
     return tuple(
         RandomOrbit(f"{generator.name}_{value:g}", (generator,), (value,), (value,))
-        for generator in resolve(generators)
+        for generator in resolve(generators, dimension=dimension)
         for value in values
     )
 
 
-def uniform(generators: Generators, limit: float, samples: int = 4, name: str | None = None) -> RandomOrbit:
+def uniform(
+    generators: Generators, limit: float, samples: int = 4, name: str | None = None, *, dimension: int = 2
+) -> RandomOrbit:
     """Random elements: every parameter uniform in [-limit, limit], drawn anew for each image.
 
     Several generators act together, as the exponential of their sum: both axes of "translation" make one shift.
@@ -382,6 +398,7 @@ def uniform(generators: Generators, limit: float, samples: int = 4, name: str | 
         limit: The largest parameter, in units of t.
         samples: How many elements are drawn for each image.
         name: Under which results are reported; by default ``asked_within_limit``, e.g. ``translation_within_0.25``.
+        dimension: In which names are meant: 1 for signals, 3 for volumes.
 
     Returns:
         The orbit.
@@ -396,7 +413,7 @@ def uniform(generators: Generators, limit: float, samples: int = 4, name: str | 
     """
     if not limit > 0:
         raise ValueError(f"`limit` must be positive, got {limit!r}. Give it in units of t, e.g. 0.25.")
-    found = resolve(generators)
+    found = resolve(generators, dimension=dimension)
     label = generators if isinstance(generators, str) else "+".join(generator.name for generator in found)
     ends = tuple(float(limit) for _ in found)
     return RandomOrbit(name or f"{label}_within_{limit:g}", found, tuple(-end for end in ends), ends, samples)
@@ -406,6 +423,8 @@ def displaced(
     generators: Generators = ("translation", "rotation", "scale"),
     pixels: Sequence[float] = (1, 2, 8),
     border: Border = "auto",
+    *,
+    dimension: int = 2,
 ) -> tuple[DisplacedOrbit, ...]:
     r"""Transforms of each of some generators that move pixels by stated distances, one orbit for each.
 
@@ -413,6 +432,7 @@ def displaced(
         generators: Names, groups or generators that move pixels.
         pixels: Root mean squares over the frame of how far; whole numbers for shifts.
         border: What enters where an image is shifted by whole pixels, see :class:`DisplacedOrbit`.
+        dimension: In which names are meant: 1 for signals, which have no rotation, 3 for volumes.
 
     Returns:
         Orbits named ``generator_2px``.
@@ -430,7 +450,7 @@ def displaced(
     distances = [float(distance) for distance in pixels]
     if not distances or not all(0 < distance < math.inf for distance in distances):
         raise ValueError(f"`pixels` must hold positive distances, got {pixels!r}. Pass e.g. (1, 2, 8).")
-    found = resolve(generators)
+    found = resolve(generators, dimension=dimension)
     unmoved = [generator.name for generator in found if generator.intensity or not any(map(any, generator.matrix))]
     if unmoved:
         raise ValueError(
@@ -454,7 +474,8 @@ def lattice(*transforms: LatticeTransforms) -> tuple[LatticeOrbit, ...]:
     """Transforms that permute pixels, one orbit for each, and one for each whole group that is asked for by name.
 
     Args:
-        transforms: As in :func:`lie_metric.lattice.elements`. "D4" and "rotations_90" add the mean over the group.
+        transforms: As in :func:`lie_metric.lattice.elements`. "D4" and "rotations_90" add the mean over the group,
+            and for volumes "O" and "O_h".
 
     Returns:
         The orbits.
@@ -471,6 +492,8 @@ def lattice(*transforms: LatticeTransforms) -> tuple[LatticeOrbit, ...]:
 _WHOLE = {
     "rotations_90": LatticeOrbit("C4", tuple(ELEMENTS.values())[:4], complete=True),
     "D4": LatticeOrbit("D4", tuple(ELEMENTS.values()), complete=True),
+    "O": LatticeOrbit("O", tuple(CUBE.values())[:24], complete=True),
+    "O_h": LatticeOrbit("O_h", tuple(CUBE.values()), complete=True),
 }
 
 

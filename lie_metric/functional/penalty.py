@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import generators as resolve
+from lie_metric.binding import resolve_for
 from lie_metric.functional.sums import grouped, moments, spread, totals
 from lie_metric.lie import Generators, linearise
 
@@ -74,7 +74,7 @@ def equivariance_penalty(
         )
     if normalise == "spread" and isinstance(images, Tensor) and len(images) < 2:
         raise ValueError("`images` must be at least two for a spread, got one. Pass more, or `normalise='none'`.")
-    result = linearise(model, images, resolve(generators), **options)
+    result = linearise(model, images, resolve_for(generators, options.get("input_representation")), **options)
     f, found = result.output, result.lie_derivatives
     if normalise == "none":
         return found.square().mean()

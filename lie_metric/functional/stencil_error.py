@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra import Generator, spanning_set
-from lie_metric.algebra import generators as resolve
+from lie_metric.binding import resolve_for
 from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
 from lie_metric.lie import Generators, linearise
@@ -94,7 +94,7 @@ _DEFAULTS: dict[str, Any] = {
 
 def _stencil_error_validate(generators: Generators, **options: Any) -> tuple[Generator, ...]:
     """The generators asked for, if every option has a meaning."""
-    found = resolve(generators)
+    found = resolve_for(generators, options.get("input_representation"))
     validate_options(**options)
     return found
 
