@@ -195,8 +195,22 @@ class Mapped:
         raise NotImplementedError
 
     def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
-        """The transformed tensor, of the same shape; what stands on no grid stays."""
+        """The transformed tensor, of the same shape; what stands on no grid stays.
+
+        Raises:
+            ValueError: If the generator is of another dimension.
+        """
+        self._check_generators([generator])
         return self.map(tensor, lambda image: transforms.apply(image, generator, t, resampling))
+
+    def _check_generators(self, generators: Sequence[Generator]) -> None:
+        for generator in generators:
+            if self.dimension not in {None, generator.dimension}:
+                raise ValueError(
+                    f"`generators` must be of dimension {self.dimension} to move {self!r}, got {generator.name!r} with "
+                    f"a matrix of {generator.dimension} rows. Take them by name, `generators(..., "
+                    f"dimension={self.dimension})`, or give a `Field({generator.dimension})`."
+                )
 
 
 @dataclass(frozen=True)
@@ -389,15 +403,6 @@ class Field(Mapped):
         groups = self._places(tensor).unbind(1)
         return tuple(block for group in groups for block in self.fibre.components(group))
 
-    def _check_generators(self, generators: Sequence[Generator]) -> None:
-        for generator in generators:
-            if generator.dimension != self.dimension:
-                raise ValueError(
-                    f"`generators` must be of dimension {self.dimension} to move {self!r}, got {generator.name!r} with "
-                    f"a matrix of {generator.dimension} rows. Take them by name, `generators(..., "
-                    f"dimension={self.dimension})`, or give a `Field({generator.dimension})`."
-                )
-
     def _places(self, tensor: Tensor) -> Tensor:
         """Channels that move together at the end: shape (B, groups, *grid, ...), as the fibre takes them."""
         size, axes = getattr(self.fibre, "size", 1), getattr(self.fibre, "axes", 1)
@@ -450,6 +455,7 @@ class ChannelsLast(Mapped):
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, B, H, W, C)."""
+        self._check_generators(generators)
         return transforms.tangents(tensor, generators, resampling, channels_last=True)
 
     def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -512,6 +518,7 @@ class Tokens(Mapped):
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, B, N, C); zero on prefix tokens."""
+        self._check_generators(generators)
         grid = tensor[:, self.prefix :].unflatten(1, self.grid_size)
         moved = transforms.tangents(grid, generators, resampling, channels_last=True).flatten(-3, -2)
         return nn.functional.pad(moved, (0, 0, self.prefix, 0)) if self.prefix else moved
