@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lie_metric.algebra import Generator, simplest_basis
-from lie_metric.algebra import generators as resolve
+from lie_metric.binding import resolve_for
 from lie_metric.functional.sums import Sums, grouped, standard_error, totals
 from lie_metric.lie import Generators, linearise
 from lie_metric.measured import Function, Output, function_of, validate_inputs, validate_options
@@ -431,7 +431,7 @@ def attributed(
     resampling = resampling or Resampling()
     validate_options(output, input_representation, output_representation, resampling, "auto", chunk_size, function)
     validate_inputs(model, inputs, input_representation, function)
-    asked = resolve(generators)
+    asked = resolve_for(generators, input_representation)
     validate_probes(probes)
     validate_seed(seed)
     overrides = dict(representations or {})

@@ -385,12 +385,21 @@ def warp(image: Tensor, asked: Sequence[Generator], t: Tensor, resampling: Resam
     Returns:
         The transformed images, of the shape and dtype of ``image``.
 
+    Raises:
+        ValueError: If the generators are of another dimension than the grid.
+
     Example:
         >>> row = torch.arange(4.0).expand(1, 1, 4, 4)
         >>> step = torch.tensor([[0.5, 0.0]], dtype=torch.float64)
         >>> warp(row, generators("translation"), step, Resampling("bilinear", "border"))[0, 0, 0].tolist()
         [1.0, 2.0, 3.0, 3.0]
     """
+    if image.ndim != _dimension(asked) + 2:
+        raise ValueError(
+            f"`generators` must be of the dimension of the grid, {image.ndim - 2} for shape {tuple(image.shape)}, got "
+            f"{[generator.name for generator in asked]} of {_dimension(asked)}. Take them by name with `dimension=`, "
+            f"e.g. `generators('translation', dimension={image.ndim - 2})`."
+        )
     result = image
     if any(any(map(any, generator.matrix)) for generator in asked):
         result = move(image, exponential(asked, t)[:, :-1], resampling, spacing)

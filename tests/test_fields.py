@@ -505,6 +505,38 @@ class TestMeasures:
         penalty.backward()
         assert model[0].weight.grad.abs().max() > 0
 
+    @pytest.mark.parametrize("dimension", [1, 3])
+    def test_layers_of_signals_and_volumes(self, dimension):
+        """By a band-limited stencil convolutions break nothing, and activations, which alias, all there is."""
+        torch.manual_seed(0)
+        kind = {1: nn.Conv1d, 3: nn.Conv3d}[dimension]
+        first, second = (kind(a, b, 1).double() for a, b in ((1, 3), (3, 2)))
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = first, second
+
+            def forward(self, x):
+                return self.second(self.first(x).relu()).square().mean(tuple(range(2, x.ndim)))
+
+        report = lm.layerwise_equivariance_error(
+            Net(),
+            random(30, 1, *(5,) * dimension),
+            "translation",
+            input_representation=Field(dimension),
+            output_representation=Invariant(),
+            resampling=FOURIER,
+        )
+        assert max(report.residual.values()) < 1e-12
+        shares = {(row.name, row.generator): row.share for row in report.by("type")}
+        for axis in "xyz"[:dimension]:
+            assert abs(shares["convolution", f"translation_{axis}"]) < 1e-10
+        with pytest.raises(ValueError, match="of dimension"):
+            lm.layerwise_equivariance_error(
+                Net(), random(2, 1, *(5,) * dimension), lm.generators("rotation"), input_representation=Field(dimension)
+            )
+
     def test_noise_keeps_the_spectrum_of_volumes(self):
         from lie_metric.functional.noise import like_tangents
 
@@ -761,6 +793,32 @@ class TestFinite:
             lambda: T.tangents(torch.zeros(1, 4, 4), [*lm.generators("scale"), generator(3)], lm.PAPER),
             ValueError,
             "one",
+        ),
+        (
+            lambda: Image().check(torch.zeros(1, 1, 4, 4, 4), "inputs"),
+            ValueError,
+            r"Pass `.*Field\(3\)` if they are \(B, C, D, H",
+        ),
+        (
+            lambda: Image().check(torch.zeros(1, 1, 4), "inputs"),
+            ValueError,
+            r"Pass `.*Field\(1\)` if they are \(B, C, T\)",
+        ),
+        (
+            lambda: T.warp(torch.zeros(1, 1, 4, 4, 4), lm.generators("scale"), torch.zeros(1, 1), lm.PAPER),
+            ValueError,
+            "of the dimension of the grid, 3",
+        ),
+        (
+            lambda: lm.functional.finite_equivariance_error(
+                torch.sin,
+                torch.zeros(2, 1, 4, 4, 4),
+                orbits.listed("rotation", [0.1]),
+                input_representation=Field(3),
+                output_representation=Field(3),
+            ),
+            ValueError,
+            "of the dimension of the grid, 3",
         ),
         (lambda: T.pixels_per_unit(generator(3), (4, 4), lm.PAPER), ValueError, "that of the grid, got 'oblique'"),
         (lambda: grid_sample(torch.zeros(1, 1, 4), torch.zeros(1, 4, 2)), ValueError, "`grid` must have shape"),

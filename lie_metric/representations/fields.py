@@ -122,6 +122,13 @@ class Field(Mapped):
             ValueError: If the tensor has another number of axes or is empty, or its channels are no multiple of the
                 fibre's size.
         """
+        other = _AXES.get(tensor.ndim - 2)
+        if other and tensor.ndim != self.dimension + 2:
+            raise ValueError(
+                f"`{name}` must be non-empty with axes (B, C, {_AXES[self.dimension]}) to move as {self!r}, got shape "
+                f"{tuple(tensor.shape)}. Pass `lie_metric.representations.Field({tensor.ndim - 2})` if they are "
+                f"(B, C, {other}), or another representation that fits."
+            )
         check_axes(tensor, name, f"(B, C, {_AXES[self.dimension]})", self.dimension + 2)
         size = getattr(self.fibre, "size", 1)
         if tensor.shape[1] % size:
