@@ -1,14 +1,31 @@
-"""Transforms that permute pixels: quarter turns, flips and circular shifts by whole pixels. Nothing is interpolated."""
+"""Transforms that permute samples: quarter turns, flips, the cube's symmetries, circular shifts by whole samples.
+
+Nothing is interpolated.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["ELEMENTS", "GROUPS", "Dihedral", "LatticeTransform", "LatticeTransforms", "Roll", "elements"]
+from lie_metric.cube import CUBE, CUBE_NAMES, Cubic
+
+__all__ = [
+    "CUBE",
+    "CUBE_GROUPS",
+    "ELEMENTS",
+    "GROUPS",
+    "Cubic",
+    "Dihedral",
+    "LatticeTransform",
+    "LatticeTransforms",
+    "Roll",
+    "content_map",
+    "elements",
+]
 
 
 def _whole(number: object) -> bool:
@@ -64,6 +81,18 @@ class Dihedral:
         return (_MIRRORED if self.mirrored else _TURNS)[self.quarter_turns]
 
     @property
+    def reach(self) -> int:
+        """How many of the axes at the end it moves: 2, but for the identity and flips of the last one."""
+        return {"identity": 0, "flip_horizontal": 1}.get(self.name, 2)
+
+    @property
+    def matrix(self) -> tuple[tuple[int, ...], ...]:
+        """Where points (x, y) go."""
+        cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[self.quarter_turns]
+        side = -1 if self.mirrored else 1
+        return (side * cosine, -sine), (side * sine, cosine)
+
+    @property
     def inverse(self) -> Dihedral:
         """The element that undoes this one; mirror images undo themselves."""
         return self if self.mirrored else Dihedral(-self.quarter_turns)
@@ -96,7 +125,7 @@ class Dihedral:
         flipped = image.flip(-1) if self.mirrored else image
         return torch.rot90(flipped, -self.quarter_turns, (-2, -1))  # torch counts counter-clockwise
 
-    def on_grid(self, grid: Tensor, size: tuple[int, int]) -> Tensor:
+    def on_grid(self, grid: Tensor, size: tuple[int, ...]) -> Tensor:
         """The action on a feature map that belongs to images of a height and width: the same element.
 
         Args:
@@ -109,7 +138,7 @@ class Dihedral:
         return self(grid)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Roll:
     r"""A circular shift by whole pixels, :math:`(g x)_{i,j} = x_{i + dy,\, j + dx}`, indices modulo the size.
 
@@ -118,8 +147,9 @@ class Roll:
         with circular padding; :func:`torch.roll` counts the other way round.
 
     Args:
-        dx: Shift along x, in pixels of the input.
-        dy: Shift along y.
+        dx: Shift along x, the last axis, in samples of the input.
+        dy: Shift along y, the axis before.
+        dz: Shift along z, the axis before that.
 
     Raises:
         TypeError: If a shift is not an integer.
@@ -133,45 +163,64 @@ class Roll:
 
     dx: int = 0
     dy: int = 0
+    dz: int = 0
 
     def __post_init__(self) -> None:
-        if not _whole(self.dx) or not _whole(self.dy):
+        if not _whole(self.dx) or not _whole(self.dy) or not _whole(self.dz):
+            of_z = f" and `dz` {self.dz!r}" if self.dz else ""
             raise TypeError(
-                f"`dx` and `dy` must be integers, got {self.dx!r} and {self.dy!r}. A shift by parts of a pixel "
+                f"`dx` and `dy` must be integers, got {self.dx!r} and {self.dy!r}{of_z}. A shift by parts of a pixel "
                 "interpolates: use `lie_metric.transforms.translate`."
             )
 
+    def __repr__(self) -> str:
+        return f"Roll(dx={self.dx!r}, dy={self.dy!r}{f', dz={self.dz!r}' if self.dz else ''})"
+
     @property
     def name(self) -> str:
-        """The name, e.g. ``"roll_1_0"``."""
-        return f"roll_{self.dx}_{self.dy}"
+        """The name, e.g. ``"roll_1_0"``; ``"roll_1_0_2"`` with a shift along z."""
+        return f"roll_{self.dx}_{self.dy}" + (f"_{self.dz}" if self.dz else "")
+
+    @property
+    def reach(self) -> int:
+        """How many of the axes at the end it moves."""
+        return 3 if self.dz else 2 if self.dy else 1
+
+    @property
+    def matrix(self) -> tuple[tuple[int, ...], ...]:
+        """What it does to directions: nothing."""
+        return ()
 
     @property
     def inverse(self) -> Roll:
         """The shift back."""
-        return Roll(-self.dx, -self.dy)
+        return Roll(-self.dx, -self.dy, -self.dz)
 
     def __call__(self, image: Tensor) -> Tensor:
         """The shifted image.
 
         Args:
-            image: Shape (..., H, W), any dtype.
+            image: Shape (..., H, W), any dtype; with a shift along z (..., D, H, W).
 
         Returns:
-            Shape (..., H, W).
+            The shape of ``image``.
 
         Raises:
-            ValueError: If the image has fewer than two axes.
+            ValueError: If the image has too few axes.
         """
         _size(image)
-        return image.roll((-self.dy, -self.dx), (-2, -1))
+        if not self.dz:
+            return image.roll((-self.dy, -self.dx), (-2, -1))
+        if image.ndim < 3:
+            raise ValueError(f"`image` must have axes (..., D, H, W) for {self!r}, got shape {tuple(image.shape)}.")
+        return image.roll((-self.dz, -self.dy, -self.dx), (-3, -2, -1))
 
-    def on_grid(self, grid: Tensor, size: tuple[int, int]) -> Tensor:
+    def on_grid(self, grid: Tensor, size: tuple[int, ...]) -> Tensor:
         """The action on a feature map that belongs to images of a height and width: a shift by as much of its width.
 
         Args:
             grid: Shape (..., h, w).
-            size: Height and width of the images.
+            size: Height and width of the images; or depth, height and width of volumes.
 
         Returns:
             Shape (..., h, w).
@@ -179,18 +228,20 @@ class Roll:
         Raises:
             ValueError: If that is not a whole number of the feature map's pixels.
         """
-        h, w = _size(grid)
-        (height, width) = size
-        if self.dx * w % width or self.dy * h % height:
+        _size(grid)
+        check_reach([self], size)
+        steps = tuple(zip((self.dx, self.dy, self.dz), reversed(grid.shape), reversed(size), strict=False))
+        if any(step * own % whole for step, own, whole in steps):
+            own_size, whole_size = ("×".join(map(str, each)) for each in (grid.shape[-len(size) :], size))
+            moved = " and ".join(f"{step * own / whole:g}" for step, own, whole in steps)
             raise ValueError(
-                f"`Roll` must move an output of {h}×{w} by whole pixels, got {self.name!r} for images of "
-                f"{height}×{width}, which moves it by {self.dx * w / width:g} and {self.dy * h / height:g}. Choose a "
-                "multiple of the stride, e.g. `Roll(stride, 0)`."
+                f"`Roll` must move an output of {own_size} by whole pixels, got {self.name!r} for images of "
+                f"{whole_size}, which moves it by {moved}. Choose a multiple of the stride, e.g. `Roll(stride, 0)`."
             )
-        return Roll(self.dx * w // width, self.dy * h // height)(grid)
+        return Roll(*(step * own // whole for step, own, whole in steps))(grid)
 
 
-LatticeTransform = Dihedral | Roll
+LatticeTransform = Dihedral | Roll | Cubic
 LatticeTransforms = str | LatticeTransform | Iterable[str | LatticeTransform]
 
 _TURNS = ("identity", "rotate_90", "rotate_180", "rotate_270")
@@ -210,13 +261,63 @@ GROUPS: dict[str, tuple[LatticeTransform, ...]] = {
 """Names that stand for several transforms. The identity is left out, since it violates nothing."""
 
 
+CUBE_GROUPS: dict[str, tuple[LatticeTransform, ...]] = {
+    "flips_xyz": (CUBE["flip_x"], CUBE["flip_y"], CUBE["flip_z"]),
+    "O": tuple(element for element in CUBE.values() if element.proper)[1:],
+    "O_h": tuple(CUBE.values())[1:],
+    "roll_xyz": (Roll(1), Roll(0, 1), Roll(0, 0, 1)),
+}
+"""Names that stand for several transforms of volumes, without the identity."""
+
+
+def content_map(transform: LatticeTransform, dimension: int) -> Tensor:
+    """Where points go on a grid of some dimension, without the step of a shift.
+
+    Args:
+        transform: The transform.
+        dimension: How many axes the grid has, at least those that move.
+
+    Returns:
+        A matrix and a column of zeros, shape (1, d, d + 1), float64.
+
+    Example:
+        >>> content_map(ELEMENTS["rotate_90"], 2).tolist()
+        [[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]]
+    """
+    found = torch.eye(dimension, dimension + 1, dtype=torch.float64)
+    matrix = transform.matrix[:dimension]
+    for i, row in enumerate(matrix):
+        found[i, : len(matrix)] = torch.tensor(row[: len(matrix)], dtype=torch.float64)
+    return found[None]
+
+
+def check_reach(transforms: Iterable[LatticeTransform], size: Sequence[int]) -> None:
+    """Refuses transforms that move more axes than a grid has.
+
+    Args:
+        transforms: The transforms.
+        size: The grid's size.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for transform in transforms:
+        if transform.reach > len(size):
+            raise ValueError(
+                f"`transforms` must move no more axes than the grid has, got {transform.name!r}, which moves "
+                f"{transform.reach}, for inputs of size {tuple(size)}. Choose e.g. 'flip_horizontal' and `Roll(1)` for "
+                "signals, 'D4' for images, 'O_h' for volumes."
+            )
+
+
 def elements(*names: LatticeTransforms) -> tuple[LatticeTransform, ...]:
     """Lattice transforms by name, by group, or as given, in the order asked for.
 
     Args:
         names: Names of elements of D4 ("rotate_90"), of groups ("rotations_90": the three rotations; "flips": the two
             flips; "D4": the seven elements besides the identity; "roll": one pixel along each axis), transforms, or
-            sequences of them.
+            sequences of them. Of volumes "rotate_x_90", "flip_z" and others of :data:`CUBE`, "flips_xyz", "O" (the 23
+            turns of the cube besides the identity), "O_h" (with mirror images, 47) and "roll_xyz".
 
     Returns:
         The transforms, each once.
@@ -240,17 +341,19 @@ def elements(*names: LatticeTransforms) -> tuple[LatticeTransform, ...]:
 
 
 def _resolve(asked: object) -> Iterable[LatticeTransform]:
-    if isinstance(asked, (Dihedral, Roll)):
+    if isinstance(asked, (Dihedral, Roll, Cubic)):
         yield asked
     elif isinstance(asked, str):
-        if asked in ELEMENTS:
-            yield ELEMENTS[asked]
-        elif asked in GROUPS:
-            yield from GROUPS[asked]
+        known: dict[str, LatticeTransform] = {**ELEMENTS, **CUBE}
+        groups = {**GROUPS, **CUBE_GROUPS}
+        if asked in known:
+            yield known[asked]
+        elif asked in groups:
+            yield from groups[asked]
         else:
             raise ValueError(
-                f"`transforms` must name known transforms, got {asked!r}. Choose from {sorted(ELEMENTS)}, from the "
-                f"groups {sorted(GROUPS)}, or pass `Roll(dx, dy)`."
+                f"`transforms` must name known transforms, got {asked!r}. Choose from {sorted(ELEMENTS)}, for volumes "
+                f"from {sorted(CUBE_NAMES.values())}, from the groups {sorted(groups)}, or pass `Roll(dx, dy)`."
             )
     elif isinstance(asked, Iterable) and not isinstance(asked, (Tensor, bytes)):
         for entry in asked:

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from lie_metric.representations import (
     ChannelsLast,
+    Field,
     Image,
     Invariant,
     Padded,
@@ -121,6 +122,7 @@ class Recorder(TorchFunctionMode):
         # Of points nothing tells a table of pairs (B, N, N, C) from an image: what moves has to be declared.
         self.on_grid = callable(getattr(representation, "map", None)) or not hasattr(representation, "dimension")
         self.size = tuple(inputs.shape[-2:])
+        self.layout = representation
         self.images = len(inputs)
         self.overrides = sorted(overrides.items(), key=lambda item: len(item[0]), reverse=True)
         self.grids = [grid for grid in map(declared_grid, modules) if grid is not None]
@@ -346,6 +348,9 @@ class Recorder(TorchFunctionMode):
         shape = tuple(tensor.shape)
         if tensor.is_complex() or not self.on_grid:
             return Invariant()
+        dimension = getattr(self.layout, "dimension", None) or 2
+        if dimension != 2:
+            return self._assume_field(tensor, dimension)
         if tensor.ndim == 4:
             first, last = self._is_map(shape[2:]), self._is_map(shape[1:3])
             if first and not (last and shape[3] > shape[1] == shape[2]):
@@ -355,6 +360,16 @@ class Recorder(TorchFunctionMode):
         if tensor.ndim == 3 and shape[0] == self.images:
             return self._tokens(shape[1]) or Invariant()
         return Invariant()
+
+    def _assume_field(self, tensor: Tensor, dimension: int) -> Representation:
+        """Signals and volumes of the inputs' proportions, with channels first; anything else is taken as invariant."""
+        size, whole = tensor.shape[2:], self.start.shape[2:]
+        if len(size) != dimension or dimension not in {1, 3} or len(whole) != dimension or min(size) < 2:
+            return Invariant()
+        ratios = [own / full for own, full in zip(size, whole, strict=True)]
+        # To within a sample of rounding, along the axis where it counts most.
+        alike = max(ratios) - min(ratios) < 1 / min(whole) and max(ratios) <= 2
+        return Field(dimension, getattr(self.layout, "spacing", ())) if alike else Invariant()
 
     def _is_map(self, size: Sequence[int]) -> bool:
         (h, w), (height, width) = size, self.size

@@ -138,11 +138,14 @@ def _period(size: int, resampling: Resampling) -> int:
     return max(2 * size - 2, 1) if resampling.align_corners else 2 * size
 
 
-def _margin(size: int, resampling: Resampling) -> int:
+def _margin(resampling: Resampling, dimension: int) -> int:
     """Extended indices beyond the frame at which slopes differ from those of a folded pixel."""
     if resampling.padding in {"circular", "reflection"} or resampling.interpolation == "bilinear":
         return 0 if resampling.padding in {"circular", "reflection"} else 1
-    return 2 if resampling.interpolation == "cubic" else _SPLINE_REACH
+    if resampling.interpolation == "cubic":
+        return 2
+    # The cube of 40 more on each side is a memory full; 0.268^24 is 2e-14.
+    return _SPLINE_REACH if dimension < 3 else 24
 
 
 def _taps(size: int, resampling: Resampling) -> list[tuple[int, float]]:
@@ -326,7 +329,7 @@ def _piecewise(image: Tensor, pixels: list[Tensor], fractions: list[Tensor], res
     batch, channels = image.shape[:2]
     axes = range(len(pixels))
     sizes = image.shape[:1:-1]
-    margins = [_margin(size, resampling) for size in sizes]
+    margins = [_margin(resampling, len(pixels))] * len(pixels)
     smooth = resampling.interpolation != "bilinear"
     # Slopes along every set of axes: bit k of a set's number says whether axis k is one of them.
     fields = [image]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from lie_metric import randomness
 from lie_metric.binding import Generators, bind, resolve_for
 from lie_metric.jacobian import Method
-from lie_metric.lattice import LatticeTransforms, elements
+from lie_metric.lattice import LatticeTransforms, check_reach, content_map, elements
 from lie_metric.lie import linearise
 from lie_metric.measured import (
     Function,
@@ -23,7 +24,7 @@ from lie_metric.measured import (
     validate_inputs,
     validate_options,
 )
-from lie_metric.representations import Image, Representation, grid_size, map_grid
+from lie_metric.representations import Image, Representation, grid_size, map_samples
 from lie_metric.resampling import Resampling, coordinate_dtype
 from lie_metric.running import evaluation, random_state
 
@@ -277,15 +278,16 @@ def _lattice_violation(
     call = call_of(model, function)
     carrier = input_representation or Image()
     size = grid_size(carrier, inputs)
+    check_reach(asked, size)
     # All transforms act before the model runs, so that a size that does not fit is met first.
-    moved = [map_grid(carrier, inputs, element) for element in asked]
+    moved = [map_samples(carrier, inputs, element, content_map(element, len(size))) for element in asked]
     found = {}
     with torch.no_grad(), random_state(), evaluation(model):
         plain = select_output(call(inputs), output)
         _check_rows(plain, len(inputs))
         layout = carried(plain, inputs, model, output_representation, input_representation)
         for element, image in zip(asked, moved, strict=True):
-            wanted = map_grid(layout, plain, lambda grid, g=element: g.on_grid(grid, size))  # type: ignore[misc]
+            wanted = map_samples(layout, plain, partial(element.on_grid, size=size), content_map(element, len(size)))
             result = select_output(call(image), output)
             if result.shape != wanted.shape:
                 raise ValueError(

@@ -40,7 +40,7 @@ from lie_metric.orbits import (
 )
 from lie_metric.orbits import orbits as resolve
 from lie_metric.randomness import validate_seed
-from lie_metric.representations import ChannelsLast, Image, Representation, grid_size, map_grid
+from lie_metric.representations import ChannelsLast, Field, Representation, grid_size, map_grid, scalar_fields
 from lie_metric.resampling import Resampling, coordinate_dtype, working_precision
 from lie_metric.running import isolated
 
@@ -163,6 +163,11 @@ def _finite_transforms_update(
         f, representation = evaluated(model, measured, images, output_representation, bound.given)
         # What stands on no grid has an action of its own, which asks for no size; permutations of pixels refuse it.
         size = grid_size(carrier, images) if callable(getattr(carrier, "map", None)) else (0, 0)
+        if getattr(carrier, "spacing", ()) and any(isinstance(orbit, DisplacedOrbit) for orbit in orbits):
+            raise ValueError(
+                f"`transforms` must be in units of t for samples that are not equally far apart, got distances "
+                f"in samples for {carrier!r}. Pass e.g. `orbits.listed('rotation', [0.1], dimension=3)`."
+            )
         columns: dict[str, list[Tensor]] = {name: [] for name in SUMS}
         shown: dict[Frame | None, Tensor] = {None: f}  # what each part of the images gives, which orbits share
         own: list[Tensor | None] = []
@@ -227,7 +232,7 @@ def _possible_border(
     shown: dict[Frame | None, Tensor],
 ) -> Border:
     """The frame is cropped for a model that takes images smaller by a few pixels, and mirrored for any other."""
-    if not isinstance(carrier, (Image, ChannelsLast)) or element.frame is None:
+    if not isinstance(carrier, (Field, ChannelsLast)) or not scalar_fields(carrier) or element.frame is None:
         return "reflect"
     try:
         output = measured(map_grid(carrier, images, element.frame.of))

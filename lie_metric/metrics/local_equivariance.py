@@ -317,7 +317,8 @@ class LocalEquivarianceError(ModelMetric):
         if isinstance(self.input_representation, Mapping):
             raise ValueError("`units` must be 't' for inputs with named parts, got 'pixel'. They have no pixels.")
         size = grid_size(self.input_representation or Image(), torch.zeros(1, *self.input_shape))
-        moved = [pixels_per_unit(generator, size, self.resampling) for generator in self.generators]
+        spacing = getattr(self.input_representation, "spacing", ())
+        moved = [pixels_per_unit(generator, size, self.resampling, spacing) for generator in self.generators]
         if not all(moved):
             still = [name for name, pixels in zip(self.names, moved, strict=True) if not pixels]
             raise ValueError(f"`units` must be 't' for generators that move no pixels, got 'pixel' for {still}.")

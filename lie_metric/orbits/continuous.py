@@ -83,7 +83,7 @@ class RandomOrbit:
         return Element(
             lambda image: warp(image, self.generators, on(image), resampling),
             lambda image: warp(image, self.generators, -on(image), resampling),
-            lambda image: reads_inside(image, self.generators, -on(image), resampling),
+            lambda image, spacing: reads_inside(image, self.generators, -on(image), resampling, spacing),
             lambda representation, tensor, direction: self._act(representation, tensor, direction * t, resampling),
         )
 
@@ -158,19 +158,23 @@ class DisplacedOrbit:
         if min(size) < 2 * self.pixels:
             raise ValueError(
                 f"`transforms` must leave half of the image in the frame, got {self.name!r} for images of "
-                f"{size[0]}×{size[1]} pixels. Pass smaller ones, e.g. `orbits.displaced('translation', (1, 2))`."
+                f"{'×'.join(map(str, size))} pixels. Pass smaller ones, e.g. `orbits.displaced('translation', (1, 2))`."
             )
         axis = _axis(self.generator)
         if axis is None:
             return self._interpolated(indices, size, seed, resampling)
-        step = int(self.pixels) * (1 if self.generator.matrix[axis][2] > 0 else -1)
+        step = int(self.pixels) * (1 if self.generator.matrix[axis][-1] > 0 else -1)
         margin = abs(step) if self.border != "reflect" else 0
-        here = Frame(
-            *((max(-step, 0) if margin and axis == along else 0) for along in (1, 0)), *(side - margin for side in size)
-        )
-        there = here._replace(top=max(step, 0)) if axis else here._replace(left=max(step, 0))
+        inner = tuple(side - margin for side in size)
+
+        def frame(first: int) -> Frame:
+            start = [0] * len(size)
+            start[-1 - axis] = first if margin else 0
+            return Frame(tuple(start), inner)
+
+        here, there = frame(max(-step, 0)), frame(max(step, 0))
         # What is brought back is an output of the frame, in which the unit of length is another.
-        (back,) = self._interpolated(indices, (here.height, here.width), seed, resampling)
+        (back,) = self._interpolated(indices, inner, seed, resampling)
         if not margin:
             return [replace(back, forward=lambda image: _mirrored(image, step, axis))]
         return [replace(back, forward=there.of, frame=here)]
@@ -183,11 +187,11 @@ class DisplacedOrbit:
 
 
 def _axis(generator: Generator) -> int | None:
-    """0 or 1 for a shift along x or y, None for any other generator."""
-    (a, b, x), (c, d, y) = generator.matrix
-    if any((a, b, c, d, generator.intensity)) or bool(x) == bool(y):
+    """0, 1 or 2 for a shift along x, y or z, None for any other generator."""
+    moved = [axis for axis, row in enumerate(generator.matrix) if row[-1]]
+    if generator.intensity or len(moved) != 1 or any(any(row[:-1]) for row in generator.matrix):
         return None
-    return 0 if x else 1
+    return moved[0]
 
 
 def _mirrored(image: Tensor, step: int, axis: int) -> Tensor:
@@ -203,7 +207,7 @@ def listed(generators: Generators, parameters: Sequence[float], *, dimension: in
     Args:
         generators: Names, groups or generators.
         parameters: Values of t in the generators' units: half of the shorter side, radian, log factor, slope.
-        dimension: The dimension in which names are meant: 3 for point clouds in space.
+        dimension: In which names are meant: 1 for signals, 3 for volumes.
 
     Returns:
         Orbits named ``generator_t``.
@@ -237,7 +241,7 @@ def uniform(
         limit: The largest parameter, in units of t.
         samples: How many elements are drawn for each image.
         name: Under which results are reported; by default ``asked_within_limit``, e.g. ``translation_within_0.25``.
-        dimension: The dimension in which names are meant.
+        dimension: In which names are meant: 1 for signals, 3 for volumes.
 
     Returns:
         The orbit.
@@ -262,6 +266,8 @@ def displaced(
     generators: Generators = ("translation", "rotation", "scale"),
     pixels: Sequence[float] = (1, 2, 8),
     border: Border = "auto",
+    *,
+    dimension: int = 2,
 ) -> tuple[DisplacedOrbit, ...]:
     r"""Transforms of each of some generators that move pixels by stated distances, one orbit for each.
 
@@ -269,6 +275,7 @@ def displaced(
         generators: Names, groups or generators that move pixels.
         pixels: Root mean squares over the frame of how far; whole numbers for shifts.
         border: What enters where an image is shifted by whole pixels, see :class:`DisplacedOrbit`.
+        dimension: In which names are meant: 1 for signals, which have no rotation, 3 for volumes.
 
     Returns:
         Orbits named ``generator_2px``.
@@ -286,7 +293,7 @@ def displaced(
     distances = [float(distance) for distance in pixels]
     if not distances or not all(0 < distance < math.inf for distance in distances):
         raise ValueError(f"`pixels` must hold positive distances, got {pixels!r}. Pass e.g. (1, 2, 8).")
-    found = resolve(generators)
+    found = resolve(generators, dimension=dimension)
     unmoved = [generator.name for generator in found if generator.intensity or not any(map(any, generator.matrix))]
     if unmoved:
         raise ValueError(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lie_metric.lattice import ELEMENTS, LatticeTransform, LatticeTransforms, elements
+from lie_metric.lattice import CUBE, ELEMENTS, LatticeTransform, LatticeTransforms, check_reach, content_map, elements
 from lie_metric.orbits.element import Element
 from lie_metric.randomness import source
-from lie_metric.representations import Representation
+from lie_metric.representations import Representation, map_samples
 from lie_metric.representations.composite import permuted
 from lie_metric.representations.protocol import transformed
 from lie_metric.resampling import Resampling
@@ -41,23 +41,34 @@ class LatticeOrbit:
         return len(self.transforms)
 
     def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
-        """The elements, the same for every image."""
-        return [self._element(transform, (size[0], size[1])) for transform in self.transforms]
+        """The elements, the same for every image; refused where they move axes that the grid has not."""
+        check_reach(self.transforms, size)
+        return [self._element(transform, size) for transform in self.transforms]
 
     @staticmethod
-    def _element(transform: LatticeTransform, size: tuple[int, int]) -> Element:
-        return Element(
-            transform,
-            lambda grid: transform.inverse.on_grid(grid, size),
-            lambda grid: torch.ones((1, *grid.shape[-2:]), dtype=torch.bool, device=grid.device),
-        )
+    def _element(transform: LatticeTransform, size: tuple[int, ...]) -> Element:
+        maps = content_map(transform, len(size))
+
+        def back(grid: Tensor) -> Tensor:
+            return transform.inverse.on_grid(grid, size)
+
+        def act(representation: Representation, tensor: Tensor, direction: int) -> Tensor:
+            if direction > 0:
+                return map_samples(representation, tensor, transform, maps)
+            return map_samples(representation, tensor, back, content_map(transform.inverse, len(size)))
+
+        def inside(grid: Tensor, spacing: tuple[float, ...]) -> Tensor:
+            return torch.ones((1, *grid.shape[2:]), dtype=torch.bool, device=grid.device)
+
+        return Element(transform, back, inside, act)
 
 
 def lattice(*transforms: LatticeTransforms) -> tuple[LatticeOrbit, ...]:
     """Transforms that permute pixels, one orbit for each, and one for each whole group that is asked for by name.
 
     Args:
-        transforms: As in :func:`lie_metric.lattice.elements`. "D4" and "rotations_90" add the mean over the group.
+        transforms: As in :func:`lie_metric.lattice.elements`. "D4" and "rotations_90" add the mean over the group,
+            and for volumes "O" and "O_h".
 
     Returns:
         The orbits.
@@ -74,6 +85,8 @@ def lattice(*transforms: LatticeTransforms) -> tuple[LatticeOrbit, ...]:
 _WHOLE = {
     "rotations_90": LatticeOrbit("C4", tuple(ELEMENTS.values())[:4], complete=True),
     "D4": LatticeOrbit("D4", tuple(ELEMENTS.values()), complete=True),
+    "O": LatticeOrbit("O", tuple(CUBE.values())[:24], complete=True),
+    "O_h": LatticeOrbit("O_h", tuple(CUBE.values()), complete=True),
 }
 
 

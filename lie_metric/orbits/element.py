@@ -16,23 +16,21 @@ __all__ = ["Element", "Frame", "Orbit"]
 
 
 class Frame(NamedTuple):
-    """A part of an image, in pixels.
+    """A part of an image, signal or volume, in samples.
 
     Attributes:
-        top: Its first row.
-        left: Its first column.
-        height: How many rows it has.
-        width: How many columns.
+        start: The first index along each axis: row and column of an image.
+        size: How many samples it has along each axis.
     """
 
-    top: int
-    left: int
-    height: int
-    width: int
+    start: tuple[int, ...]
+    size: tuple[int, ...]
 
     def of(self, image: Tensor) -> Tensor:
         """That part of images (..., H, W)."""
-        return image[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        for axis, (first, count) in enumerate(zip(self.start, self.size, strict=True), start=-len(self.size)):
+            image = image.narrow(axis, first, count)
+        return image
 
 
 @dataclass(frozen=True)
@@ -42,17 +40,17 @@ class Element:
     Args:
         forward: From images (B, C, H, W) to the transformed images.
         backward: From maps (B, C, h, w) on the output's grid to maps transformed by the inverse.
-        inside: From maps on the output's grid to booleans (B or 1, h, w): what of the inverse was read in the frame.
+        inside: From maps on the output's grid, and the distances between its samples, to booleans (B or 1, h, w): what
+            of the inverse was read in the frame.
         act: From a representation with an action of its own, a tensor, and 1 or -1 for the inverse, to the tensor
-            transformed by that action; None where there are images alone to go by, as for transforms of no
-            one-parameter group.
+            transformed by that action; None where there are images alone to go by.
         frame: What of an image the transformed one is compared with, where it shows another part of the image as large;
             None for the whole image.
     """
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor], Tensor]
-    inside: Callable[[Tensor], Tensor]
+    inside: Callable[[Tensor, tuple[float, ...]], Tensor]
     act: Callable[[Representation, Tensor, int], Tensor] | None = None
     frame: Frame | None = None
 
@@ -67,7 +65,7 @@ class Element:
             The element.
         """
 
-        def refused(image: Tensor) -> Tensor:
+        def refused(image: Tensor, spacing: tuple[float, ...] = ()) -> Tensor:
             raise TypeError(
                 "`transforms` must act on images, got maps of points. Pass `input_representation=Points(...)` if the "
                 "inputs are points, or lattice transforms such as 'D4' for images."
@@ -103,8 +101,9 @@ class Element:
         ones = torch.ones_like(tensor)
         if not callable(getattr(representation, "map", None)):
             return ones
+        spacing = getattr(representation, "spacing", ())
         return map_grid(
-            representation, ones, lambda image: self.inside(image)[:, None].expand_as(image).to(image.dtype)
+            representation, ones, lambda image: self.inside(image, spacing)[:, None].expand_as(image).to(image.dtype)
         )
 
 
@@ -129,4 +128,4 @@ class Orbit(Protocol):
         """The number of elements."""
 
     def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
-        """The elements for images of the given running numbers, height and width."""
+        """The elements for images of the given running numbers and size, height and width."""

@@ -2,11 +2,10 @@
 
 from lie_metric.representations.affine import DirectSum, Linear
 from lie_metric.representations.composite import Masked, Packed, Parts
+from lie_metric.representations.fields import Field, Image
 from lie_metric.representations.flow import Flow
 from lie_metric.representations.grids import (
     ChannelsLast,
-    Field,
-    Image,
     Invariant,
     Padded,
     Tokens,

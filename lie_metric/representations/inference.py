@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lie_metric.representations.grids import Field, Image, Invariant, Tokens, images_within
+from lie_metric.representations.fields import Field, Image
+from lie_metric.representations.grids import Invariant, Tokens, images_within
 from lie_metric.representations.protocol import Representation
 
 __all__ = ["declared_grid", "infer_output_representation"]
