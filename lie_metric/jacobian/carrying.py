@@ -20,6 +20,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_iter, tree_unflatten
@@ -481,6 +482,11 @@ def above() -> Any:
     return torch._C._ForceDispatchKeyGuard(*_ABOVE)
 
 
+def _by_parts(func: Any, args: tuple, kwargs: dict) -> Any:
+    """An operation by simpler ones that give the same: backward passes of activations have no forward derivative."""
+    return decomposition_table[func](*args, **kwargs)
+
+
 def any_operation(func: Any, args: tuple, kwargs: dict) -> Any:
     """Any operation, by forward mode through this one call.
 
@@ -523,7 +529,13 @@ def any_operation(func: Any, args: tuple, kwargs: dict) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError) as error:
+        if func in decomposition_table:
+            _TABLE[func] = _by_parts
+            return _by_parts(func, args, kwargs)
         raise Unsupported(f"{func} has no forward derivative ({str(error).strip().splitlines()[0][:120]})") from error
+    aside = len(moving) > 1 and not all(bool(tangents.any()) for tangents in pushed)
+    if aside and torch.is_grad_enabled() and func in decomposition_table:
+        return _by_parts(func, args, kwargs)  # backward passes inside the function use side results
     found: list[Dual] = []
     for index, tangents in zip(moving, pushed, strict=True):
         # Torch takes side results, such as the means that a normalisation saves, for constants: using one is refused.

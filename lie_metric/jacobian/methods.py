@@ -13,6 +13,7 @@ from torch import Tensor
 from lie_metric.jacobian import rules  # noqa: F401  # they register themselves
 from lie_metric.jacobian.carrying import Unsupported, push_forward
 from lie_metric.jacobian.precision import coarsest
+from lie_metric.running.gradients import GraphsKept
 from lie_metric.warning import warn
 
 __all__ = ["METHODS", "Function", "alone", "central_difference", "difference", "raised", "size_of"]
@@ -74,7 +75,8 @@ def _reverse(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         point = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        output = function(point)
+        with GraphsKept():
+            output = function(point)
         if not output.requires_grad:
             return output, output.new_zeros((len(tangents), *output.shape))
         if output.shape[:1] != inputs.shape[:1]:
@@ -96,7 +98,8 @@ def _double_backward(function: Function, inputs: Tensor, tangents: Tensor, chunk
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         point = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        output = function(point)
+        with GraphsKept():
+            output = function(point)
         if not output.requires_grad:
             return output, output.new_zeros((len(tangents), *output.shape))
         cotangent = torch.zeros_like(output, requires_grad=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lie_metric.jacobian.methods import Function, alone, raised, size_of
 from lie_metric.jacobian.precision import coarsest
+from lie_metric.running.gradients import GraphsKept
 
 __all__ = ["Check", "Declared", "Disagreement", "Jump", "verify"]
 
@@ -588,7 +589,8 @@ def _by_transposition(function: Function, x: Tensor, along: Tensor, product: Ten
     try:
         with torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            value = function(leaf)
+            with GraphsKept():
+                value = function(leaf)
             if not value.requires_grad:
                 return float("nan"), ""
             (pulled,) = torch.autograd.grad(value, leaf, u.to(value.dtype), materialize_grads=True)
