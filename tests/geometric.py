@@ -174,7 +174,7 @@ forces("forces: create_graph=True")(lambda: Forces(graph="always"))
 forces("forces: create_graph=False")(lambda: Forces(graph="never"))
 forces("forces: gradients enabled inside")(lambda: Enabled(Forces()))
 forces("forces: detached positions")(lambda: Forces(how="detached"))
-forces("forces: backward()")(lambda: Forces(how="backward"))
+forces("forces: backward()", wanted="difference")(lambda: Forces(how="backward"))
 
 
 @forces("forces: torch.func.grad")
@@ -283,19 +283,6 @@ class MappedField(Field):
     def forward(self, state):
         dq, dp = torch.func.vmap(torch.func.grad(self.energy, argnums=(0, 1)))(state["q"], state["p"])
         return {"q": dp, "p": -dq}
-
-
-@row("hamiltonian: one state vector", lambda: random(2, 24, seed=1), Invariant(), generators=())
-class StateField(Field):
-    def forward(self, x):
-        x = x.requires_grad_(True)
-        q, p = x.reshape(-1, 2, 4, 3).unbind(1)
-        (found,) = torch.autograd.grad(self.energy(q, p).sum(), x, create_graph=True)
-        dq, dp = found.chunk(2, dim=-1)
-        return torch.cat([dp, -dq], dim=-1)
-
-
-del ROWS["hamiltonian: one state vector"]
 
 
 @row("hamiltonian: autograd.grad", phase, PHASE, FLOW, generators=("rotation_z", "scale"))
@@ -425,8 +412,6 @@ def _norms(kind):
             far = differences.square().sum(-1).sqrt()
         elif kind == "vector_norm":
             far = torch.linalg.vector_norm(differences, dim=-1)
-        elif kind == "angle":
-            far = torch.acos(F.normalize(pos, dim=-1) @ F.normalize(pos, dim=-1).mT)
         else:
             far = differences.square().sum(-1).pow(0.5)
         return far.exp().mean((1, 2)) + pos.sin().sum((1, 2))
@@ -438,7 +423,6 @@ row("at zero: sqrt of squares, self pairs", cloud, wanted="sqrt")(lambda: _norms
 row("at zero: power of squares, self pairs", cloud, wanted="pow")(lambda: _norms("power"))
 row("at zero: norm, self pairs", cloud)(lambda: _norms("norm"))
 row("at zero: vector_norm, self pairs", cloud)(lambda: _norms("vector_norm"))
-row("at zero: acos at one", cloud, wanted="acos")(lambda: _norms("angle"))
 
 
 @row("at zero: padded atoms", lambda: torch.cat([cloud(), torch.zeros(2, 2, 3).double()], 1), wanted="sqrt")
@@ -453,9 +437,9 @@ class Padded(nn.Module):
         return (self.net(far[..., None])[..., 0] * there).sum(-1) + pos.sin().sum((1, 2))
 
 
-@row("at zero: forces, self pairs", cloud, gives=FORCES, wanted="sqrt")
+@row("at zero: forces of norms, self pairs", cloud, gives=FORCES)
 def _():
-    return Forces(lambda pos: _norms("sqrt")(pos))
+    return Forces(_norms("norm"))
 
 
 # ---- Graphs and sums over edges --------------------------------------------------------------------------------------
@@ -950,6 +934,8 @@ def _tensor_field(kind):
     import e3nn
     from e3nn import o3
     from e3nn.nn import FullyConnectedNet, Gate
+
+    torch.set_default_dtype(torch.float64)  # in which e3nn makes its constants; the test sets it back
 
     class Network(nn.Module):
         def __init__(self):

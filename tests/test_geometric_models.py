@@ -22,7 +22,11 @@ STEPS = [1e-3 / 4**k for k in range(9)]
 def built(row):
     """The model, float64 and in training mode, the same at each call."""
     torch.manual_seed(0)
-    model = row.build()
+    dtype = torch.get_default_dtype()
+    try:
+        model = row.build()
+    finally:
+        torch.set_default_dtype(dtype)
     return model.double() if isinstance(model, nn.Module) else model
 
 
@@ -64,7 +68,8 @@ def reference(row):
     """Central differences of T(-t) f(T(t) x) in evaluation mode, with the same draws, where steps agree.
 
     Returns:
-        For each generator one vector of all outputs, and how far estimates from neighbouring steps are apart.
+        For each generator one vector of all outputs; how far estimates from neighbouring steps are apart, relatively;
+        and a size for what is zero, as under what the model is equivariant to.
     """
     model = built(row)
     if isinstance(model, nn.Module):
@@ -89,16 +94,17 @@ def reference(row):
         return torch.cat([part.flatten() for part in back])
 
     found, spreads = [], []
-    for X in resolve_for(row.generators, row.moves):
+    generators = resolve_for(row.generators, row.moves)
+    least = 1e-3 * max(1.0, float(function(generators[0], 0.0).norm()))
+    for X in generators:
         slopes = [(function(X, h) - function(X, -h)) / (2 * h) for h in STEPS]
         # Richardson's extrapolation, of steps that differ by four.
         better = [(16 * narrow - wide) / 15 for wide, narrow in itertools.pairwise(slopes)]
         gaps = [float((a - b).norm()) for a, b in itertools.pairwise(better)]
         best = gaps.index(min(gaps))
         found.append(better[best + 1])
-        # What is equivariant under one of the generators is zero but for rounding.
-        spreads.append(gaps[best] / max(1e-3, float(better[best + 1].norm())))
-    return torch.stack(found), max(spreads)
+        spreads.append(gaps[best] / max(least, float(better[best + 1].norm())))
+    return torch.stack(found), max(spreads), least
 
 
 def measured(row, method="auto", gradients=False, told=None):
@@ -135,9 +141,9 @@ def outcome(row, method="auto", gradients=False, told=None):
         return "refused", f"{type(found).__name__}: {found}"
     if bool(found.isnan().any()):
         return "WRONG", "NaN, which says nothing of its cause"
-    truth, spread = reference(row)
+    truth, spread, least = reference(row)
     assert spread < TOLERANCE / 4, f"the difference itself is only known to {spread:.0e}"
-    error = max(float((a - b).norm()) / max(1e-3, float(b.norm())) for a, b in zip(found, truth, strict=True))
+    error = max(float((a - b).norm()) / max(least, float(b.norm())) for a, b in zip(found, truth, strict=True))
     return ("right" if error < TOLERANCE else "WRONG"), f"differs by {error:.1e}"
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "WrittenInto",
     "any_operation",
     "carries",
+    "first_undefined",
     "motionless",
     "plain",
     "push_forward",
@@ -307,6 +308,52 @@ def push_forward(
             raise Unsupported("the function returns a tensor of a transform that has ended")
         return result, result.new_zeros((len(tangents), *result.shape))
     return result.value, result.tangents.expand(len(tangents), *result.shape)
+
+
+def first_undefined(function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor) -> str:
+    """The first operation whose result is finite and whose derivative is not.
+
+    Args:
+        function: As in :func:`push_forward`.
+        inputs: As in :func:`push_forward`.
+        tangents: As in :func:`push_forward`.
+
+    Returns:
+        Its name, as ``"sqrt"``; empty if there is none, or the function cannot be followed that far.
+
+    Example:
+        >>> first_undefined(lambda x: x.square().sqrt().exp(), torch.zeros(2), torch.ones(1, 2))
+        'sqrt'
+    """
+    seen = _Undefined()
+    try:
+        with torch.no_grad(), seen:
+            function(wrap(inputs, tangents))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        pass  # what was seen before counts
+    return seen.name
+
+
+class _Undefined(TorchDispatchMode):
+    """Looks for the first operation by which tangents are lost to NaN or infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if not any(isinstance(leaf, Dual) for leaf in tree_iter((args, kwargs))):
+            return func(*args, **kwargs)
+        result = _dispatch(func, args, kwargs)
+        for leaf in tree_iter(result):
+            if self.name or not isinstance(leaf, Dual) or isinstance(leaf.moving, Unknown):
+                continue
+            if bool(torch.isfinite(leaf.value).all()) and not bool(torch.isfinite(leaf.tangents).all()):
+                self.name = func._overloadpacket.__name__
+        return result
 
 
 class _Fused(TorchFunctionMode):

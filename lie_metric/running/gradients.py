@@ -43,9 +43,9 @@ def gradients_as_needed(function: Callable[[Tensor], Tensor]) -> Callable[[Tenso
             except RuntimeError as error:
                 if "does not require grad" not in str(error):
                     raise
+        fresh = inputs.clone()  # the first attempt may have set its `requires_grad`
         with torch.enable_grad():
-            # What a function does to its argument, such as `requires_grad_`, would be left from the first attempt.
-            result = function(inputs.clone())
+            result = function(fresh)
         needed = True
         return result.detach()
 
@@ -61,6 +61,11 @@ class GraphsKept(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.autograd.grad or func is Tensor.backward:
+        if func is torch.autograd.grad:
             kwargs = {**kwargs, "create_graph": True, "retain_graph": True}
+        elif func == _SET_REQUIRES_GRAD and args[0].requires_grad and args[1]:
+            return None  # torch refuses to set what is so already, unlike `requires_grad_`
         return func(*args, **kwargs)
+
+
+_SET_REQUIRES_GRAD = Tensor.requires_grad.__set__  # type: ignore[attr-defined]
