@@ -918,7 +918,7 @@ _pyg("GATv2Conv of positions", lambda lib: lib.GATv2Conv(3, 4, heads=2), lambda 
 _pyg("GINConv of positions", lambda lib: lib.GINConv(mlp(3, 8, last=4)), lambda layer, b: layer(b.pos, b.edge_index))
 _pyg(
     "PointNetConv",
-    lambda lib: lib.PointNetConv(mlp(3, 8, last=4), mlp(4, 8, last=4)),
+    lambda lib: lib.PointNetConv(mlp(3, 9, last=4), mlp(4, 8, last=4)),
     lambda layer, b: layer(None, b.pos, b.edge_index),
 )
 _pyg(

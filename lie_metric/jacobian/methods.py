@@ -272,10 +272,10 @@ def difference(
             other = central_difference(chosen, points, t, wider)
             if bool((taken - other).norm() <= _CLOSE * taken.norm()):
                 return taken
-            # It turns faster along this tangent than along the sum, or has a kink within the step.
+            # It bends more along this tangent than along the sum, or is at rest but for rounding.
             own = [central_difference(chosen, points, t, each) for each in steps]
-            place, gap = _nearest(own)
-            return own[place] if gap <= _CONVERGED else taken
+            gaps = [float((a - b).norm()) if bool(b.any()) else torch.inf for a, b in pairwise(own)]
+            return own[1 + gaps.index(min(gaps))] if min(gaps) < torch.inf else taken
 
         products = [
             along(t * s) / s if bool(t.any()) else torch.zeros_like(value) for t, s in zip(moved, sizes, strict=True)
