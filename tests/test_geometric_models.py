@@ -2,17 +2,18 @@
 
 import functools
 import itertools
+import re
 import warnings
 from collections.abc import Mapping
 
 import pytest
 import torch
-from geometric import ROWS
+from geometric import EGNN, ROWS, Forces, Potential, cloud, random
 from torch import nn
 
 import lie_metric as lm
 from lie_metric.binding import resolve_for
-from lie_metric.representations import Packed
+from lie_metric.representations import Invariant, Packed, Points, Vectors
 
 TOLERANCE = 1e-6
 SEED = 11
@@ -142,9 +143,143 @@ def outcome(row, method="auto", gradients=False, told=None):
     if bool(found.isnan().any()):
         return "WRONG", "NaN, which says nothing of its cause"
     truth, spread, least = reference(row)
+    if method == "difference":
+        least *= 1e3  # of what differs by rounding alone no difference is better
     assert spread < TOLERANCE / 4, f"the difference itself is only known to {spread:.0e}"
     error = max(float((a - b).norm()) / max(least, float(b.norm())) for a, b in zip(found, truth, strict=True))
     return ("right" if error < TOLERANCE else "WRONG"), f"differs by {error:.1e}"
+
+
+@pytest.mark.parametrize("gradients", [False, True], ids=["no_grad", "gradients"])
+@pytest.mark.parametrize("name", ROWS)
+def test_right_or_refused(name, gradients):
+    row = ROWS[name]
+    if row.needs:
+        pytest.importorskip(row.needs)
+    wanted = (row.with_gradients if gradients else None) or row.wanted
+    kind, words = outcome(row, gradients=gradients)
+    if wanted == "right":
+        assert kind == "right", words
+    else:
+        assert kind == "refused", words
+        assert re.search(wanted, words), words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["forward", "reverse", "double_backward"])
+@pytest.mark.parametrize("name", ROWS)
+def test_no_method_is_silent(name, method):
+    row = ROWS[name]
+    if row.needs:
+        pytest.importorskip(row.needs)
+    kind, words = outcome(row, method)
+    assert kind in {"right", "refused"}, words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_differences_need_no_derivative(name):
+    row = ROWS[name]
+    if row.needs:
+        pytest.importorskip(row.needs)
+    kind, words = outcome(row, "difference")
+    assert kind == "right", words
+
+
+LIBRARIES = ("e3nn: tensor products, gates, harmonics", "e3nn: forces", "torch_geometric: SchNet with forces")
+
+
+@pytest.mark.parametrize("name", [*LIBRARIES, "graph: E(n) equivariant network"])
+def test_what_is_equivariant_is_so_to_rounding(name):
+    row = ROWS[name]
+    if row.needs:
+        pytest.importorskip(row.needs)
+    model, inputs = EGNN(field=0.0).double() if name.startswith("graph") else built(row), row.inputs()
+    with torch.no_grad():
+        found = lm.lie_derivative(
+            model, inputs, ("rotation", "translation"), input_representation=row.moves, output_representation=row.gives
+        )
+        outputs = model(*inputs) if isinstance(inputs, tuple) else None
+    size = max(float(one.abs().max()) for one in outputs) if outputs else 100.0
+    assert len(found) == 12
+    assert max(float(value.abs().max()) for value in found.values()) < 1e-14 * size
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_metric_of_forces(mode):
+    # Loaders make their tensors in the mode of the loop that they are in.
+    with mode():
+        metric = lm.LocalEquivarianceError(
+            ("rotation", "scale"), input_representation={"pos": Points(3)},
+            output_representation={"energy": Invariant(), "forces": Vectors(3)},
+        )  # fmt: skip
+        charged = Charged()
+        for seed in range(2):
+            metric.update(charged, {"pos": random(3, 4, 3, seed=seed).float(), "charge": random(3, 4, seed=9).float()})
+        values = metric.compute()
+    assert metric.check.status == "agrees"
+    assert all(parameter.grad is None for parameter in charged.parameters())
+    rotations = [value for name, value in values.items() if "rotation" in name]
+    assert len(rotations) == 6
+    assert max(rotations) < 1e-5 < 1e-2 < values["forces/scale"]
+
+
+class Charged(nn.Module):
+    """Forces of charges, without a field."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1))
+
+    def forward(self, batch):
+        pos = batch["pos"].requires_grad_()
+        far = (pos - pos.roll(1, 1)).square().sum(-1)
+        energy = self.net(torch.stack([far, batch["charge"] * far.sqrt()], -1)).sum((1, 2))
+        (gradient,) = torch.autograd.grad(energy.sum(), pos, create_graph=self.training)
+        return {"energy": energy, "forces": -gradient}
+
+
+def test_penalty_of_forces_is_differentiable():
+    model, pos = Forces(Potential(width=4)).double(), cloud()
+
+    def penalty():
+        found = lm.lie_derivative(
+            model, {"pos": pos}, "rotation_z", function=lambda model, batch: model(batch["pos"]),
+            input_representation={"pos": Points(3)}, output_representation={"forces": Vectors(3)},
+        )  # fmt: skip
+        return found["forces/rotation_z"].square().sum()
+
+    weight, h = model.energy.first.weight, 1e-5
+    (gradient,) = torch.autograd.grad(penalty(), weight)
+    with torch.no_grad():
+        weight[1, 0] += h
+        ahead = penalty()
+        weight[1, 0] -= 2 * h
+        behind = penalty()
+    torch.testing.assert_close(gradient[1, 0], (ahead - behind) / (2 * h), rtol=1e-6, atol=0)
+
+
+def test_nan_in_a_later_batch_is_named():
+    def energy(pos):
+        return (pos[:, :1] - pos[:, 1:]).square().sum(-1).sqrt().sum(1) + pos.sin().sum((1, 2))
+
+    metric = lm.LocalEquivarianceError("rotation_z", input_representation=Points(3))
+    pos = cloud()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric.update(energy, pos)
+    pos[0, 1] = pos[0, 0]
+    with pytest.warns(UserWarning, match="NaN or infinite. The first are those of `sqrt`.*no self pairs"):
+        metric.update(energy, pos)
+
+
+def test_outputs_that_are_not_finite_are_told():
+    with pytest.warns(UserWarning, match="outputs of the model are not finite.*no self pairs"):
+        lm.lie_derivative(
+            Forces(lambda pos: (pos - pos).square().sum(-1).sqrt().sum(1)), cloud(), "rotation_z",
+            output=lambda returned: returned["forces"],
+            input_representation=Points(3), output_representation=Vectors(3),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -136,6 +136,8 @@ def _first_that_works(
             made = Check("not made", name, reason="checked before")
             if verified:
                 made = _check(name, function, precise, inputs, tangents, value, products)
+            elif not torch.is_grad_enabled() and not _is_finite(products) and _is_finite(value):
+                warn(f"Derivatives of the model are NaN or infinite. {_cause(function, inputs, tangents)}")
         except torch.OutOfMemoryError:
             raise
         except Disagreement as error:
@@ -240,9 +242,9 @@ def _cause(function: Function, inputs: Tensor, tangents: Tensor) -> str:
 
 
 _ADVICE = (
-    "Roots, powers, norms, angles and logarithms have no derivative at 0 (or ±1), as where a point meets itself or padding "
-    "lies: leave those entries out before (`torch.where(mask, x, 1.0)`, no self pairs), or add a small number beneath "
-    "the root."
+    "Roots, powers, norms, angles and logarithms have no derivative at 0 (or ±1), as where a point meets itself or "
+    "padding lies: leave those entries out before (`torch.where(mask, x, 1.0)`, no self pairs), or add a small number "
+    "beneath the root."
 )
 
 

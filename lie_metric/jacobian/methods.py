@@ -229,7 +229,8 @@ def difference(
     """Central differences, in float64 where the function runs so.
 
     Steps are parts of ‖x‖ / ‖t‖. The one is taken whose difference along a sum of all tangents is nearest to that of
-    its neighbour, and in float64 another for a tangent along which these two are not near; differences that vanish for small steps alone have not converged: the function jumps.
+    its neighbour, and in float64 another for a tangent along which these two are not near; differences that vanish for
+    small steps alone have not converged: the function jumps.
 
     Args:
         function: The function.

@@ -55,8 +55,8 @@ def gradients_as_needed(function: Callable[[Tensor], Tensor]) -> Callable[[Tenso
 class GraphsKept(TorchFunctionMode):
     """Gradients that a function takes itself can be differentiated again, as ``create_graph=True`` has it.
 
-    Potentials ask for that in training alone (``create_graph=self.training``): in evaluation their forces have no graph,
-    and a derivative of them by a backward pass would be lost.
+    Potentials ask for that in training alone (``create_graph=self.training``): in evaluation their forces have no
+    graph, and a derivative of them by a backward pass would be lost.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
