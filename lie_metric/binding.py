@@ -150,9 +150,11 @@ def bind(
         dtype = torch.promote_types(dtype, part.dtype)
     arguments = len(inputs) if isinstance(inputs, (tuple, list)) else 1
     run = call_of(model, function, arguments)
+    # A model that takes gradients itself cannot use tensors of inference mode, as loaders make them there.
+    unusable = any(isinstance(one, Tensor) and one.is_inference() for one in _entries(inputs))
 
     def rebuilt(tensor: Tensor) -> tuple[Any, ...]:
-        found = inputs if tensor.dtype == dtype else _recast(inputs, tensor.dtype)
+        found = inputs if tensor.dtype == dtype and not unusable else _recast(inputs, tensor.dtype)
         for key, part in zip(parts, carrier.split(tensor), strict=True):
             found = _replaced(found, key.split("."), part)
         return tuple(found) if isinstance(found, (tuple, list)) else (found,)
@@ -511,13 +513,16 @@ def _replaced(holder: Any, path: list[str], part: Tensor) -> Any:
 
 
 def _recast(holder: Any, dtype: torch.dtype) -> Any:
-    """What holds parts with its floating-point tensors in another dtype, as far as its kind is known."""
+    """What holds parts with its floating-point tensors in another dtype, and none of inference mode."""
 
     def cast_(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        if not isinstance(value, Tensor):
+            return value
+        value = value.to(dtype) if value.is_floating_point() else value
+        return value.clone() if value.is_inference() else value
 
-    if isinstance(holder, tuple) and not hasattr(holder, "_fields"):
-        return tuple(map(cast_, holder))
+    if isinstance(holder, tuple):
+        return type(holder)(*map(cast_, holder)) if hasattr(holder, "_fields") else tuple(map(cast_, holder))
     made = copy.copy(holder)
     if isinstance(made, list):
         return list(map(cast_, made))
@@ -527,6 +532,15 @@ def _recast(holder: Any, dtype: torch.dtype) -> Any:
         return made
     for name in _held(made):
         value = getattr(made, name, None)
-        if isinstance(value, Tensor) and value.is_floating_point():
+        if isinstance(value, Tensor):
             setattr(made, name, cast_(value))
     return made
+
+
+def _entries(holder: Any) -> list[Any]:
+    """What a holder of parts holds."""
+    if isinstance(holder, Mapping):
+        return list(holder.values())
+    if isinstance(holder, (tuple, list)):
+        return list(holder)
+    return [getattr(holder, name, None) for name in _held(holder)]

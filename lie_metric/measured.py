@@ -24,7 +24,7 @@ from lie_metric.representations import (
     infer_output_representation,
 )
 from lie_metric.resampling import Resampling
-from lie_metric.running import found_modules, same_draws
+from lie_metric.running import found_modules, gradients_as_needed, same_draws
 from lie_metric.warning import warn
 
 __all__ = [
@@ -343,13 +343,13 @@ def function_of(
             if working is not tensor:
                 raised[id(tensor)] = tensor, working
     if not raised:
-        return same_draws(lambda x: select_output(call(x), output))
+        return gradients_as_needed(same_draws(lambda x: select_output(call(x), output)))
 
     def measured(x: Tensor) -> Tensor:
         with _exchanged(modules, raised):
             return select_output(call(x), output)
 
-    return same_draws(measured)
+    return gradients_as_needed(same_draws(measured))
 
 
 def _places(modules: Sequence[nn.Module]) -> Iterator[dict[str, Any]]:

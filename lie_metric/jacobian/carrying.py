@@ -20,6 +20,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_iter, tree_unflatten
@@ -32,6 +33,7 @@ __all__ = [
     "WrittenInto",
     "any_operation",
     "carries",
+    "first_undefined",
     "motionless",
     "plain",
     "push_forward",
@@ -308,6 +310,52 @@ def push_forward(
     return result.value, result.tangents.expand(len(tangents), *result.shape)
 
 
+def first_undefined(function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor) -> str:
+    """The first operation whose result is finite and whose derivative is not.
+
+    Args:
+        function: As in :func:`push_forward`.
+        inputs: As in :func:`push_forward`.
+        tangents: As in :func:`push_forward`.
+
+    Returns:
+        Its name, as ``"sqrt"``; empty if there is none, or the function cannot be followed that far.
+
+    Example:
+        >>> first_undefined(lambda x: x.square().sqrt().exp(), torch.zeros(2), torch.ones(1, 2))
+        'sqrt'
+    """
+    seen = _Undefined()
+    try:
+        with torch.no_grad(), seen:
+            function(wrap(inputs, tangents))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        pass  # what was seen before counts
+    return seen.name
+
+
+class _Undefined(TorchDispatchMode):
+    """Looks for the first operation by which tangents are lost to NaN or infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if not any(isinstance(leaf, Dual) for leaf in tree_iter((args, kwargs))):
+            return func(*args, **kwargs)
+        result = _dispatch(func, args, kwargs)
+        for leaf in tree_iter(result):
+            if self.name or not isinstance(leaf, Dual) or isinstance(leaf.moving, Unknown):
+                continue
+            if bool(torch.isfinite(leaf.value).all()) and not bool(torch.isfinite(leaf.tangents).all()):
+                self.name = func._overloadpacket.__name__
+        return result
+
+
 class _Fused(TorchFunctionMode):
     """Lets torch functions that have a rule as a whole use it; whatever does not pass here is right as well."""
 
@@ -481,6 +529,11 @@ def above() -> Any:
     return torch._C._ForceDispatchKeyGuard(*_ABOVE)
 
 
+def _by_parts(func: Any, args: tuple, kwargs: dict) -> Any:
+    """An operation by simpler ones that give the same: backward passes of activations have no forward derivative."""
+    return decomposition_table[func](*args, **kwargs)
+
+
 def any_operation(func: Any, args: tuple, kwargs: dict) -> Any:
     """Any operation, by forward mode through this one call.
 
@@ -523,7 +576,13 @@ def any_operation(func: Any, args: tuple, kwargs: dict) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError) as error:
+        if func in decomposition_table:
+            _TABLE[func] = _by_parts
+            return _by_parts(func, args, kwargs)
         raise Unsupported(f"{func} has no forward derivative ({str(error).strip().splitlines()[0][:120]})") from error
+    aside = len(moving) > 1 and not all(bool(tangents.any()) for tangents in pushed)
+    if aside and torch.is_grad_enabled() and func in decomposition_table:
+        return _by_parts(func, args, kwargs)  # backward passes inside the function use side results
     found: list[Dual] = []
     for index, tangents in zip(moving, pushed, strict=True):
         # Torch takes side results, such as the means that a normalisation saves, for constants: using one is refused.

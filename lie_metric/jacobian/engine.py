@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lie_metric.jacobian.carrying import Unsupported, WrittenInto
+from lie_metric.jacobian.carrying import Unsupported, WrittenInto, first_undefined
 from lie_metric.jacobian.methods import METHODS, Function, alone, difference
-from lie_metric.jacobian.verification import Check, Declared, Disagreement, Jump, verify
+from lie_metric.jacobian.verification import Check, Declared, Disagreement, Jump, Undefined, verify
 from lie_metric.warning import warn
 
 __all__ = ["Method", "Products", "push"]
@@ -125,7 +125,7 @@ def _first_that_works(
 ) -> Products:
     reasons: dict[str, str] = {}
     wrong: dict[str, str] = {}
-    written = declared = False
+    written = declared = undefined = False
     for name in names:
         if name == "forward created" and not written and "forward" in names:
             continue
@@ -136,6 +136,8 @@ def _first_that_works(
             made = Check("not made", name, reason="checked before")
             if verified:
                 made = _check(name, function, precise, inputs, tangents, value, products)
+            elif not torch.is_grad_enabled() and not _is_finite(products) and _is_finite(value):
+                warn(f"Derivatives of the model are NaN or infinite. {_cause(function, inputs, tangents)}")
         except torch.OutOfMemoryError:
             raise
         except Disagreement as error:
@@ -143,6 +145,10 @@ def _first_that_works(
             if isinstance(error, Jump):
                 break  # that is so by whatever method
             declared = declared or isinstance(error, Declared)
+            continue
+        except Undefined as error:
+            undefined = True
+            reasons[name] = str(error)
             continue
         except Exception as error:
             written = isinstance(error, WrittenInto)
@@ -161,6 +167,8 @@ def _first_that_works(
             # What autograd declares is not taken on trust where following the function failed.
             wrong[name] = f"whether it gives derivatives of the function itself could not be told: {made.reason}"
             continue
+        if made.status == "not made" and verified and not _is_finite(value):
+            warn(f"The outputs of the model are not finite, and their derivatives say nothing. {_ADVICE}")
         if made.warning:
             warn(f"The derivatives of the model are doubtful: {made.warning}.")
         if made.status == "inconclusive":
@@ -179,6 +187,11 @@ def _first_that_works(
             f"`model` must have a derivative that agrees with its own central differences, but by method {asked!r} "
             f"none does ({_told(lost | wrong | reasons)}). Mend what is named, or pass `method='difference'`, which "
             "measures the function as it is, without gradients."
+        )
+    if undefined:
+        raise RuntimeError(
+            f"`model` must have finite derivatives where it is finite, got NaN or infinity "
+            f"({_told(reasons)}). {_cause(function, inputs, tangents)}"
         )
     raise RuntimeError(
         f"`model` must be differentiable by method {asked!r}, but none could be used ({_told(reasons)}). "
@@ -219,6 +232,24 @@ def _fault_of_the_function(function: Function, inputs: Tensor) -> None:
     """A function that fails by itself is shown as it fails."""
     with torch.no_grad():
         function(inputs)
+
+
+def _cause(function: Function, inputs: Tensor, tangents: Tensor) -> str:
+    """Where derivatives are lost to NaN, and what to do."""
+    name = first_undefined(function, inputs, tangents)
+    what = f"The first are those of `{name}`. " if name else ""
+    return f"{what}{_ADVICE} `method='difference'` measures the function as it is."
+
+
+_ADVICE = (
+    "Roots, powers, norms, angles and logarithms have no derivative at 0 (or ±1), as where a point meets itself or "
+    "padding lies: leave those entries out before (`torch.where(mask, x, 1.0)`, no self pairs), or add a small number "
+    "beneath the root."
+)
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value).all())
 
 
 def _is_defect(error: Exception) -> bool:

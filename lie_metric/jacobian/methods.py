@@ -13,6 +13,7 @@ from torch import Tensor
 from lie_metric.jacobian import rules  # noqa: F401  # they register themselves
 from lie_metric.jacobian.carrying import Unsupported, push_forward
 from lie_metric.jacobian.precision import coarsest
+from lie_metric.running.gradients import GraphsKept
 from lie_metric.warning import warn
 
 __all__ = ["METHODS", "Function", "alone", "central_difference", "difference", "raised", "size_of"]
@@ -74,7 +75,8 @@ def _reverse(function: Function, inputs: Tensor, tangents: Tensor, chunk: int) -
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         point = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        output = function(point)
+        with GraphsKept():
+            output = function(point)
         if not output.requires_grad:
             return output, output.new_zeros((len(tangents), *output.shape))
         if output.shape[:1] != inputs.shape[:1]:
@@ -96,7 +98,8 @@ def _double_backward(function: Function, inputs: Tensor, tangents: Tensor, chunk
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         point = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        output = function(point)
+        with GraphsKept():
+            output = function(point)
         if not output.requires_grad:
             return output, output.new_zeros((len(tangents), *output.shape))
         cotangent = torch.zeros_like(output, requires_grad=True)
@@ -204,8 +207,20 @@ _STEPS = {torch.float64: (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}
 _FEW_STEPS = (1e-2, 3e-3, 1e-3)
 # Differences of neighbouring steps that are as near as this have converged.
 _CONVERGED = 1e-2
+# As near as differences of neighbouring steps are in float64 where the function is smooth.
+_CLOSE = 1e-6
 # Differences of small and large steps that are further apart are those of different functions.
 _APART = 1e-2
+
+
+def _nearest(found: list[Tensor]) -> tuple[int, float]:
+    """Which difference is nearest to that of the step before, and how far the two are apart, relatively."""
+    moves = any(bool(part.any()) for part in found)
+    apart = [
+        float((a - b).norm() / b.norm()) if bool(b.any()) else (torch.inf if moves else 0.0) for a, b in pairwise(found)
+    ]
+    best = min(range(len(apart)), key=lambda index: apart[index])
+    return best + 1, apart[best]
 
 
 def difference(
@@ -214,7 +229,8 @@ def difference(
     """Central differences, in float64 where the function runs so.
 
     Steps are parts of ‖x‖ / ‖t‖. The one is taken whose difference along a sum of all tangents is nearest to that of
-    its neighbour; differences that vanish for small steps alone have not converged: the function jumps.
+    its neighbour, and in float64 another for a tangent along which these two are not near; differences that vanish for
+    small steps alone have not converged: the function jumps.
 
     Args:
         function: The function.
@@ -240,22 +256,30 @@ def difference(
             large = [central_difference(chosen, points, total, step) for step in _FEW_STEPS]
             if max(float((part - large[-1]).norm()) for part in found[3:]) > _APART * float(large[-1].norm()):
                 steps, found = _FEW_STEPS, large
-        moves = any(bool(part.any()) for part in found)
-        apart = [
-            float((a - b).norm() / b.norm()) if bool(b.any()) else (torch.inf if moves else 0.0)
-            for a, b in pairwise(found)
-        ]
-        best = min(range(len(apart)), key=lambda index: apart[index])
-        step = steps[best + 1]
-        if not apart[best] <= _CONVERGED:
+        best, apart = _nearest(found)
+        step = steps[best]
+        if not apart <= _CONVERGED:
             step = _LARGEST_STEP
             warn(
                 f"No step gives central differences that have converged: the function jumps, or is too noisy. Those of "
                 f"a step of {step:g} of the norm of the inputs are given; they hold for changes of that size alone."
             )
+        wider = steps[best - 1] if apart <= _CONVERGED and len(steps) > len(_FEW_STEPS) else None
+
+        def along(t: Tensor) -> Tensor:
+            taken = central_difference(chosen, points, t, step)
+            if wider is None:
+                return taken
+            other = central_difference(chosen, points, t, wider)
+            if bool((taken - other).norm() <= _CLOSE * taken.norm()):
+                return taken
+            # It bends more along this tangent than along the sum, or is at rest but for rounding.
+            own = [central_difference(chosen, points, t, each) for each in steps]
+            gaps = [float((a - b).norm()) if bool(b.any()) else torch.inf for a, b in pairwise(own)]
+            return own[1 + gaps.index(min(gaps))] if min(gaps) < torch.inf else taken
+
         products = [
-            central_difference(chosen, points, t * s, step) / s if bool(t.any()) else torch.zeros_like(value)
-            for t, s in zip(moved, sizes, strict=True)
+            along(t * s) / s if bool(t.any()) else torch.zeros_like(value) for t, s in zip(moved, sizes, strict=True)
         ]
         stacked = torch.stack(products) if products else value.new_zeros((0, *value.shape))
         output = value if value.dtype == inputs.dtype else function(inputs)

@@ -199,6 +199,19 @@ def _folded(axes: int) -> Callable[[Any, tuple, dict], Any]:
     return rule
 
 
+def _one_by_one(func: Any, args: tuple, kwargs: dict) -> Any:
+    """An operation that is linear in its tensors together, of which `vmap` does not know that."""
+    count = next(_count(arg) for arg in args if isinstance(arg, Dual))
+
+    def moved(arg: Any, tangent: int) -> Any:
+        if isinstance(arg, Dual):
+            return arg.tangents[tangent]
+        return torch.zeros_like(arg) if isinstance(arg, Tensor) and arg.is_floating_point() else arg
+
+    value = func(*map(plain, args), **kwargs)
+    return wrap(value, torch.stack([func(*(moved(arg, k) for arg in args), **kwargs) for k in range(count)]))
+
+
 def _padding(func: Any, args: tuple, kwargs: dict) -> Any:
     """Padding by a constant, which does not move."""
     dual, widths = args[:2]
@@ -470,7 +483,12 @@ def _matrix_product(first: Any, second: Any) -> Tensor:
         else:
             tangents = moved @ plain(second)
     if isinstance(second, Dual):
-        other = plain(first) @ second.tangents
+        matrix = plain(first)
+        if matrix.layout == torch.strided:
+            other = matrix @ second.tangents
+        else:  # sparse matrices have no batches: the columns of all tangents are one matrix
+            moved = second.tangents
+            other = (matrix @ moved.transpose(0, 1).flatten(1)).unflatten(1, moved.shape[::2]).transpose(0, 1)
         tangents = other if tangents is None else tangents.add_(other)
     return cast(Tensor, tangents)
 
@@ -486,6 +504,15 @@ def _matmul_with_addition(func: Any, args: tuple, kwargs: dict) -> Any:
     if isinstance(added, Dual) or kwargs:
         return NotImplemented
     return wrap(func(added, plain(first), plain(second)), _matrix_product(first, second))
+
+
+def _sparse_product(func: Any, args: tuple, kwargs: dict) -> Any:
+    """A sparse matrix, which does not move, times a dense one, and something that is at rest besides."""
+    added, matrix, dense = args
+    if isinstance(added, Dual) or isinstance(matrix, Dual):
+        return NotImplemented
+    value = func(added, matrix, dense.value, **kwargs)
+    return wrap(value, kwargs.get("alpha", 1) * _matrix_product(matrix, dense))
 
 
 def _convolution(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -620,7 +647,9 @@ RULES.update({
     "diagonal": _along(2, 3),
     **dict.fromkeys(("mm", "bmm"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _matmul_with_addition),
+    "_sparse_addmm": _sparse_product,
     **dict.fromkeys(("cat", "stack"), _cat),
+    **dict.fromkeys(("masked_scatter", "masked_scatter_backward"), _one_by_one),
     **dict.fromkeys(("_softmax", "_safe_softmax"), _softmax),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _pooled),
     **dict.fromkeys(("fill", "zero"), _constant),

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from lie_metric.jacobian.methods import Function, alone, raised, size_of
 from lie_metric.jacobian.precision import coarsest
+from lie_metric.running.gradients import GraphsKept
 
-__all__ = ["Check", "Declared", "Disagreement", "Jump", "verify"]
+__all__ = ["Check", "Declared", "Disagreement", "Jump", "Undefined", "verify"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Disagreement(RuntimeError):
 
 class Jump(Disagreement):
     """The function jumps beside the inputs, so that no derivative says how it changes."""
+
+
+class Undefined(RuntimeError):
+    """Products are not finite although the function is."""
 
 
 class Declared(Disagreement):
@@ -139,11 +144,14 @@ def verify(
     Raises:
         Disagreement: If the products are not derivatives of the function; a :class:`Jump` if none are, and
             :class:`Declared` if those of autograd are not.
+        Undefined: If they are not finite although the value is.
     """
     if len(tangents) == 0 or products.numel() == 0:
         return Check("not made", method, reason="there is nothing to compare")
-    if not _finite(products) or not _finite(value):
-        return Check("not made", method, reason="outputs or derivatives are not finite")
+    if not _finite(value):
+        return Check("not made", method, reason="outputs are not finite")
+    if not _finite(products):
+        raise Undefined("its derivatives are not finite")
     with torch.no_grad():
         apart = _value_apart(function, inputs, value)
         if apart is not None:
@@ -588,7 +596,8 @@ def _by_transposition(function: Function, x: Tensor, along: Tensor, product: Ten
     try:
         with torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            value = function(leaf)
+            with GraphsKept():
+                value = function(leaf)
             if not value.requires_grad:
                 return float("nan"), ""
             (pulled,) = torch.autograd.grad(value, leaf, u.to(value.dtype), materialize_grads=True)

@@ -185,7 +185,7 @@ class Packed(_Wrapped):
     def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
         """The transformed tensor; t is a number, or one for each graph."""
         graphs = list(self.samples(tensor))
-        steps = torch.as_tensor(t).expand(len(graphs))
+        steps = torch.as_tensor(t, dtype=torch.float64).expand(len(graphs))
         moved = [self.of.act(one, generator, step, resampling) for one, step in zip(graphs, steps, strict=True)]
         return torch.cat([each[0] for each in moved])
 

@@ -1,7 +1,17 @@
 """Running a model for a measurement without a trace."""
 
 from lie_metric.running.draws import random_state, same_draws
+from lie_metric.running.gradients import GraphsKept, gradients_as_needed
 from lie_metric.running.isolation import evaluation, isolated
 from lie_metric.running.modules import configuration, found_modules
 
-__all__ = ["configuration", "evaluation", "found_modules", "isolated", "random_state", "same_draws"]
+__all__ = [
+    "GraphsKept",
+    "configuration",
+    "evaluation",
+    "found_modules",
+    "gradients_as_needed",
+    "isolated",
+    "random_state",
+    "same_draws",
+]

@@ -201,7 +201,7 @@ class _Differentiable(_Watch):
     many passes, a third of the time of a residual network, and on the CPU its own gradient is wrong by 140 % for one
     image when the cotangent is a transposed view (seen in torch 2.15.0). Pooling to one pixel is a mean, whose result
     torch lays out anew where channels come last: that has no batching rule, and torch warns of it. Recurrent layers
-    have no forward rule in oneDNN.
+    have no forward rule in oneDNN. Neither have pairwise distances, of which second derivatives are NaN at 0.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -210,6 +210,10 @@ class _Differentiable(_Watch):
             folded = _fold(*args, **kwargs)
             if folded is not None:
                 return folded
+        if func is torch.cdist:
+            found = _distances(*args, **kwargs)
+            if found is not None:
+                return found
         if func is nn.functional.adaptive_avg_pool2d and _to_one(*args, **kwargs):
             return (args[0] if args else kwargs["input"]).mean((-2, -1), keepdim=True)
         if getattr(func, "__name__", "") in _RECURRENT:
@@ -225,6 +229,19 @@ class _Differentiable(_Watch):
 
 def _to_one(input: Tensor, output_size: Any) -> bool:
     return output_size == 1 or (isinstance(output_size, (tuple, list)) and tuple(output_size) == (1, 1))
+
+
+# Entries of differences, which `cdist` does without: beyond it, as for features and codebooks, its own derivatives do.
+_MANY = 2**24
+
+
+def _distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor | None:
+    """Norms of differences, at rest to any order where points are at one place."""
+    if x1.numel() * x2.shape[-2] > _MANY:
+        return None
+    apart = x1[..., :, None, :] - x2[..., None, :, :]
+    alike = (apart == 0).all(-1)
+    return torch.linalg.vector_norm(apart.masked_fill(alike[..., None], 1), p, -1).masked_fill(alike, 0)
 
 
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}

@@ -353,6 +353,8 @@ class _Between:
         Args:
             address: Of the memory that is about to be written to.
         """
+        if not address:
+            return  # a tensor without memory shares none, and a buffer without entries is at 0
         if not self._memories:
             for kept in self._tensors.values():
                 self._memories.setdefault(_address(kept[0]), []).append(kept)

@@ -556,3 +556,90 @@ def parts_of_a_transpose(y):
 def test_changes_through_a_transpose():
     x, tangents = start()
     hold(in_states(parts_of_a_transpose, ("as it comes", "times a tensor")), x, tangents)
+
+
+def backward(function):
+    """The gradient of a function, taken inside: a backward pass is an operation that moves too."""
+
+    def gradient(x):
+        with torch.enable_grad():
+            again = x.requires_grad
+            y = x * 1.0 if again else x.clone().requires_grad_()
+            (found,) = torch.autograd.grad(function(y).sin().sum(), y, create_graph=again)
+        return found
+
+    return gradient
+
+
+BACKWARD = {
+    "silu": F.silu,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "gelu, tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "softplus, threshold": lambda y: F.softplus(y, 2.0, 0.5),
+    "elu": F.elu,
+    "celu": F.celu,
+    "hardswish": F.hardswish,
+    "hardtanh": F.hardtanh,
+    "leaky relu": F.leaky_relu,
+    "logsigmoid": F.logsigmoid,
+    "glu": lambda y: F.glu(y, -1),
+    "softmax": lambda y: y.softmax(-1),
+    "log_softmax": lambda y: y.log_softmax(1),
+    "layer norm": lambda y: F.layer_norm(y, (4,)),
+    "layer norm, weight": lambda y: F.layer_norm(y, (4,), BIAS, BIAS + 1, 0.1),
+    "group norm": lambda y: F.group_norm(y, 3),
+    "rms norm": lambda y: F.rms_norm(y, (4,)),
+    "instance norm": F.instance_norm,
+    "convolution": lambda y: F.conv2d(y, KERNEL, BIAS),
+    "linear": lambda y: F.linear(y, W),
+    "average pool": lambda y: F.avg_pool2d(y, 2),
+    "max pool": lambda y: F.max_pool2d(y, 2),
+    "attention": lambda y: F.scaled_dot_product_attention(y, y.mT, y),
+    "norm": lambda y: y.norm(dim=-1),
+    "index": lambda y: y[:, [0, 2, 2]],
+    "cumsum": lambda y: y.cumsum(1),
+    "masked scatter": lambda y: B.masked_scatter(MASK, y * 2),
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_backward_passes(name):
+    x, gradient = fixed(*SHAPE), backward(BACKWARD[name])
+    tangents = fixed(COUNT, *SHAPE, seed=3)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        value, found = carrying.push_forward(gradient, x, tangents)
+        assert not found.requires_grad
+    with sdpa_kernel(SDPBackend.MATH):
+        for tangent, product in zip(tangents, found.detach(), strict=True):
+            leaf = x.clone().requires_grad_()
+            wanted = gradient(leaf)
+            # The Hessian is symmetric.
+            (turned,) = torch.autograd.grad(wanted, leaf, tangent)
+            torch.testing.assert_close(product, turned)
+            torch.testing.assert_close(value.detach(), wanted.detach())
+
+
+SPARSE = torch.sparse_coo_tensor([[0, 1, 1, 4], [2, 0, 3, 1]], fixed(4, seed=12), (5, 4), check_invariants=True)
+TOGETHER = {
+    "masked scatter": lambda y: y.masked_scatter(MASK, y.flip(0)),
+    "masked scatter into fixed": lambda y: B.masked_scatter(MASK, y),
+    "masked scatter of fixed": lambda y: y.masked_scatter(MASK, B),
+    "masked scatter, backward": lambda y: aten.masked_scatter_backward(y, MASK.expand(SHAPE), [6, 8]),
+    "sparse matrix": lambda y: torch.sparse.mm(SPARSE, y[0, 0]),
+    "sparse matrix, of rows": lambda y: SPARSE.to_sparse_csr() @ y[0, 0],
+    "sparse matrix, added": lambda y: torch.sparse.addmm(B[0, 0, :1].expand(5, 4), SPARSE, y[0, 0], beta=2, alpha=3),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_linear_operations_that_torch_has_no_forward_rule_of(name):
+    x, tangents, operation = fixed(*SHAPE), fixed(COUNT, *SHAPE, seed=3), TOGETHER[name]
+    with torch.no_grad():
+        value, found = carrying.push_forward(operation, x, tangents)
+        torch.testing.assert_close(value, operation(x))
+        for tangent, product in zip(tangents, found, strict=True):
+            torch.testing.assert_close(product, (operation(x + tangent) - operation(x - tangent)) / 2)
