@@ -333,7 +333,10 @@ def named(dimension: int) -> tuple[Mapping[str, Generator], Mapping[str, tuple[s
     boosts = [of(f"boost_{_AXES[k]}", charges={f"boost_{_AXES[k]}": 1.0}) for k in axes]
     groups["boost"] = tuple(boost.name for boost in boosts)
     groups["galilean"] = (*groups["rigid"], *groups["boost"])
-    return by_name | {boost.name: boost for boost in boosts}, groups
+    if dimension == 2:
+        groups["photometric"] = ("brightness", "contrast", "chroma", "hue", "blur")
+    colours = [of(name, charges={name: 1.0}) for name in groups.get("photometric", ())]
+    return by_name | {one.name: one for one in (*boosts, *colours)}, groups
 
 
 def generators(*names: str | Generator | Iterable[str | Generator], dimension: int = 2) -> tuple[Generator, ...]:
@@ -342,8 +345,9 @@ def generators(*names: str | Generator | Iterable[str | Generator], dimension: i
     Args:
         names: Names of generators ("rotation"), of groups, :class:`Generator` objects, or sequences of them. Groups of
             the plane: "translation", "shear", "stretch" (both axes), "rigid", "similarity"; "affine": the nine named
-            affine generators; "all": these and "saturation"; "boost" and "galilean", for velocities. In space there are
-            "rotation" (about three axes) and "hyperbolic" besides.
+            affine generators; "all": these and "saturation"; "boost" and "galilean", for velocities; "photometric", for
+            :class:`~lie_metric.representations.Photograph`. In space there are "rotation" (about three axes) and
+            "hyperbolic" besides.
         dimension: In which the names are meant: 1, 2 or 3 for names, any for generators.
 
     Returns:

@@ -433,7 +433,7 @@ def resolve_for(generators: Generators, representation: Layout | None) -> tuple[
                 raise ValueError(
                     f"`generators` must act on the inputs, got {one.name!r} with {unread}, which none of "
                     f"{list(layouts.values())} reads. Leave it out, or give a representation that does, e.g. "
-                    "`Velocities` for boosts and `Image` for intensities."
+                    "`Velocities` for boosts, `Image` for intensities and `Photograph` for colours."
                 )
     return found
 

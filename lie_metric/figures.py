@@ -116,6 +116,11 @@ _UNITS_IN_SPACE = {
     "shear": "slope",
     "stretch": "log factor",
     "boost": "unit of velocity",
+    "brightness": "range of values",
+    "contrast": "log factor",
+    "chroma": "log factor",
+    "hue": "radian",
+    "blur": "squared pixel",
 }
 
 

@@ -18,6 +18,7 @@ from lie_metric.representations.grids import (
 )
 from lie_metric.representations.inference import declared_grid, infer_output_representation
 from lie_metric.representations.irreps import Irreps
+from lie_metric.representations.photographs import Photograph
 from lie_metric.representations.points import Boxes, Covectors, Points, Tensors, Vectors, Velocities
 from lie_metric.representations.protocol import Representation
 
@@ -36,6 +37,7 @@ __all__ = [
     "Packed",
     "Padded",
     "Parts",
+    "Photograph",
     "Points",
     "Representation",
     "Tensors",
