@@ -178,7 +178,7 @@ forces("forces: gradients enabled inside")(lambda: Enabled(Forces()))
 forces("forces: detached positions", with_gradients="measure under `torch.no_grad\\(\\)`.*'difference'")(
     lambda: Forces(how="detached")
 )
-forces("forces: backward()", wanted="'difference'")(lambda: Forces(how="backward"))
+forces("forces: backward()", with_gradients="'difference'")(lambda: Forces(how="backward"))
 
 
 @forces("forces: torch.func.grad")
