@@ -178,7 +178,7 @@ forces("forces: gradients enabled inside")(lambda: Enabled(Forces()))
 forces("forces: detached positions", with_gradients="measure under `torch.no_grad\\(\\)`.*'difference'")(
     lambda: Forces(how="detached")
 )
-forces("forces: backward()", wanted="'difference'")(lambda: Forces(how="backward"))
+forces("forces: backward()", with_gradients="'difference'")(lambda: Forces(how="backward"))
 
 
 @forces("forces: torch.func.grad")
@@ -247,6 +247,94 @@ def _():
             return self.net(torch.exp(-far[..., None])).sum((1, 2, 3)) + pos.sin().sum((1, 2))
 
     return Forces(Distances())
+
+
+@forces("forces: a scripted potential", with_gradients="'difference'")
+def _():
+    class Scripted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(3, 8)
+
+        def forward(self, pos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            pos.requires_grad_()
+            energy = self.net(pos.sin()).sum((1, 2)) + pos.square().sum((1, 2)).sqrt()
+            gradient = torch.autograd.grad([energy.sum()], [pos], create_graph=self.training)[0]
+            assert gradient is not None
+            return energy, -gradient
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.jit.script(Scripted())
+
+        def forward(self, pos):
+            return dict(zip(("energy", "forces"), self.inner(pos), strict=True))
+
+    return Network()
+
+
+@forces("forces: equilibrated charges, Ewald sums")
+def _():
+    waves = 2 * random(6, 3, seed=8)
+
+    class Energy(nn.Module):
+        """Charges that solve a linear system, screened pairs, and waves of complex numbers."""
+
+        def __init__(self):
+            super().__init__()
+            self.hardness = nn.Parameter(torch.ones(5) * 3)
+
+        def forward(self, pos):
+            far = apart(pos).norm(dim=-1)
+            coulomb = torch.diag_embed(self.hardness.expand(len(pos), 5))
+            others = ~torch.eye(5, dtype=torch.bool)
+            coulomb = coulomb.masked_scatter(others, (torch.erf(far) / far).to(coulomb))
+            charges = torch.linalg.solve(coulomb, (pos @ FIELD.to(pos)).sin())
+            short = (torch.erfc(far) / far).sum(-1)
+            structure = (torch.exp(1j * (pos @ waves.mT.to(pos))) * charges[..., None]).sum(1)
+            return (charges * short).sum(-1) + structure.abs().square().sum(-1) + (1 / far).pow(6).sum((1, 2)) * 0.01
+
+    return Forces(Energy())
+
+
+@row("forces: and a Hessian by batched gradients", cloud, gives={"forces": Vectors(3), "traces": Invariant()})
+class Hessian(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.energy = Potential(nn.Tanh, width=4)
+
+    def forward(self, pos):
+        pos = pos.requires_grad_()
+        (force,) = torch.autograd.grad(-self.energy(pos).sum(), pos, create_graph=True)
+        flat = force.flatten(1)
+        unit = torch.eye(flat.shape[1], dtype=pos.dtype)[:, None].expand(-1, len(pos), -1)
+        (rows,) = torch.autograd.grad(flat, pos, unit, is_grads_batched=True)
+        return {"forces": force, "traces": rows.flatten(2).diagonal(dim1=0, dim2=2).sum(-1)}
+
+
+@forces("forces: a frame of eigenvectors", generators=("rotation_z", "stretch_x"))
+def _():
+    def energy(pos):
+        centred = pos - pos.mean(1, keepdim=True)
+        values, frame = torch.linalg.eigh(centred.mT @ centred)
+        return (centred @ frame).pow(4).sin().sum((1, 2)) + values.log().sum(-1)
+
+    return Forces(energy)
+
+
+@forces("forces: by a function of its own, unused inputs allowed")
+class Guarded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.energy = Potential()
+
+    def forward(self, pos):
+        pos.requires_grad_(True)
+        energy = self.energy(pos)
+        found = torch.autograd.grad([energy], [pos], [torch.ones_like(energy)], retain_graph=self.training,
+                                    create_graph=self.training, allow_unused=True)[0]  # fmt: skip
+        return {"energy": energy, "forces": torch.zeros_like(pos) if found is None else -found}
 
 
 # ---- Dynamics --------------------------------------------------------------------------------------------------------

@@ -46,7 +46,9 @@ class Irreps(Affine):
         try:
             from e3nn.o3 import Irreps as Parsed
         except ImportError as error:
-            raise ImportError("`Irreps` needs e3nn, which is not installed. Run `pip install e3nn`.") from error
+            raise ImportError(
+                "`Irreps` needs e3nn, which is not installed. Run `pip install 'lie_metric[geometry]'`."
+            ) from error
         return Parsed(self.irreps)
 
     @property

@@ -234,13 +234,17 @@ class State:
         """One call of the function, which begins with attributes and buffers in the state of evaluation.
 
         Hooks that the call itself adds are taken off: a model that remembers by an attribute that it has added them
-        would add them again in the next one.
+        would add them again in the next one. Parameters have no gradients until :meth:`restore` gives them back.
 
         Yields:
             Nothing.
         """
         if self._between is not None:
             self._between.restore()
+        if not self._sharded:
+            for _, parameter, *_ in self._gradients:
+                if parameter.grad is not None:
+                    parameter.grad = None  # a model that calls `backward` would add to it
         counts = list(map(len, self._hooks))
         try:
             yield

@@ -132,6 +132,35 @@ class TestGraphsKept:
         assert not _get_current_function_mode_stack()
 
 
+def test_gradients_of_training_are_no_sum_of_those_of_a_measurement():
+    net = nn.Linear(3, 1).double()
+    net(fixed(4, 3)).sum().backward()
+    before, values = net.weight.grad, net.weight.grad.clone()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, pos):
+            pos.requires_grad_()
+            pos.retain_grad()
+            self.net(pos).pow(3).sum().backward()
+            return -pos.grad
+
+    with torch.no_grad():
+        found = lm.lie_derivative(
+            Model(), fixed(2, 3), "scale", input_representation=Points(3), output_representation=Vectors(3)
+        )["scale"]
+    assert net.weight.grad is before
+    assert torch.equal(before, values)
+    # F = -3 (w · x + b)² w, of which the differential along -x is less -F.
+    w, b, x = net.weight[0].detach(), net.bias.detach(), fixed(2, 3)
+    far = (x @ w + b)[:, None]
+    step = lm.generators("scale", dimension=3)[0].matrix[0][0]
+    torch.testing.assert_close(found, -step * (-6 * far * (far - b) * w + 3 * far.square() * w))
+
+
 class Nested(nn.Module):
     """A model that measures another within its own pass, and forces besides."""
 
