@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lie_metric.algebra import Generator
 from lie_metric.algebra import generators as resolve
+from lie_metric.holders import entries, entry, held, recast, replaced, tensor_of
 from lie_metric.measured import Function, Layout, Output, call_of, carried, select_output, validate_inputs
 from lie_metric.representations import Image, Invariant, Representation
 from lie_metric.representations.composite import Masked, Packed, Parts, common_dimension, samples
@@ -130,7 +130,7 @@ def bind(
         return bound
     if not input_representation:
         raise ValueError("`input_representation` must name at least one part, got none. Pass e.g. {'pos': Points(3)}.")
-    parts = {key: _tensor(inputs, key) for key in input_representation}
+    parts = {key: tensor_of(inputs, key) for key in input_representation}
     layouts = {key: _named(one, inputs) for key, one in input_representation.items()}
     common_dimension(layouts)
     for key, part in parts.items():
@@ -151,12 +151,12 @@ def bind(
     arguments = len(inputs) if isinstance(inputs, (tuple, list)) else 1
     run = call_of(model, function, arguments)
     # A model that takes gradients itself cannot use tensors of inference mode, as loaders make them there.
-    unusable = any(isinstance(one, Tensor) and one.is_inference() for one in _entries(inputs))
+    unusable = any(isinstance(one, Tensor) and one.is_inference() for one in entries(inputs))
 
     def rebuilt(tensor: Tensor) -> tuple[Any, ...]:
-        found = inputs if tensor.dtype == dtype and not unusable else _recast(inputs, tensor.dtype)
+        found = inputs if tensor.dtype == dtype and not unusable else recast(inputs, tensor.dtype)
         for key, part in zip(parts, carrier.split(tensor), strict=True):
-            found = _replaced(found, key.split("."), part)
+            found = replaced(found, key.split("."), part)
         return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
     def called(owner: Any, tensor: Tensor) -> Any:
@@ -230,8 +230,8 @@ def _bind_output(bound: Bound, asked: Mapping[str, Representation | None], input
         if set(asked) == {""}:
             parts = {"": select_output(returned, output)}
         else:
-            held = output(returned) if callable(output) else returned
-            parts = {key: _tensor(held, key, "output") for key in asked}
+            whole = output(returned) if callable(output) else returned
+            parts = {key: tensor_of(whole, key, "output") for key in asked}
         together = isinstance(bound.carrier, Parts) and bound.carrier.together
         for key, part in parts.items():
             one = asked[key]
@@ -320,7 +320,7 @@ def sample_count(inputs: Any, representation: Layout | None) -> int:
     if not isinstance(representation, Mapping):
         return len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else 0
     for key, one in representation.items():
-        return count_samples(_named(one, inputs), _tensor(inputs, key))
+        return count_samples(_named(one, inputs), tensor_of(inputs, key))
     return 0
 
 
@@ -341,7 +341,7 @@ def moved_parts(inputs: Any, representation: Layout | None) -> dict[str, Tensor]
     """
     if not isinstance(representation, Mapping):
         return {"": inputs} if isinstance(inputs, Tensor) else {}
-    return {key: _tensor(inputs, key) for key in representation}
+    return {key: tensor_of(inputs, key) for key in representation}
 
 
 def count_samples(representation: Representation, tensor: Tensor) -> int:
@@ -379,7 +379,7 @@ def unnamed_parts(inputs: Any, representation: Layout | None) -> dict[str, Tenso
     if not isinstance(representation, Mapping):
         return {}
     roots = {key.split(".")[0] for key in representation}
-    found = {key: _get(inputs, key) for key in _held(inputs) if key not in roots}
+    found = {key: entry(inputs, key) for key in held(inputs) if key not in roots}
     return {key: part for key, part in found.items() if isinstance(part, Tensor)}
 
 
@@ -449,98 +449,9 @@ def _objects(asked: Any) -> Iterator[Generator]:
 def _named(representation: Representation, inputs: Any) -> Representation:
     """The representation with the tensors that it names."""
     if isinstance(representation, Masked):
-        mask = _part(inputs, representation.mask) if isinstance(representation.mask, str) else representation.mask
+        mask = entry(inputs, representation.mask) if isinstance(representation.mask, str) else representation.mask
         return Masked(_named(representation.of, inputs), mask)
     if isinstance(representation, Packed):
-        batch = _part(inputs, representation.batch) if isinstance(representation.batch, str) else representation.batch
+        batch = entry(inputs, representation.batch) if isinstance(representation.batch, str) else representation.batch
         return Packed(_named(representation.of, inputs), batch)
     return representation
-
-
-def _tensor(holder: Any, key: str, name: str = "inputs") -> Tensor:
-    part = _part(holder, key, name)
-    if not isinstance(part, Tensor) or not part.is_floating_point():
-        got = part.dtype if isinstance(part, Tensor) else type(part).__name__
-        raise TypeError(f"`{name}[{key!r}]` must be a floating-point tensor to be measured, got {got}.")
-    return part
-
-
-def _part(holder: Any, key: str, name: str = "inputs") -> Any:
-    for step in str(key).split("."):
-        try:
-            holder = _get(holder, step)
-        except (KeyError, IndexError, AttributeError, ValueError, TypeError):
-            raise KeyError(
-                f"`{name}` must have a part {key!r}, got {type(holder).__name__} with {_held(holder)}."
-            ) from None
-    return holder
-
-
-def _get(holder: Any, step: str) -> Any:
-    if isinstance(holder, Mapping):
-        return holder[step]
-    if isinstance(holder, (tuple, list)):
-        return holder[int(step)]
-    return getattr(holder, step)
-
-
-def _held(holder: Any) -> list[str]:
-    if isinstance(holder, Mapping):
-        return [str(key) for key in holder]
-    if isinstance(holder, (tuple, list)):
-        return [str(index) for index in range(len(holder))]
-    keys = getattr(holder, "keys", None)
-    return sorted(keys() if callable(keys) else vars(holder) if hasattr(holder, "__dict__") else [])
-
-
-def _replaced(holder: Any, path: list[str], part: Tensor) -> Any:
-    """A shallow copy of what holds parts, with another tensor in one place."""
-    if not path:
-        return part
-    step, *rest = path
-    inner = _replaced(_get(holder, step), rest, part)
-    if isinstance(holder, tuple):
-        entries = [inner if index == int(step) else entry for index, entry in enumerate(holder)]
-        return type(holder)(*entries) if hasattr(holder, "_fields") else tuple(entries)
-    made = copy.copy(holder)
-    if isinstance(made, list):
-        made[int(step)] = inner
-    elif isinstance(made, Mapping):
-        cast("dict[str, Any]", made)[step] = inner
-    else:
-        setattr(made, step, inner)
-    return made
-
-
-def _recast(holder: Any, dtype: torch.dtype) -> Any:
-    """What holds parts with its floating-point tensors in another dtype, and none of inference mode."""
-
-    def cast_(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        value = value.to(dtype) if value.is_floating_point() else value
-        return value.clone() if value.is_inference() else value
-
-    if isinstance(holder, tuple):
-        return type(holder)(*map(cast_, holder)) if hasattr(holder, "_fields") else tuple(map(cast_, holder))
-    made = copy.copy(holder)
-    if isinstance(made, list):
-        return list(map(cast_, made))
-    if isinstance(made, Mapping):
-        for key, value in dict(made).items():
-            cast("dict[Any, Any]", made)[key] = cast_(value)
-        return made
-    for name in _held(made):
-        value = getattr(made, name, None)
-        if isinstance(value, Tensor):
-            setattr(made, name, cast_(value))
-    return made
-
-
-def _entries(holder: Any) -> list[Any]:
-    """What a holder of parts holds."""
-    if isinstance(holder, Mapping):
-        return list(holder.values())
-    if isinstance(holder, (tuple, list)):
-        return list(holder)
-    return [getattr(holder, name, None) for name in _held(holder)]
