@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from lie_metric.algebra import Generator
 from lie_metric.binding import on_grid, resolve_for, sample_count
 from lie_metric.callbacks import tensorboard
 from lie_metric.callbacks.batches import inputs_of
+from lie_metric.callbacks.measurements import LoaderMeasurements, Measurement, strides_of
 from lie_metric.callbacks.monitor import Function, Monitor
 from lie_metric.callbacks.records import keep
 from lie_metric.callbacks.selection import Gathering, Share, WholeBatches
@@ -191,7 +192,7 @@ class EquivarianceMonitor(Monitor):
     """
 
     failure = "The equivariance of the model could not be measured"
-    _loaders: list[_Loader]
+    _loaders: list[LoaderMeasurements]
     _untrained: dict[str, Tensor] | None
 
     def __init__(
@@ -352,10 +353,10 @@ class EquivarianceMonitor(Monitor):
         seldom = frozenset() if count & (count - 1) == 0 else self._built_in & {"linearity", "floor"}
         if self._measuring or self._untrained is not None:
             self._loaders = [
-                _Loader(
+                LoaderMeasurements(
                     each,
-                    _Measurement(self._metrics(pl_module.device, seldom)) if self._measuring else None,
-                    _Measurement(self._metrics(pl_module.device)) if self._untrained is not None else None,
+                    Measurement(self._metrics(pl_module.device, seldom)) if self._measuring else None,
+                    Measurement(self._metrics(pl_module.device)) if self._untrained is not None else None,
                 )
                 for each in validation_loaders(trainer)
             ]
@@ -393,7 +394,7 @@ class EquivarianceMonitor(Monitor):
             if loader.gathering is None:
                 share = Share.of(loader.loader, trainer, dataloader_idx, self.num_images, count)
                 for measurement in loader.measurements:
-                    measurement.strides = _strides(len(share))
+                    measurement.strides = strides_of(len(share))
                 loader.gathering = Gathering(share, max(1, count))
                 if isinstance(self._input_representation, Mapping):
                     loader.gathering = WholeBatches(share, max(1, count), batches, self.num_images)
@@ -554,7 +555,7 @@ class EquivarianceMonitor(Monitor):
         ]
         return "; ".join(parts)
 
-    def _measure_start(self, pl_module: LightningModule, start: _Measurement, measure: Callable[[], None]) -> None:
+    def _measure_start(self, pl_module: LightningModule, start: Measurement, measure: Callable[[], None]) -> None:
         try:
             with exchanged(pl_module, self._untrained or {}):
                 measure()
@@ -564,7 +565,7 @@ class EquivarianceMonitor(Monitor):
             start.errors = dict.fromkeys(start.metrics, error)
 
     def _values(
-        self, trainer: Trainer, pl_module: LightningModule, measurements: Sequence[_Measurement | None]
+        self, trainer: Trainer, pl_module: LightningModule, measurements: Sequence[Measurement | None]
     ) -> dict[str, Tensor]:
         """The values under their keys, alike on all processes; NaN for what could not be measured."""
         known = [measurement for measurement in measurements if measurement is not None]
@@ -632,92 +633,6 @@ class EquivarianceMonitor(Monitor):
     def _give_up_baseline(self, reason: str) -> None:
         self._untrained, self._measuring_start = None, False
         warn(f"No baseline: the untrained model cannot be kept, because {reason}.")
-
-
-@dataclass
-class _Measurement:
-    """The metrics of a loader's images under one set of weights."""
-
-    metrics: dict[str, ModelMetric]
-    images: int = 0
-    errors: dict[str, Exception] = field(default_factory=dict, repr=False)
-    strides: Mapping[str, int] = field(default_factory=dict)
-    _waiting: dict[tuple[str, torch.Size, torch.dtype], tuple[list[Tensor], list[int]]] = field(
-        default_factory=dict, repr=False
-    )
-
-    @property
-    def local(self) -> LocalEquivarianceError:
-        """The Lie derivatives."""
-        found = self.metrics[""]
-        assert isinstance(found, LocalEquivarianceError)
-        return found
-
-    def update(self, pl_module: LightningModule, images: Any, numbers: list[int]) -> None:
-        """Adds images; a metric that fails takes no more, and the others go on.
-
-        What is measured on some of the images waits until these are as many as a batch, or :meth:`finish`.
-        """
-        for name in self.metrics:
-            stride = self.strides.get(name, 1)
-            if stride == 1 or not isinstance(images, Tensor):
-                self._measure(name, pl_module, images, numbers)
-                continue
-            chosen = [row for row, number in enumerate(numbers) if number % stride == 0]
-            parts, waiting = self._waiting.setdefault((name, images.shape[1:], images.dtype), ([], []))
-            parts.append(images[chosen])
-            waiting += [numbers[row] for row in chosen]
-            if len(waiting) >= len(images):
-                self._measure(name, pl_module, torch.cat(parts), list(waiting))
-                parts.clear()
-                waiting.clear()
-        self.images += len(numbers)
-
-    def finish(self, pl_module: LightningModule) -> None:
-        """Measures what still waits."""
-        waiting, self._waiting = self._waiting, {}
-        for (name, *_), (parts, numbers) in waiting.items():
-            if numbers:
-                self._measure(name, pl_module, torch.cat(parts), numbers)
-
-    def _measure(self, name: str, pl_module: LightningModule, images: Any, numbers: list[int]) -> None:
-        if name in self.errors:
-            return
-        metric = self.metrics[name]
-        try:
-            if isinstance(metric, StencilError):
-                metric.trust(self.local.method_used)
-            metric.numbers = numbers
-            metric.update(pl_module, images)
-        except Exception as error:
-            self.errors[name] = error
-
-
-@dataclass
-class _Loader:
-    """A validation loader in one epoch: its chosen images, and what is made of them."""
-
-    loader: Any
-    curve: _Measurement | None
-    start: _Measurement | None
-    gathering: Gathering | WholeBatches | None = None
-
-    @property
-    def measurements(self) -> list[_Measurement]:
-        """Those that are made in this epoch."""
-        return [measurement for measurement in (self.curve, self.start) if measurement is not None]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether no further batch is to be measured."""
-        failed = all(set(measurement.errors) == set(measurement.metrics) for measurement in self.measurements)
-        return failed or (self.gathering is not None and self.gathering.is_complete)
-
-
-def _strides(count: int) -> dict[str, int]:
-    """Every how many-th image is measured by what stands beside: a power of two, which leaves sixteen if it can be."""
-    most = 1 << (max(count // 16, 1).bit_length() - 1)
-    return {name: min(stride, most) for name, stride in (("finite", 4), ("linearity", 8), ("floor", 16))}
 
 
 def _by_name(metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric]) -> dict[str, ModelMetric]:
