@@ -272,10 +272,9 @@ def difference(
                 return taken
             other = central_difference(chosen, points, t, wider)
             apart = (taken - other).norm()
-            if bool(apart <= _CLOSE * taken.norm()):
+            rounding = 10 * torch.finfo(value.dtype).eps / step * value.norm()
+            if bool(apart <= torch.maximum(_CLOSE * taken.norm(), rounding)):
                 return taken
-            if bool(apart <= 10 * torch.finfo(value.dtype).eps / step * value.norm()):
-                return other  # what it changes by is rounding, of which a wider step has less
             # It bends more along this tangent than along the sum.
             own = [central_difference(chosen, points, t, each) for each in steps]
             gaps = [float((a - b).norm()) if bool(b.any()) else torch.inf for a, b in pairwise(own)]
