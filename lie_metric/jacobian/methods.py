@@ -207,8 +207,8 @@ _STEPS = {torch.float64: (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}
 _FEW_STEPS = (1e-2, 3e-3, 1e-3)
 # Differences of neighbouring steps that are as near as this have converged.
 _CONVERGED = 1e-2
-# As near as differences of neighbouring steps are in float64 where the function is smooth.
-_CLOSE = 1e-6
+# Where differences of two steps are as near as this, the narrower is a hundred times nearer to a smooth derivative.
+_CLOSE = 1e-5
 # Differences of small and large steps that are further apart are those of different functions.
 _APART = 1e-2
 
@@ -256,24 +256,26 @@ def difference(
             large = [central_difference(chosen, points, total, step) for step in _FEW_STEPS]
             if max(float((part - large[-1]).norm()) for part in found[3:]) > _APART * float(large[-1].norm()):
                 steps, found = _FEW_STEPS, large
-        best, apart = _nearest(found)
+        best, gap = _nearest(found)
         step = steps[best]
-        if not apart <= _CONVERGED:
+        if not gap <= _CONVERGED:
             step = _LARGEST_STEP
             warn(
                 f"No step gives central differences that have converged: the function jumps, or is too noisy. Those of "
                 f"a step of {step:g} of the norm of the inputs are given; they hold for changes of that size alone."
             )
-        wider = steps[best - 1] if apart <= _CONVERGED and len(steps) > len(_FEW_STEPS) else None
+        wider = steps[best - 1] if gap <= _CONVERGED and len(steps) > len(_FEW_STEPS) else None
 
         def along(t: Tensor) -> Tensor:
             taken = central_difference(chosen, points, t, step)
             if wider is None:
                 return taken
             other = central_difference(chosen, points, t, wider)
-            if bool((taken - other).norm() <= _CLOSE * taken.norm()):
+            apart = (taken - other).norm()
+            rounding = 10 * torch.finfo(value.dtype).eps / step * value.norm()
+            if bool(apart <= torch.maximum(_CLOSE * taken.norm(), rounding)):
                 return taken
-            # It bends more along this tangent than along the sum, or is at rest but for rounding.
+            # It bends more along this tangent than along the sum.
             own = [central_difference(chosen, points, t, each) for each in steps]
             gaps = [float((a - b).norm()) if bool(b.any()) else torch.inf for a, b in pairwise(own)]
             return own[1 + gaps.index(min(gaps))] if min(gaps) < torch.inf else taken

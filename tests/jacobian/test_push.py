@@ -179,6 +179,18 @@ def test_differences_that_do_not_converge_are_told_and_those_of_the_largest_step
         difference(lambda v: torch.zeros(3, 2).double(), None, X, TANGENTS)
 
 
+def test_differences_along_what_bends_more_than_the_rest():
+    # The sum of the tangents is linear but for a trace, for which a large step is best; one of them meets a kink in it.
+    def function(v):
+        return torch.stack([(v[:, 0] - 0.30003).abs(), 1e10 * v[:, 1], v[:, 2] * 0 + 1], 1)
+
+    x = torch.tensor([[0.3, 0.2, 0.1]], dtype=torch.float64)
+    _, products, step = difference(function, None, x, torch.eye(3, dtype=torch.float64)[:, None])
+    assert step >= 1e-4
+    wanted = torch.diag(torch.tensor([-1.0, 1e10, 0.0], dtype=torch.float64))[:, None]
+    torch.testing.assert_close(products, wanted, rtol=1e-8, atol=1e-9)
+
+
 def test_differences_along_nothing():
     still = torch.stack([TANGENTS[0], torch.zeros_like(X), TANGENTS[1]])
     _, products, _ = difference(lambda v: v.exp().flatten(1), None, X, still)

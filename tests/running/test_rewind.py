@@ -1,5 +1,7 @@
 """Every call of one measurement begins from the same state of the model, whatever the calls before have changed."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -126,3 +128,26 @@ def test_what_eval_has_made_stays_between_calls():
     assert all(torch.equal(value, torch.full((2,), 8.0)) for value in found)
     assert not model.filter.any()
     assert model.built == 0
+
+
+def test_buffers_without_entries_are_not_changed_by_what_has_no_memory():
+    """As those of e3nn have: their address is that of any tensor without memory."""
+
+    class Empty(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("weight", torch.empty(0))
+
+        def forward(self, x):
+            y = x.new_zeros(x.shape).add_(x)
+            x.new_zeros(0).add_(1)
+            return y + self.weight.sum()
+
+    model = Empty()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with isolated(model), torch.no_grad():
+            run = same_draws(model)
+            run(torch.ones(2))
+            run(torch.ones(2))
+    assert model.weight._version == 0
