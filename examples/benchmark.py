@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 import lie_metric as lm
-from lie_metric.callbacks.equivariance_monitor import _Measurement as Measurement
-from lie_metric.callbacks.equivariance_monitor import _strides as strides
+from lie_metric.callbacks.equivariance_monitor import strides_of as strides
+from lie_metric.callbacks.measurements import Measurement as Measurement
 from lie_metric.layerwise import attributed
 from lie_metric.lie import linearise
 

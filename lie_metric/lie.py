@@ -17,6 +17,7 @@ from lie_metric.jacobian.methods import METHODS
 from lie_metric.measured import Function, Layout, Output, function_of, tell_of_rest, validate_options
 from lie_metric.randomness import noise
 from lie_metric.representations import Representation
+from lie_metric.representations.composite import present
 from lie_metric.resampling import Resampling, working_precision
 from lie_metric.running import configuration, isolated
 
@@ -231,6 +232,9 @@ def linearise(
 
             tell_of_rest(model, pushed, products, by, responds)
         representation = bound.carried(primal, model)
+        there = present(representation, primal)
+        if there is not None:  # what only fills up a batch has no derivative
+            products = torch.where(there, products, 0.0)
         along_basis = products[: len(basis)] - representation.tangents(primal, basis, resampling)
         # Inside the isolation, because autocast would combine them in half precision.
         return Linearisation(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lie_metric import randomness
-from lie_metric.binding import Generators, bind, resolve_for
+from lie_metric.binding import Generators, bind, resolve_for, split_parts
 from lie_metric.jacobian import Method
 from lie_metric.lattice import LatticeTransforms, check_reach, content_map, elements
 from lie_metric.lie import linearise
@@ -139,13 +139,21 @@ def _violation(
         noise = torch.stack([randomness.noise(moving, range(k * count, (k + 1) * count), seed) for k in range(_DRAWS)])
         result = linearise(model, inputs, asked, directions=noise, **options)
         _check_rows(result.output, count)
-        moved = result.representation.tangents(result.output, asked, options["resampling"] or Resampling())
-        gain = (_energy(result.products, 2) / _energy(noise, 2)).mean(0)
-        pushed = _energy(result.lie_derivatives + moved, 2)  # Df[X·x]
-        size = (pushed + _energy(moved, 2) + gain * _energy(result.tangents, 2)).sqrt()
-        values = _ratio(_energy(result.lie_derivatives, 2).sqrt(), size)
-    names = [generator.name for generator in asked]
-    return dict(zip(names, values.unbind(), strict=True)), result.output.dtype
+        values: dict[str, Tensor] = {}
+        outputs, changes, pushes = (
+            split_parts(result.representation, whole)
+            for whole in (result.output, result.lie_derivatives, result.products)
+        )
+        # Each part against its own size: units of parts differ.
+        for (part, representation, f), (_, _, L), (_, _, products) in zip(outputs, changes, pushes, strict=True):
+            moved = representation.tangents(f, asked, options["resampling"] or Resampling())
+            L, moved, products = (each.reshape(len(each), count, -1) for each in (L, moved, products))
+            gain = (_energy(products, 2) / _energy(noise, 2)).mean(0)
+            pushed = _energy(L + moved, 2)  # Df[X·x]
+            size = (pushed + _energy(moved, 2) + gain * _energy(result.tangents, 2)).sqrt()
+            names = [f"{part}/{generator.name}" if part else generator.name for generator in asked]
+            values |= zip(names, _ratio(_energy(L, 2).sqrt(), size).unbind(), strict=True)
+    return values, result.output.dtype
 
 
 def assert_equivariant(

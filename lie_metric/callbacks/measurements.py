@@ -54,7 +54,7 @@ class Measurement:
                 self._measure(name, pl_module, torch.cat(parts), list(waiting))
                 parts.clear()
                 waiting.clear()
-        self.images += len(numbers)
+        self.images += sum(number >= 0 for number in numbers)
 
     def finish(self, pl_module: LightningModule) -> None:
         """Measures what still waits."""

@@ -18,7 +18,7 @@ from lie_metric.callbacks.batches import describe, inputs_of, refusal
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import first_batch, is_fitting, refuse_sharded, validation_loaders
 from lie_metric.callbacks.weights import tensors_of
-from lie_metric.measured import Layout, call_of, part_of, validate_inputs
+from lie_metric.measured import Layout, call_of, function_of, part_of, validate_inputs
 from lie_metric.resampling import working_precision
 from lie_metric.running import isolated
 from lie_metric.warning import warn
@@ -239,14 +239,15 @@ class Monitor(Callback):
         try:
             if isinstance(self._input_representation, Mapping):
                 bound = bind(pl_module, images, input_representation=self._input_representation, function=self.function)
-                moving, call = bound.inputs, call_of(pl_module, bound.function)
+                moving, function = bound.inputs, bound.function
             else:
-                moving, call = images, call_of(pl_module, self.function)
+                moving, function = images, self.function
+            call_of(pl_module, function)
         except (*_MISUSE, KeyError) as error:
             raise self.explained(error, name) from error
         try:
             with torch.no_grad(), isolated(pl_module):
-                call(working_precision(moving.clone()))
+                function_of(pl_module, _ran, function)(working_precision(moving.clone()))
         except Exception as error:
             kind = next((kind for kind in _MISUSE if isinstance(error, kind)), RuntimeError)
             # What a function raises that is given something else than it expects, or that is not there.
@@ -348,6 +349,11 @@ class Monitor(Callback):
         if not is_fitting(trainer) or getattr(trainer, "fast_dev_run", False):
             return False
         return (trainer.current_epoch + 1) % every_n_epochs != 0
+
+
+def _ran(returned: Any) -> Tensor:
+    """That something was returned, whatever it is."""
+    return torch.ones(1)
 
 
 def announce(line: str) -> None:

@@ -54,12 +54,14 @@ class Share:
         processes: Number of processes.
         rank: Number of this one.
         replicated: Whether every process sees the same images, rather than its own.
+        total: How many images there are; what samplers give beyond has been seen before.
     """
 
     chosen: Mapping[int, int] | int
     processes: int
     rank: int
     replicated: bool = False
+    total: float = math.inf
 
     @classmethod
     def of(cls, loader: object, trainer: Trainer, dataloader_idx: int, num_images: int, count: int) -> Share:
@@ -91,12 +93,12 @@ class Share:
                 known = len(sampler) * (1 if replicated else processes)
         batches, size = number_of_batches(trainer, dataloader_idx), getattr(loader, "batch_size", None) or count
         if loader is None or math.isinf(batches):
-            return cls(num_images, processes, rank, replicated)
+            return cls(num_images, processes, rank, replicated, known)
         if owner is None or (count != size and batches > 1):  # an entry of the data set is not one image
             size, known = count, math.inf
         total = int(min(known, batches * size * (1 if replicated else processes)))
         chosen = {position: number for number, position in enumerate(spread(num_images, total))}
-        return cls(chosen, processes, rank, replicated)
+        return cls(chosen, processes, rank, replicated, known)
 
     def __len__(self) -> int:
         return self.chosen if isinstance(self.chosen, int) else len(self.chosen)
@@ -209,7 +211,8 @@ class WholeBatches:
             count: How many samples it holds.
 
         Returns:
-            The batch with the numbers of its samples, if it is chosen and no other process has the same.
+            The batch with the numbers of its samples, if it is chosen and no other process has the same; -1 for a
+            sample that a sampler gave twice, to fill up.
         """
         start, batch = self.seen, self._batch
         self.seen, self._batch = start + count, batch + 1
@@ -219,4 +222,5 @@ class WholeBatches:
             if self.chosen.index(batch) % self.share.processes != self.share.rank:
                 return []
             return [(inputs, [start + row for row in range(count)])]
-        return [(inputs, [(start + row) * self.share.processes + self.share.rank for row in range(count)])]
+        places = [(start + row) * self.share.processes + self.share.rank for row in range(count)]
+        return [(inputs, [place if place < self.share.total else -1 for place in places])]

@@ -14,7 +14,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lie_metric.binding import Bound, bind_rows, on_grid, resolve_for, sample_count, unnamed_parts
+from lie_metric.binding import (
+    Bound,
+    bind_rows,
+    moved_parts,
+    on_grid,
+    resolve_for,
+    sample_count,
+    split_parts,
+    unnamed_parts,
+)
 from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import MOMENTS, Sums, defined, grouped, moments, spread, totals
 from lie_metric.measured import (
@@ -22,7 +31,6 @@ from lie_metric.measured import (
     Layout,
     Output,
     described,
-    evaluated,
     function_of,
     validate_options,
 )
@@ -32,6 +40,7 @@ from lie_metric.orbits import (
     Element,
     Frame,
     LatticeOrbit,
+    MatrixOrbit,
     Orbit,
     Orbits,
     PermutationOrbit,
@@ -40,7 +49,18 @@ from lie_metric.orbits import (
 )
 from lie_metric.orbits import orbits as resolve
 from lie_metric.randomness import validate_seed
-from lie_metric.representations import ChannelsLast, Field, Representation, grid_size, map_grid, scalar_fields
+from lie_metric.representations import (
+    ChannelsLast,
+    Field,
+    Image,
+    Masked,
+    Parts,
+    Representation,
+    grid_size,
+    map_grid,
+    scalar_fields,
+)
+from lie_metric.representations.composite import common_dimension, present
 from lie_metric.resampling import Resampling, coordinate_dtype, working_precision
 from lie_metric.running import isolated
 
@@ -74,16 +94,39 @@ def _refuse_other_dimensions(asked: Sequence[Orbit], layout: Layout | None) -> N
             )
         if moving:
             resolve_for(tuple(moving), layout)
+        wanted = common_dimension(dict(layout) if isinstance(layout, Mapping) else {"": layout or Image()})
+        if isinstance(orbit, MatrixOrbit) and wanted not in {None, len(orbit.maps[0])}:
+            raise ValueError(
+                f"`transforms` must be maps of {wanted} dimensions, got {orbit.name!r} with {len(orbit.maps[0])} rows."
+            )
 
 
-def _refuse_what_stays(inputs: Any, layout: Layout | None) -> None:
-    """Refuses permutations of points that would leave other tensors at the points in their order."""
-    left = [name for name, part in unnamed_parts(inputs, layout).items() if part.ndim > 1]
-    if left and isinstance(layout, Mapping):
+def _check_permuted(orbit: PermutationOrbit, inputs: Any, layout: Layout | None) -> None:
+    """Refuses permutations where it is not said which of several tensors stand at the points."""
+    if not isinstance(layout, Mapping):
+        return
+    named, unknown = moved_parts(inputs, layout), sorted(set(orbit.along) - set(layout))
+    if unknown:
+        raise ValueError(f"`along` must name moved parts, got {unknown} for {list(layout)}.")
+    along = orbit.along or (tuple(layout) if len(layout) == 1 else ())
+    padded = [name for name in along if isinstance(layout[name], Masked)]
+    counts = {name: named[name].shape[1] if named[name].ndim > 1 else 1 for name in along}
+    left = [
+        name
+        for name, part in unnamed_parts(inputs, layout).items()
+        if part.ndim > 1 and part.shape[1] in counts.values()
+    ]
+    if not along or left or padded or len(set(counts.values())) > 1:
+        got = (
+            f"{padded} with padding" if padded
+            else f"{left} beside {list(along)}, which are not moved" if left
+            else f"the parts {list(layout)}" if not along
+            else f"parts of {counts} points"
+        )  # fmt: skip
         raise TypeError(
-            f"`transforms` must not be permutations unless each part named also moves what stands at points, got "
-            f"{left} beside {list(layout)}. Name these too, numbers at points as floating-point `Tensors(3, 0)`, or "
-            "embed them in `function=`."
+            f"`transforms` must say by `orbits.permutations(along=...)` which parts stand at the points, all of them, "
+            f"got {got}. Name what stands there, numbers as floating-point `Invariant()` or `Tensors(3, 0)`; clouds "
+            "without padding."
         )
 
 
@@ -111,7 +154,8 @@ def _finite_transforms_validate(
     found = resolve(transforms)
     validate_seed(seed)
     validate_options(output, input_representation, output_representation, resampling, "auto", None, function)
-    _refuse_other_dimensions(found, input_representation)
+    if input_representation is not None:  # a monitor may give its own later
+        _refuse_other_dimensions(found, input_representation)
     short = [orbit.name for orbit in found if len(orbit) < 2]
     if several and short:
         raise ValueError(
@@ -149,8 +193,10 @@ def _finite_transforms_update(
         output_representation=output_representation,
         function=function,
     )
-    if any(isinstance(orbit, PermutationOrbit) for orbit in orbits):
-        _refuse_what_stays(images, input_representation)
+    _refuse_other_dimensions(orbits, bound.carrier)
+    for orbit in orbits:
+        if isinstance(orbit, PermutationOrbit):
+            _check_permuted(orbit, images, input_representation)
     if loss is not None and targets is None:
         raise ValueError(
             "`targets` must be given when there is a `loss`, got None. Pass `update(model, images, labels)`."
@@ -160,7 +206,20 @@ def _finite_transforms_update(
     with torch.no_grad(), isolated(model):
         images = working_precision(bound.inputs)
         measured = function_of(model, bound.output, bound.function)
-        f, representation = evaluated(model, measured, images, output_representation, bound.given)
+        f = measured(images.clone())  # it may write into them
+        if f.shape[:1] != images.shape[:1]:
+            raise ValueError(
+                f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
+                f"{tuple(f.shape)}. Select or reshape it with `output=`."
+            )
+        representation = bound.carried(f, model)
+        if isinstance(representation, Parts):
+            whole, joined = representation, measured
+
+            def measured(x: Tensor) -> Tensor:
+                return whole.split(joined(x))[0]
+
+            ((_, representation, f),) = split_parts(whole, f)
         # What stands on no grid has an action of its own, which asks for no size; permutations of pixels refuse it.
         size = grid_size(carrier, images) if callable(getattr(carrier, "map", None)) else (0, 0)
         if getattr(carrier, "spacing", ()) and any(isinstance(orbit, DisplacedOrbit) for orbit in orbits):
@@ -258,14 +317,20 @@ class _Orbit:
         # Differences from f, so that what is common to all cancels before it is squared.
         self.first, self.second = torch.zeros_like(f), torch.zeros_like(f)
         self.valid = torch.ones_like(f)
+        self.there = present(representation, f)
+        # Of each sample, without what fills up a batch.
+        kept = self.valid if self.there is None else self.there.expand_as(f)
+        self.entries = kept.reshape(len(f), -1).sum(1).to(self.wide)
         self.classes: list[Tensor] = []
 
     def add(self, returned: Tensor, element: Element, loss: Loss | None, targets: Any) -> None:
         f = self.f
         z = element.on(self.representation, returned, -1)
         valid = element.valid(self.representation, f)
+        if self.there is not None:
+            z, valid = torch.where(self.there, z, f), torch.where(self.there, valid, 0.0)
         difference = z - f
-        square = self._mean(difference.square(), valid) * f[0].numel()
+        square = self._mean(difference.square(), valid) * self.entries
         self.violation += square / self.count
         self.distance += square.sqrt() / self.count
         self.first += difference / self.count
@@ -302,7 +367,7 @@ class _Orbit:
             # A sample of K elements sees K - 1 of K parts of the variance; a whole group sees all.
             correction = 1.0 if self.complete else self.count / (self.count - 1)
             about_mean = self._mean(self.second - self.first.square(), self.valid)
-            variance = about_mean.clamp(min=0) * self.f[0].numel() * correction
+            variance = about_mean.clamp(min=0) * self.entries * correction
         found = (self.violation, self.distance, self.agreement, pairs, variance, self.loss)
         return dict(zip(SUMS[:-1], found, strict=True))
 

@@ -63,7 +63,7 @@ def grouped(rows: Mapping[str, Tensor], indices: Sequence[int]) -> dict[str, Ten
     Args:
         rows: For each name a tensor of shape (B, ...).
         indices: The running numbers of the B images, which fix their groups, unless they are :class:`Indices` with
-            groups of their own.
+            groups of their own. Rows of negative numbers are left out.
 
     Returns:
         For each name a tensor of shape (GROUPS, ...), and under ``"images"`` the number of images, shape (GROUPS,).
@@ -80,6 +80,9 @@ def grouped(rows: Mapping[str, Tensor], indices: Sequence[int]) -> dict[str, Ten
             some = next(iter(rows.values()))
             values = torch.ones(len(indices), dtype=coordinate_dtype(some.device), device=some.device)
         group = torch.as_tensor(numbers, device=values.device) % GROUPS
+        if min(indices, default=0) < 0:
+            counted = torch.as_tensor(indices, device=values.device) >= 0
+            values, group = values[counted], group[counted]
         sums[name] = values.new_zeros((GROUPS, *values.shape[1:])).index_add(0, group, values)
     return sums
 

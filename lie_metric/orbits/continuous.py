@@ -15,6 +15,7 @@ from lie_metric.algebra import generators as resolve
 from lie_metric.orbits.element import Element, Frame
 from lie_metric.randomness import source
 from lie_metric.representations import Representation
+from lie_metric.representations.composite import taken
 from lie_metric.resampling import Resampling, coordinate_dtype
 from lie_metric.transforms import pixels_per_unit, reads_inside, warp
 
@@ -90,15 +91,19 @@ class RandomOrbit:
     def _act(self, representation: Representation, tensor: Tensor, t: Tensor, resampling: Resampling) -> Tensor:
         """An action of the representation's own, one image after the other where each has its parameters."""
 
-        def one(rows: Tensor, parameters: list[float]) -> Tensor:
+        def one(carrier: Representation, rows: Tensor, parameters: list[float]) -> Tensor:
             if len(parameters) == 1:
-                return representation.act(rows, self.generators[0], parameters[0], resampling)
+                return carrier.act(rows, self.generators[0], parameters[0], resampling)
             together = Generator.combination("together", self.generators, parameters)
-            return representation.act(rows, together, 1.0, resampling)
+            return carrier.act(rows, together, 1.0, resampling)
 
         if len(t) == 1:
-            return one(tensor, t[0].tolist())
-        return torch.cat([one(rows, step.tolist()) for rows, step in zip(tensor.split(1), t, strict=True)])
+            return one(representation, tensor, t[0].tolist())
+        moved = []
+        for row, step in enumerate(t.tolist()):
+            own = taken(representation, row)
+            moved.append(one(own, tensor[row : row + 1], step))
+        return torch.cat(moved)
 
 
 @dataclass(frozen=True)

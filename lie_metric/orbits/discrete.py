@@ -161,15 +161,17 @@ def matrices(maps: Mapping[str, Tensor | Sequence[Sequence[float]]]) -> tuple[Ma
 
 @dataclass(frozen=True)
 class PermutationOrbit:
-    """Random orders of the points (B, N, ...) of each sample; outputs at points are brought back, others stay.
+    """Random orders of the points (B, N, ...) of each sample; outputs at as many points are brought back, others stay.
 
     Args:
         name: Under which results are reported.
         samples: How many orders are drawn for each sample.
+        along: Which named parts of the input stand at the points.
     """
 
     name: str = "permutation"
     samples: int = 1
+    along: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -184,30 +186,38 @@ class PermutationOrbit:
         sources = [source(seed, index) for index in indices]
         return [self._element([each.initial_seed() + 7919 * draw for each in sources]) for draw in range(self.samples)]
 
-    @staticmethod
-    def _element(seeds: Sequence[int]) -> Element:
+    def _element(self, seeds: Sequence[int]) -> Element:
+        counts: set[int] = set()  # of the points of the input
+
         def act(representation: Representation, tensor: Tensor, direction: int) -> Tensor:
-            def orders(count: int) -> Tensor:
+            def orders(count: int) -> Tensor | None:
+                if direction > 0:
+                    counts.add(count)
+                elif count not in counts:
+                    return None
                 drawn = [torch.randperm(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
                 found = torch.stack(drawn)
                 return (found if direction > 0 else found.argsort(1)).to(tensor.device)
 
-            return permuted(representation, tensor, orders)
+            return permuted(representation, tensor, orders, self.along)
 
         return Element.of_action(act)
 
 
-def permutations(samples: int = 4, name: str = "permutation") -> PermutationOrbit:
+def permutations(samples: int = 4, name: str = "permutation", along: Sequence[str] = ()) -> PermutationOrbit:
     """Random orders of the points of each sample.
 
     Args:
         samples: How many are drawn for each.
         name: Under which results are reported.
+        along: Of inputs with several named parts those that stand at the points, one entry for each, as charges and
+            velocities do, and a cell does not. All have axes (B, N, ...).
 
     Returns:
         The orbit.
 
     Raises:
+        TypeError: If the names are none.
         ValueError: If none is drawn.
 
     Example:
@@ -216,4 +226,6 @@ def permutations(samples: int = 4, name: str = "permutation") -> PermutationOrbi
     """
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise ValueError(f"`samples` must be a positive integer, got {samples!r}.")
-    return PermutationOrbit(name, samples)
+    if isinstance(along, str) or not all(isinstance(one, str) for one in along):
+        raise TypeError(f"`along` must be a sequence of names, got {along!r}. Pass e.g. ('pos', 'charge').")
+    return PermutationOrbit(name, samples, tuple(along))

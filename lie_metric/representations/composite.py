@@ -96,10 +96,13 @@ class Masked(_Wrapped):
             )
         self.of.check(tensor, name)
 
+    def there(self, tensor: Tensor) -> Tensor:
+        """The mask, with as many axes as the tensor."""
+        found = self._there(tensor)
+        return found.reshape(*found.shape, *[1] * (tensor.ndim - found.ndim))
+
     def _kept(self, moved: Tensor, else_: Tensor | None = None) -> Tensor:
-        there = self._there(moved)
-        there = there.reshape(*there.shape, *[1] * (moved.ndim - there.ndim))
-        return torch.where(there, moved, moved.new_zeros(()) if else_ is None else else_)
+        return torch.where(self.there(moved), moved, moved.new_zeros(()) if else_ is None else else_)
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, *tensor.shape); zero where nothing is."""
@@ -116,7 +119,7 @@ class Masked(_Wrapped):
 
     def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Those of the other: of one of the :meth:`samples` they hold what is there."""
-        return self.of.components(tensor)
+        return _at_nodes(self.of, tensor)
 
     def samples(self, tensor: Tensor) -> Iterator[Tensor]:
         """What is there of each sample.
@@ -154,6 +157,12 @@ class Packed(_Wrapped):
                 f"`batch` must be the numbers of graphs here, got the name {self.batch!r}. Names are read from inputs "
                 "with named parts: pass `input_representation={...}`."
             )
+        if not isinstance(self.batch, Tensor) or self.batch.ndim != 1 or not self.batch.numel():
+            got = tuple(self.batch.shape) if isinstance(self.batch, Tensor) else self.batch
+            raise TypeError(
+                f"`batch` must hold a number of graph for each node, got {got}. One graph alone needs none: pass "
+                "`torch.zeros(nodes, dtype=torch.long)` as its batch, or collate graphs with nodes."
+            )
         return torch.bincount(self.batch).tolist()
 
     @property
@@ -167,11 +176,16 @@ class Packed(_Wrapped):
         Raises:
             ValueError: If there is not one number for each node, or they do not ascend.
         """
-        sizes, batch = self._sizes(tensor), torch.as_tensor(self.batch)
-        if batch.ndim != 1 or len(batch) != len(tensor) or bool((batch.diff() < 0).any()) or 0 in sizes:
+        batch = self.batch if isinstance(self.batch, Tensor) and self.batch.numel() else torch.zeros(1)
+        sizes = self._sizes(tensor) if int(batch.min()) >= 0 else []
+        if batch.ndim != 1 or len(batch) != len(tensor) or bool((batch.diff() < 0).any()) or int(batch[0]) < 0:
             raise ValueError(
-                f"`batch` must hold a number of graph for each of the {len(tensor)} nodes, ascending from 0 without "
-                f"gaps, got shape {tuple(batch.shape)}. That is what PyG's `Batch.batch` holds."
+                f"`batch` must hold a number of graph for each of the {len(tensor)} nodes, ascending from 0, got shape "
+                f"{tuple(batch.shape)}. That is what PyG's `Batch.batch` holds."
+            )
+        if 0 in sizes:
+            raise ValueError(
+                f"`batch` must hold graphs with nodes, got none of graph {sizes.index(0)}. Leave empty graphs out."
             )
         self.of.check(tensor[: sizes[0]][None], name)
 
@@ -197,7 +211,7 @@ class Packed(_Wrapped):
 
     def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Those of one of the :meth:`samples`."""
-        return self.of.components(tensor)
+        return _at_nodes(self.of, tensor)
 
     def samples(self, tensor: Tensor) -> Iterator[Tensor]:
         """The nodes of each graph.
@@ -207,6 +221,13 @@ class Packed(_Wrapped):
         """
         for nodes in tensor.split(self._sizes(tensor)):
             yield nodes[None]
+
+
+def _at_nodes(representation: Representation, sample: Tensor) -> tuple[Tensor, ...]:
+    """The blocks of a sample (1, n, ...) of like nodes: numbers on which nothing acts have a mean for each channel."""
+    if isinstance(representation, Invariant):
+        return (sample.reshape(1, sample.shape[1], -1),)
+    return representation.components(sample)
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,13 +322,68 @@ class Parts:
         return zip(self._each, self.split(tensor), strict=True)
 
 
-def permuted(representation: Any, tensor: Tensor, orders: Callable[[int], Tensor]) -> Tensor:
+def taken(representation: Representation, row: int) -> Representation:
+    """How one row of a tensor moves by itself.
+
+    Args:
+        representation: How the tensor moves.
+        row: The number of the row.
+
+    Returns:
+        The representation, with the row's own mask.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> taken(Masked(Points(1), torch.eye(2).bool()), 1).mask.tolist()
+        [[False, True]]
+    """
+    if isinstance(representation, Masked) and isinstance(representation.mask, Tensor):
+        return Masked(taken(representation.of, row), representation.mask[row : row + 1])
+    if isinstance(representation, Parts):
+        return Parts(
+            {name: taken(one, row) for name, one in representation.representations.items()}, representation.shapes
+        )
+    return representation
+
+
+def present(representation: Representation, tensor: Tensor) -> Tensor | None:
+    """Which entries of a tensor are there; None for all.
+
+    Args:
+        representation: How it is laid out.
+        tensor: The tensor.
+
+    Returns:
+        Booleans that broadcast with it.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> present(Masked(Points(1), torch.tensor([[True, False]])), torch.zeros(1, 2, 1)).flatten().tolist()
+        [True, False]
+    """
+    if isinstance(representation, Masked):
+        return representation.there(tensor)
+    if isinstance(representation, Parts):
+        parts = list(zip(representation.representations.values(), representation.split(tensor), strict=True))
+        if not any(isinstance(one, Masked) for one, _ in parts):
+            return None
+        found = [present(one, part) for one, part in parts]
+        kept = [torch.ones_like(part, dtype=torch.bool) if one is None else one.expand_as(part)
+                for one, (_, part) in zip(found, parts, strict=True)]  # fmt: skip
+        return representation.join(kept)
+    return None
+
+
+def permuted(
+    representation: Any, tensor: Tensor, orders: Callable[[int], Tensor | None], along: Sequence[str] = ()
+) -> Tensor:
     """A tensor after its points were put in another order; what is not of points stays.
 
     Args:
         representation: How the tensor is laid out.
         tensor: The tensor, (B, ...).
-        orders: From a number of points N to the orders (B, N).
+        orders: From a number of points N to the orders (B, N); None if points of that number stay.
+        along: Which of several named parts stand at the points; all of them if there is one.
 
     Returns:
         The tensor, of the same shape.
@@ -322,19 +398,27 @@ def permuted(representation: Any, tensor: Tensor, orders: Callable[[int], Tensor
         [2.0, 1.0]
     """
     if isinstance(representation, Parts):
-        pairs = zip(representation.representations.values(), representation.split(tensor), strict=True)
-        return representation.join([permuted(one, part, orders) for one, part in pairs])
+        moved = []
+        for name, part in zip(representation.names, representation.split(tensor), strict=True):
+            stays = name not in (along or representation.names)
+            moved.append(part if stays else _reordered(part, orders))
+        return representation.join(moved)
     if isinstance(representation, Invariant):
         return tensor
     if isinstance(representation, Affine) and tensor.ndim <= 1 + representation.axes:
         return tensor  # one for each sample
-    if not isinstance(representation, Affine):
+    if not isinstance(representation, Affine) or tensor.ndim != 2 + representation.axes:
         raise TypeError(
-            f"`transforms` must not be permutations for {representation!r}, of which it is not known where its points "
-            "are. Permute points (B, N, ...), vectors at points, and what is one for each sample."
+            f"`transforms` must not be permutations for {representation!r} of shape {tuple(tensor.shape)}, of which it "
+            "is not known where its points are. Permute points (B, N, d), vectors at points, and what is one for each "
+            "sample; clouds without padding."
         )
-    rows = torch.arange(len(tensor), device=tensor.device)[:, None]
-    return tensor[rows, orders(tensor.shape[1])]
+    return _reordered(tensor, orders)
+
+
+def _reordered(tensor: Tensor, orders: Callable[[int], Tensor | None]) -> Tensor:
+    order = orders(tensor.shape[1])
+    return tensor if order is None else tensor[torch.arange(len(tensor), device=tensor.device)[:, None], order]
 
 
 def common_dimension(representations: dict[str, Representation]) -> int | None:

@@ -228,3 +228,47 @@ def test_whole_batches_are_measured_once(replicated, samples, batches):
                 seen += numbers
     assert len(seen) == len(set(seen)) >= min(samples, 20)
     assert len(seen) <= max(8, samples + 4, 1) or len(seen) == 40
+
+
+def test_what_a_sampler_gives_twice_is_not_counted():
+    # Seven samples over two processes: the sampler repeats the first one to fill up.
+    share = Share({}, 2, 1, False, 7)
+    chosen = WholeBatches(share, 4, 1, 100)
+    ((_, numbers),) = chosen.add("batch", 4)
+    assert numbers == [1, 3, 5, -1]
+    metric = lm.LocalEquivarianceError("rotation", **PACKED)
+    batch = collate([Molecules(7, 1)[index] for index in (1, 3, 5, 0)])
+    metric.numbers = numbers
+    module = Potential()
+    metric.update(module, batch)
+    wanted = lm.LocalEquivarianceError("rotation", **PACKED)
+    wanted.update(module, collate([Molecules(7, 1)[index] for index in (1, 3, 5)]))
+    assert metric.sum_images.sum() == 3
+    for name, value in wanted.compute().items():
+        torch.testing.assert_close(metric.compute()[name], value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+def test_precisions(precision):
+    seed_everything(0, verbose=False)
+
+    class Cloud(Potential):
+        def forward(self, points):
+            return self.net(points).sum(1)
+
+        def training_step(self, batch, _):
+            return self(batch.to(self.net[0].weight.dtype)).square().mean()
+
+        def validation_step(self, batch, _):
+            self.log("val_loss", self(batch.to(self.net[0].weight.dtype)).square().mean())
+
+    data = torch.randn(12, 5, 3, generator=torch.Generator().manual_seed(0))
+    monitor = lm.EquivarianceMonitor(
+        "rotation", on_error="raise", input_representation=Points(3), output_representation=Invariant()
+    )
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, callbacks=[monitor], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, precision=precision,
+    )  # fmt: skip
+    trainer.fit(Cloud(), DataLoader(data, 6), DataLoader(data, 6))
+    assert trainer.callback_metrics["equivariance/rotation_x"] > 0.1

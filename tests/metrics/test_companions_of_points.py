@@ -1,12 +1,14 @@
 """Finite motions, reflections and permutations of point clouds, not all of which Lie derivatives see."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
 
 import lie_metric as lm
 from lie_metric import orbits
-from lie_metric.representations import Invariant, Irreps, Packed, Points, Tensors, Vectors, Velocities
+from lie_metric.representations import Invariant, Irreps, Masked, Packed, Points, Tensors, Vectors, Velocities
 
 INVERSION = {"inversion": -torch.eye(3)}
 
@@ -146,11 +148,25 @@ class TestPermutations:
             return (pos.sin().sum(-1) * charge).sum(1)
 
         inputs = random(6, 5, 3), random(6, 5, seed=1)
-        metric = lm.FiniteEquivarianceError(
-            orbits.permutations(), input_representation={"0": Points(3), "1": Tensors(3, 0)}
-        )
+        for kind in (Tensors(3, 0), Invariant()):
+            metric = lm.FiniteEquivarianceError(
+                orbits.permutations(along=("0", "1")), input_representation={"0": Points(3), "1": kind}
+            )
+            metric.update(energy, inputs)
+            assert metric.compute()["permutation"].item() < 1e-14
+
+    def test_a_cell_has_no_points(self):
+        def energy(pos, cell):
+            return (pos @ cell[:, 0, :, None]).sin().square().sum((1, 2))
+
+        inputs = random(8, 3, 3), random(8, 3, 3, seed=1)  # as many atoms as vectors of the cell
+        layout = {"0": Points(3), "1": Vectors(3)}
+        metric = lm.FiniteEquivarianceError(orbits.permutations(along=("0",)), input_representation=layout)
         metric.update(energy, inputs)
         assert metric.compute()["permutation"].item() < 1e-14
+        metric = lm.FiniteEquivarianceError(orbits.permutations(along=("0", "1")), input_representation=layout)
+        metric.update(energy, inputs)
+        assert metric.compute()["permutation"].item() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -165,6 +181,13 @@ class TestPermutations:
         (lambda: orbits.matrices({}), ValueError, "at least one matrix"),
         (lambda: orbits.matrices({"flat": torch.zeros(3, 3)}), ValueError, "must have an inverse"),
         (lambda: orbits.matrices({"wide": torch.zeros(3, 5)}), ValueError, r"d×d or d×\(d \+ 1\)"),
+        (
+            lambda: lm.FiniteEquivarianceError(
+                orbits.matrices({"flip": -torch.eye(2)}), input_representation=Points(3)
+            ),
+            ValueError, "maps of 3 dimensions, got 'flip' with 2 rows",
+        ),
+        (lambda: orbits.permutations(along="pos"), TypeError, "`along` must be a sequence"),
         (lambda: orbits.permutations(0), ValueError, "`samples` must be a positive integer"),
     ],
 )  # fmt: skip
@@ -179,7 +202,7 @@ def test_what_cannot_be_measured_says_so():
     metric = lm.FiniteEquivarianceError(orbits.matrices(INVERSION), input_representation=packed)
     with pytest.raises(TypeError, match="must have a batch axis"):
         metric.update(lambda b: b["pos"].sum(1), batch)
-    metric = lm.FiniteEquivarianceError(orbits.matrices(INVERSION))
+    metric = lm.FiniteEquivarianceError(orbits.matrices({"mirror": [[-1, 0], [0, 1]]}))
     with pytest.raises(TypeError, match="got maps of points"):
         metric.update(lambda x: x.mean((1, 2, 3)), random(2, 1, 8, 8))
     metric = lm.FiniteEquivarianceError(
@@ -189,8 +212,112 @@ def test_what_cannot_be_measured_says_so():
         metric.update(deep_sets, random(2, 5, 3))
     metric = lm.FiniteEquivarianceError(orbits.permutations(), input_representation={"pos": Points(3)})
     atoms = {"pos": random(2, 5, 3), "z": torch.arange(10).reshape(2, 5), "temperature": torch.ones(2)}
-    with pytest.raises(TypeError, match=r"also moves what stands at points, got \['z'\] beside \['pos'\]"):
+    with pytest.raises(TypeError, match=r"which parts stand at the points.*got \['z'\] beside \['pos'\]"):
         metric.update(lambda b: (b["pos"].sum(2) * b["z"]).sum(1), atoms)
+    two = {"pos": Points(3), "z": Invariant()}
+    metric = lm.FiniteEquivarianceError(orbits.permutations(), input_representation=two)
+    with pytest.raises(TypeError, match=r"got the parts \['pos', 'z'\]"):
+        metric.update(lambda b: b["pos"].sum((1, 2)), {"pos": random(2, 5, 3), "z": random(2, 5)})
+    metric = lm.FiniteEquivarianceError(orbits.permutations(), input_representation=Points(3))
+    with pytest.raises(TypeError, match="not known where its points are"):
+        metric.update(lambda p: p.sum((1, 2, 3)), random(2, 4, 5, 3))
     consistency = lm.PredictionConsistency(orbits.permutations(samples=2), input_representation=Points(3))
     consistency.update(Perceptron(), random(4, 5, 3))
     assert 0 <= consistency.compute()["permutation"] <= 1
+
+
+class TestPadding:
+    """What only fills up a batch has no part in any number."""
+
+    MASK = torch.arange(5)[None] < torch.tensor([5, 3, 2, 4])[:, None]
+    BY_NAME: ClassVar = {"input_representation": {"pos": Masked(Points(3), "mask")}}
+
+    def batch(self, filling):
+        return {
+            "pos": torch.where(self.MASK[..., None], random(4, 5, 3), torch.tensor(filling).double()),
+            "mask": self.MASK,
+        }
+
+    @staticmethod
+    def model(batch):
+        there = batch["mask"][..., None]
+        centre = (batch["pos"] * there).sum(1, keepdim=True) / there.sum(1, keepdim=True)
+        return (batch["pos"] - centre) * torch.tensor([1.0, 1.5, 2.0], dtype=batch["pos"].dtype)
+
+    @pytest.mark.parametrize(
+        "orbit",
+        [
+            orbits.matrices({"turn": [[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]}),
+            orbits.listed("rotation_x", (0.5,), dimension=3),
+            orbits.uniform("rotation", 0.5, samples=2, dimension=3),
+        ],
+        ids=["matrices", "listed", "uniform"],
+    )
+    @pytest.mark.parametrize("measure", [lm.FiniteEquivarianceError, lm.RelaxedEquivarianceError])
+    def test_companions(self, orbit, measure):
+        values = []
+        for filling in (0.0, 100.0):
+            metric = measure(orbit, output_representation=Masked(Vectors(3), "mask"), **self.BY_NAME)
+            metric.update(self.model, self.batch(filling))
+            values.append(next(iter(metric.compute().values())))
+        assert values[0] > 0.05
+        torch.testing.assert_close(values[1], values[0])
+
+    def test_finite_error_by_hand(self):
+        turn = orbits.listed("rotation_x", (0.5,), dimension=3)
+        metric = lm.FiniteEquivarianceError(turn, output_representation=Masked(Vectors(3), "mask"), **self.BY_NAME)
+        batch = self.batch(7.0)
+        metric.update(self.model, batch)
+        (X,) = lm.generators("rotation_x", dimension=3)
+        f = self.model(batch)
+        moved = self.model({**batch, "pos": Points(3).act(batch["pos"], X, 0.5, None)})
+        off = (Vectors(3).act(moved, X, -0.5, None) - f).square().sum(-1)[self.MASK].sum()
+        spread = f.square().sum(-1)[self.MASK].sum()
+        assert metric.compute()["rotation_x_0.5"].item() == pytest.approx((off / (2 * spread)).sqrt().item())
+
+    def test_penalty_and_derivatives(self):
+        options = {**self.BY_NAME, "output_representation": {"": Masked(Vectors(3), "mask")}}
+        options["output_representation"] = Masked(Vectors(3), "mask")
+        derivative = lm.lie_derivative(self.model, self.batch(9.0), "rotation_x", **options)
+        assert not next(iter(derivative.values()))[~self.MASK].any()
+        weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+        penalty = lm.equivariance_penalty(lambda b: weight * self.model(b), self.batch(9.0), "rotation", **options)
+        wanted = lm.functional.relative(self.model, self.batch(9.0), "rotation", **options)
+        mean = torch.stack(list(wanted.values())).square().mean()
+        torch.testing.assert_close(penalty.detach(), mean)
+
+    def test_assertions(self):
+        def same(batch):
+            return torch.where(batch["mask"][..., None], batch["pos"], batch["pos"][:, :1, :1])
+
+        lm.testing.assert_equivariant(
+            same, self.batch(9.0), "rigid", **self.BY_NAME, output_representation=Masked(Points(3), "mask")
+        )
+
+    @pytest.mark.parametrize("kind", [Tensors(3, 0), Invariant()])
+    def test_numbers_at_nodes_of_graphs(self, kind):
+        sizes = torch.tensor([3, 4, 5])
+        batch = {"pos": random(12, 3), "batch": torch.repeat_interleave(torch.arange(3), sizes)}
+        found = lm.functional.relative(
+            lambda b: b["pos"][:, 0] ** 2, batch, "rotation_z",
+            input_representation={"pos": Packed(Points(3), "batch")},
+            output_representation=Packed(kind, "batch"),
+        )["rotation_z"]  # fmt: skip
+        f, change = batch["pos"][:, 0] ** 2, 2 * batch["pos"][:, 0] * batch["pos"][:, 1]
+        about = f.square().sum() - f.sum() ** 2 / 12
+        torch.testing.assert_close(found, (change.square().sum() / (about * 3 / 2)).sqrt())
+
+
+def test_parts_have_sizes_of_their_own():
+    def model(batch):
+        return {"energy": batch["pos"][:, 0, :1] * 1e-6, "forces": batch["pos"]}
+
+    options = {
+        "input_representation": {"pos": Points(3)},
+        "output_representation": {"energy": Invariant(), "forces": Vectors(3)},
+    }
+    found = lm.testing.equivariance_violation(model, {"pos": random(4, 5, 3)}, "rotation", **options)
+    assert found["energy/rotation_y"].max() > 0.1
+    assert found["forces/rotation_y"].max() < 1e-14
+    with pytest.raises(AssertionError, match="energy/rotation"):
+        lm.testing.assert_equivariant(model, {"pos": random(4, 5, 3)}, "rotation", **options)

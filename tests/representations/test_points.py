@@ -277,7 +277,12 @@ class TestMadeOfOthers:
 
     @pytest.mark.parametrize(
         ("batch", "match"),
-        [([0, 0], "each of the 3 nodes"), ([1, 0, 0], "ascending"), ([0, 2, 2], "without gaps")],
+        [
+            ([0, 0], "each of the 3 nodes"),
+            ([1, 0, 0], "ascending"),
+            ([0, 2, 2], "got none of graph 1"),
+            ([-1, 0, 0], "ascending"),
+        ],
     )
     def test_graphs_out_of_order(self, batch, match):
         with pytest.raises(ValueError, match=match):
