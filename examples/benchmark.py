@@ -25,8 +25,7 @@ from typing import Any
 import torch
 
 import lie_metric as lm
-from lie_metric.callbacks.equivariance_monitor import strides_of as strides
-from lie_metric.callbacks.measurements import Measurement as Measurement
+from lie_metric.callbacks.measurements import Measurement, strides_of
 from lie_metric.layerwise import attributed
 from lie_metric.lie import linearise
 
@@ -320,7 +319,7 @@ def report_epoch(arguments: argparse.Namespace) -> float:
 
     def measure(**options: Any) -> None:
         """What the monitor does in one epoch: the method that was found is checked again."""
-        measurement = Measurement(lm.EquivarianceMonitor(**options)._metrics(images.device), strides=strides(256))
+        measurement = Measurement(lm.EquivarianceMonitor(**options)._metrics(images.device), strides=strides_of(256))
         measurement.local.expect(checked)
         for start in (0, 128):
             measurement.update(model, images, list(range(start, start + 128)))
