@@ -53,7 +53,7 @@ class PairwisePotential(nn.Module):
         hidden: Width of its two hidden layers.
     """
 
-    def __init__(self, bodies: int, hidden: int = 48) -> None:
+    def __init__(self, bodies: int, hidden: int = 32) -> None:
         super().__init__()
         self.network = perceptron((5, hidden, hidden, 1))
 
@@ -75,7 +75,7 @@ class ConvolutionalPotential(nn.Module):
         depth: How many convolutions, each added to its input.
     """
 
-    def __init__(self, bodies: int, hidden: int = 16, depth: int = 2) -> None:
+    def __init__(self, bodies: int, hidden: int = 12, depth: int = 2) -> None:
         super().__init__()
         self.lift = nn.Linear(2, hidden)
         self.layers = nn.ModuleList(ContinuousConvolution(hidden, hidden) for _ in range(depth))
