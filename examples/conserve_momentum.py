@@ -2,12 +2,12 @@
 
     python examples/conserve_momentum.py
 
-makes systems of six bodies with random masses and stiffnesses (Finzi, Stanton, Izmailov and Wilson 2020, section 6.2),
-and trains four Hamiltonians and a neural ODE on short chunks of their trajectories. `EquivarianceMonitor` watches how far
-the learned energy is from invariance to translations and rotations, and, by `ConservationError`, how fast momentum, spin
-and energy change along the learned flow. At the end the networks are rolled out from systems that they have not seen, and
-the drift that was predicted stands beside the one that is measured. It prints a table and what it says, writes one
-picture, and leaves a TensorBoard run for each training.
+makes systems of six bodies with random masses and stiffnesses (as Finzi, Stanton, Izmailov and Wilson 2020 do), and
+trains four Hamiltonians and a neural ODE on short chunks of their trajectories. `EquivarianceMonitor` watches how far
+the learned energy is from invariance to translations and rotations, and, by `ConservationError`, how fast momentum,
+spin and energy change along the learned flow. At the end the networks are rolled out from states of systems that they
+have not seen, and the drift that was predicted stands beside the one that is measured. It prints a table and what it
+says, writes one picture, and leaves a TensorBoard run for each training.
 """
 
 from __future__ import annotations
@@ -433,7 +433,7 @@ def fitted(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def predictions(
     results: Mapping[str, Sequence[Result]], at: int, quantities: Sequence[str] = tuple(PARTNER)
 ) -> list[tuple[float, float]]:
-    """Pairs of predicted and measured drift at one of the times, of all trainings, where there is more than rounding."""
+    """Pairs of predicted and measured drift at one of the times, of all trainings, where it is more than rounding."""
     return [
         (one.conservation[name] * one.times[at], one.drift[name][at])
         for found in results.values()
@@ -493,8 +493,8 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
     worst = max((one.noether for found in results.values() for one in found if one.noether == one.noether), default=0)
     parts.append(
         f"The quantities that these symmetries promise, and no others, are constant along the learned flow: "
-        f"{'in every case' if not broken else 'not for ' + '; '.join(broken)}; where a symmetry is broken, dJ/dt and the "
-        f"Lie derivative of H agree to {worst:.0e} of their size"
+        f"{'in every case' if not broken else 'not for ' + '; '.join(broken)}; where a symmetry is broken, dJ/dt and "
+        f"the Lie derivative of H agree to {worst:.0e} of their size"
     )
     still = [
         one.drift[q][-1] for found in results.values() for one in found for q in PARTNER
@@ -502,8 +502,8 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
     ]  # fmt: skip
     if still:
         parts.append(
-            f"Of {len(still)} momenta that do not change along the flow the largest drift of a rollout is {max(still):.0e} "
-            f"standard deviations, which is the integrator's; the median is {median(still):.0e}"
+            f"Of {len(still)} momenta that do not change along the flow the largest drift of a rollout is "
+            f"{max(still):.0e} standard deviations, which is the integrator's; the median is {median(still):.0e}"
         )
     at = [predictions(results, k) for k in (0, -1)]
     (r0, s0), (r1, s1) = (fitted(pairs) for pairs in at)
@@ -520,14 +520,15 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
         found = results["neural ODE"]
         rates = [fmean(one.conservation[q] for one in found) for q in ("px", "spin", "energy")]
         parts.append(
-            "The neural ODE has no energy, and loses px, spin and energy at {:.2g}, {:.2g} and {:.2g} standard deviations "
-            "a second".format(*rates)
+            "The neural ODE has no energy: its px, spin and energy change by {:.2g}, {:.2g} and {:.2g} standard "
+            "deviations a second".format(*rates)
         )
     seeds = len(next(iter(results.values())))
     best = min(results, key=lambda name: fmean(one.rates_error for one in results[name]))
     first = sum(min(results, key=lambda name: results[name][k].rates_error) == best for k in range(seeds))
     parts.append(
-        f"The error of rates of change on unseen systems is smallest for {best} on the mean, and in {first} of {seeds} seeds"
+        f"The error of rates of change on unseen systems is smallest for {best} on the mean, and in {first} of {seeds} "
+        "seeds"
     )
     return ".\n".join(parts) + "."
 
@@ -643,8 +644,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
             done += 1
             one = results[name][-1]
             print(
-                f"[{done:{len(str(total))}}/{total}] {name}, seed {seed}: error of rates {one.rates_error:.3f}, drift of "
-                f"px {one.drift['px'][-1]:.1e}, spin {one.drift['spin'][-1]:.1e}, {time.monotonic() - begun:.0f} s",
+                f"[{done:{len(str(total))}}/{total}] {name}, seed {seed}: error of rates {one.rates_error:.3f}, drift "
+                f"of px {one.drift['px'][-1]:.1e}, spin {one.drift['spin'][-1]:.1e}, {time.monotonic() - begun:.0f} s",
                 flush=True,
             )
     rows, along = table(results), prediction_table(results)
@@ -652,13 +653,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
     caption = (
         f"H: relative Lie derivative of the learned energy, in its standard deviations per unit of t (*: of the field, "
         f"there is no H); d/dt: conservation errors, in standard deviations of the quantity per second; energy is the "
-        f"true one. {options.test_systems} states, one of each unseen system, {over}.\nDrift: root mean square, in the same "
-        f"standard deviations; dopri5 adds its own, some 1e-5 to spin. Errors: of rates, norm of the error over norm; "
-        f"of rollouts, |z - z'| / (|z| + |z'|), geometric mean over {options.horizon:g} s."
+        f"true one. {options.test_systems} states, one of each unseen system, {over}.\nDrift: root mean square, in the "
+        f"same standard deviations; dopri5 adds its own, some 1e-5 to spin. Errors: of rates, norm of the error over "
+        f"norm; of rollouts, |z - z'| / (|z| + |z'|), geometric mean over {options.horizon:g} s."
     )
     explained = (
-        "Predicted drift is the logged rate times the time; pairs are of every network, seed and momentum (px, py, spin) "
-        "above rounding, correlation and slope of logarithms. Of energy the median of measured / predicted."
+        "Predicted drift is the logged rate times the time; pairs are of every network, seed and momentum (px, py, "
+        "spin) above rounding, correlation and slope of logarithms. Of energy the median of measured / predicted."
     )
     text = "\n\n".join([show(rows), caption, show(along), explained, sentence(results)])
     print(f"\n{text}")

@@ -46,7 +46,7 @@ class CentredPotential(PlainPotential):
 
 
 class PairwisePotential(nn.Module):
-    """A sum over pairs of a perceptron of their squared distance: invariant to translation, rotation, reflection, order.
+    """A sum over pairs of a perceptron of squared distances: invariant to translation, rotation, mirror images, order.
 
     Args:
         bodies: Not used: it takes any number.
