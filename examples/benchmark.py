@@ -345,6 +345,55 @@ def report_epoch(arguments: argparse.Namespace) -> float:
     return median(shares["EquivarianceMonitor(), an epoch with floor and linearity"])
 
 
+def report_geometry(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Prints what a graph network and a network of volumes cost by each method, in plain forward passes.
+
+    Args:
+        arguments: The command line.
+
+    Returns:
+        Median cost by network and label.
+    """
+    sys.path.insert(0, str(Path(__file__).parent))
+    from networks import EGNN, UNet3d
+
+    torch.manual_seed(0)
+    points, field = lm.representations.Points(3), lm.representations.Field(3)
+    small = arguments.size < 224
+    cases: dict[str, tuple[torch.nn.Module, torch.Tensor, Any, tuple[lm.Generator, ...]]] = {
+        "EGNN, B=64, N=24, 6 generators": (
+            EGNN().eval(), torch.randn(4 if small else 64, 24, 3), points, lm.generators("rigid", dimension=3)
+        ),
+        "3-D U-Net, B=1, 32 voxels, 12 tangents": (
+            UNet3d().eval(), torch.randn(1, 1, *[8 if small else 32] * 3), field, lm.generators("affine", dimension=3)
+        ),
+    }  # fmt: skip
+    table: dict[str, dict[str, float]] = {}
+    for name, (model, inputs, layout, generators) in cases.items():
+        options = {"input_representation": layout, "output_representation": layout}
+        passes: dict[str, Callable[[], object]] = {"plain forward": lambda model=model, inputs=inputs: model(inputs)}
+        for method in ("auto", "forward vmap", "double_backward", "difference"):
+            passes[method] = lambda method=method, model=model, inputs=inputs, generators=generators, options=options: (
+                linearise(model, inputs, generators, method=method, verify=False, **options)
+            )
+        passes[CHECKED] = lambda model=model, inputs=inputs, generators=generators, options=options: linearise(
+            model, inputs, generators, **options
+        )
+        rounds = []
+        with torch.no_grad():
+            for run in passes.values():
+                run()
+            for _ in range(arguments.repeats):
+                times = {label: seconds(run, "cpu") for label, run in passes.items()}
+                rounds.append({label: time / times["plain forward"] for label, time in times.items()})
+        table[name] = {label: median(each[label] for each in rounds) for label in passes}
+        print(f"\n{name}: plain forward passes, median of {arguments.repeats} rounds")
+        for label in passes:
+            low, high = (bound(each[label] for each in rounds) for bound in (min, max))
+            print(f"  {label:40} {table[name][label]:6.1f}   ({low:.1f} to {high:.1f})")
+    return table
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Runs the benchmark.
 
@@ -368,6 +417,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument(
         "--epoch", action="store_true", help="measure the monitor's share of a CIFAR-sized epoch as well"
     )
+    help_geometry = "measure a graph network and a network of volumes by each method, and no timm model"
+    parser.add_argument("--geometry", action="store_true", help=help_geometry)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -378,6 +429,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             passes = runs(model, images) | layer_runs(model, images[:3], arguments.layerwise or 0)
             print(json.dumps(memory_above_start(passes[arguments.memory_of], arguments.device)))
         return {}
+    if arguments.geometry:
+        return report_geometry(arguments)
     ratios = {}
     for name in arguments.models:
         ratios[name] = report(arguments, name)

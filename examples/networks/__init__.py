@@ -2,15 +2,19 @@
 
 from networks.dynamics import Hamiltonian, VectorField
 from networks.energies import CentredPotential, ConvolutionalPotential, PairwisePotential, PlainPotential
+from networks.graphs import EGNN
 from networks.layers import ContinuousConvolution, perceptron
+from networks.volumes import UNet3d
 
 __all__ = [
+    "EGNN",
     "CentredPotential",
     "ContinuousConvolution",
     "ConvolutionalPotential",
     "Hamiltonian",
     "PairwisePotential",
     "PlainPotential",
+    "UNet3d",
     "VectorField",
     "perceptron",
 ]

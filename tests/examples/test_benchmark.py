@@ -18,6 +18,15 @@ def test_table(example, capsys):
     assert ratios["RelativeStability"] > 0
 
 
+def test_geometry(example, capsys):
+    found = example("benchmark").main(["--geometry", "--size", "32", "--repeats", "1"])
+    assert len(found) == 2
+    for costs in found.values():
+        assert costs["plain forward"] == 1
+        assert costs["difference"] > costs["auto"] > 1
+    assert "3-D U-Net" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_memory_and_epoch(example, capsys, monkeypatch):
     benchmark, measured = example("benchmark"), {}

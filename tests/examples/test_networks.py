@@ -142,3 +142,35 @@ def test_perceptron(networks):
     network = networks.perceptron((3, 8, 2))
     assert [type(layer).__name__ for layer in network] == ["Linear", "SiLU", "Linear"]
     assert network(torch.zeros(4, 7, 3)).shape == (4, 7, 2)
+
+
+class TestGraphsAndVolumes:
+    def test_egnn_is_equivariant(self, networks):
+        torch.manual_seed(0)
+        model, points = networks.EGNN().double(), torch.randn(4, 6, 3, dtype=torch.float64)
+        lm.testing.assert_equivariant(
+            model, points, "rigid", tolerance=1e-13, input_representation=Points(3), output_representation=Points(3)
+        )
+        energy = lm.testing.equivariance_violation(
+            model, points, ("rigid", "scale"), output=lambda returned: returned[1], input_representation=Points(3)
+        )
+        assert max(energy[name].max() for name in energy if name != "scale") < 1e-13 < 1e-3 < energy["scale"].max()
+
+    def test_egnn_keeps_mirror_images_and_orders(self, networks):
+        torch.manual_seed(0)
+        mirrors = lm.orbits.matrices({"inversion": -torch.eye(3)})
+        metric = lm.FiniteEquivarianceError(
+            [*mirrors, lm.orbits.permutations()], input_representation=Points(3), output_representation=Points(3)
+        )
+        metric.update(networks.EGNN().double(), torch.randn(4, 6, 3, dtype=torch.float64))
+        assert max(metric.compute().values()) < 1e-13
+
+    def test_volumes_keep_their_size_and_no_symmetry(self, networks):
+        torch.manual_seed(0)
+        model, volume = networks.UNet3d().double().eval(), torch.randn(2, 1, 8, 12, 8, dtype=torch.float64)
+        assert model(volume).shape == (2, 2, 8, 12, 8)
+        field = lm.representations.Field(3)
+        found = F.relative(
+            model, volume, ("translation", "rotation"), input_representation=field, output_representation=field
+        )
+        assert min(found.values()) > 0.1
