@@ -10,8 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lie_metric import algebra, figures
+from lie_metric import figures
 from lie_metric.algebra import Generator
+from lie_metric.binding import resolve_for
 from lie_metric.callbacks.batches import images_of
 from lie_metric.callbacks.monitor import Function, Monitor
 from lie_metric.callbacks.silence import silence
@@ -108,7 +109,12 @@ class LayerwiseMonitor(Monitor):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
         validate_probes(probes)
-        self.generators = algebra.generators(generators)
+        if isinstance(input_representation, Mapping):
+            raise TypeError(
+                f"`input_representation` must be one representation for layers, got the parts "
+                f"{list(input_representation)}. Attribute a module that takes one tensor, e.g. by `function=`."
+            )
+        self.generators = resolve_for(generators, input_representation)
         self.num_images, self.every_n_epochs, self.depth = num_images, every_n_epochs, depth
         self.resampling = resampling or Resampling()
         self._options: dict[str, Any] = {

@@ -195,6 +195,32 @@ def test_point_clouds_as_one_tensor_are_taken_row_by_row():
         assert trainer.callback_metrics[f"equivariance/{name}"].item() == pytest.approx(value.item(), rel=1e-5)
 
 
+def test_layers_of_point_clouds():
+    class Cloud(Potential):
+        def forward(self, points):
+            return self.net(points).sum(1)
+
+        def training_step(self, batch, _):
+            return self(batch).square().mean()
+
+        def validation_step(self, batch, _):
+            self.log("val_loss", self(batch).square().mean())
+
+    seed_everything(0, verbose=False)
+    data = torch.randn(12, 5, 3, generator=torch.Generator().manual_seed(0))
+    options = {"input_representation": Points(3), "output_representation": Invariant()}
+    monitor = lm.LayerwiseMonitor("rotation", on_error="raise", **options)
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, callbacks=[monitor], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Cloud(), DataLoader(data, 6), DataLoader(data, 6))
+    found = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("layerwise_rotation_x/")}
+    assert sum(found.values()) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(TypeError, match="one representation for layers"):
+        lm.LayerwiseMonitor("rotation", input_representation={"pos": Points(3)})
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
