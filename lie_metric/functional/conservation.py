@@ -72,6 +72,11 @@ def _conservation_update(
     chunk_size: int | None = None,
 ) -> tuple[dict[str, Tensor], Linearisation]:
     """The sums of a batch, and what they were made of."""
+    if not isinstance(states, Tensor):
+        raise TypeError(
+            f"`states` must be one tensor (B, ...), got {type(states).__name__}. Put places and momenta side by side "
+            "on the last axis, and let `function=` take them apart for the model."
+        )
     validate_inputs(model, states, Invariant(), function)
     with torch.no_grad(), isolated(model):
         rates = function_of(model, output, function)(states.clone()).detach()

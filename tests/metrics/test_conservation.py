@@ -164,6 +164,7 @@ def drift(model, quantities=QUANTITIES, **options):
         (lambda: lm.ConservationError({"p/x": spin}), ValueError, "names without '/'"),
         (lambda: drift(lambda z: z[:, :1]), ValueError, "rate of change of the state"),
         (lambda: drift(lambda z: z, {"p": lambda z: z[..., 2]}), ValueError, "one number for each"),
+        (lambda: F.conservation_error(lambda z: z, {"q": states()}, QUANTITIES), TypeError, "one tensor"),
         (lambda: drift(lambda z: z, seed=1), TypeError, "must be among"),
     ],
 )  # fmt: skip
