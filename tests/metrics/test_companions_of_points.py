@@ -134,6 +134,10 @@ class TestPermutations:
             > 0.1
         )
 
+    def test_one_vector_for_each_sample_stays(self):
+        found = error(lambda x: x.sum(1), random(8, 5, 3), orbits.permutations(), output_representation=Vectors(3))
+        assert found["permutation"] < 1e-14
+
     def test_the_same_order_whatever_the_batch(self):
         whole = lm.FiniteEquivarianceError(orbits.permutations(), input_representation=Points(3))
         parts = lm.FiniteEquivarianceError(orbits.permutations(), input_representation=Points(3))
@@ -229,7 +233,7 @@ def test_what_cannot_be_measured_says_so():
 class TestPadding:
     """What only fills up a batch has no part in any number."""
 
-    MASK = torch.arange(5)[None] < torch.tensor([5, 3, 2, 4])[:, None]
+    MASK = torch.arange(5)[None] < torch.tensor([3, 5, 2, 4])[:, None]
     BY_NAME: ClassVar = {"input_representation": {"pos": Masked(Points(3), "mask")}}
 
     def batch(self, filling):

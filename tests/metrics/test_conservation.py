@@ -129,6 +129,39 @@ class TestMetric:
         for name, value in F.conservation_error(model, states(), QUANTITIES).items():
             assert value.item() == pytest.approx(wanted[name].item())
 
+    def test_quantities_of_the_model_are_those_of_evaluation_mode(self):
+        class Dropping(Hamiltonian):
+            def __init__(self):
+                super().__init__()
+                self.drop = nn.Dropout(0.5)
+
+            def energy(self, z):
+                return super().energy(self.drop(z))
+
+        model = Dropping()
+        assert F.conservation_error(model, states(), {"energy": model.energy})["energy"] < 1e-12
+        assert model.training
+
+    def test_dynamics_that_write_into_their_input(self):
+        def decaying(z):
+            z[..., :2] = 0
+            return z.neg_()
+
+        z = states()
+        found = F.conservation_error(decaying, z, {"px": momentum(0)})
+        assert torch.equal(z, states())
+        wanted = momentum(0)(z).square().mean().sqrt() / momentum(0)(z).std()
+        assert found["px"].item() == pytest.approx(wanted.item())
+
+    def test_differences_where_they_are_asked_for(self):
+        quantities = {"angle": lambda z: spin(z).sin()}
+        exact, near = (
+            F.conservation_error(Hamiltonian(), states(), quantities, method=method)["angle"].item()
+            for method in ("forward", "difference")
+        )
+        assert near != exact
+        assert near == pytest.approx(exact, rel=1e-4)
+
     def test_half_precision_dynamics(self):
         model = nn.Linear(4, 4, bias=False)
         wanted = F.conservation_error(model, states().float(), QUANTITIES)
@@ -177,3 +210,7 @@ def test_a_quantity_that_does_not_vary_is_nan():
         found = F.conservation_error(lambda z: z, states(), {"one": lambda z: 0 * z.sum((1, 2)) + 1, "spin": spin})
     assert found["one"].isnan()
     assert found["spin"] > 0
+    # Sums of a constant that is no binary fraction leave rounding, which is no spread.
+    with pytest.warns(UserWarning, match=r"NaN for \['tenth'\]"):
+        found = F.conservation_error(lambda z: z, states(), {"tenth": lambda z: 0.1 + 1e-13 * spin(z)})
+    assert found["tenth"].isnan()
