@@ -140,7 +140,8 @@ def recast(holder: Any, dtype: torch.dtype) -> Any:
 
     def cast_(value: Any) -> Any:
         if isinstance(value, (Mapping, tuple, list)):
-            return recast(value, dtype)
+            # What holds none, such as settings, is not copied: it may be of a kind that cannot be.
+            return recast(value, dtype) if any(True for _ in tensors(value)) else value
         if not isinstance(value, Tensor):
             return value
         value = value.to(dtype) if value.is_floating_point() else value

@@ -141,7 +141,9 @@ class TestLieDerivatives:
         assert all(batch[key] is not None and torch.equal(batch[key], before[key]) for key in before)
         assert batch.keys() == before.keys()
 
-    @pytest.mark.parametrize("kind", ["dict", "tuple", "list", "named tuple", "dataclass", "object", "dotted", "nested"])
+    @pytest.mark.parametrize(
+        "kind", ["dict", "tuple", "list", "named tuple", "dataclass", "object", "dotted", "nested"]
+    )
     def test_holders(self, kind):
         pos, z, X = random(3, 4, 3), random(3, 4), "rotation_z"
 
@@ -178,8 +180,8 @@ class TestLieDerivatives:
 
         def model(batch):
             charge, z = batch["atoms"]["charge"], batch["atoms"]["z"]
-            weight = batch["weight"] @ charge.mT  # products want operands of one dtype
-            return (net(batch["pos"]) * kinds(z) * weight.mT).sum((1, 2))
+            seen = net(batch["pos"]) * kinds(z)  # products of matrices want operands of one dtype
+            return (batch["weight"] @ seen.mT).sum((1, 2)) + (charge.mT @ seen).sum((1, 2))
 
         metric = lm.LocalEquivarianceError("rotation", input_representation={"pos": Points(3)})
         weight = random(4, 1, 2, seed=1, dtype=torch.float32)
@@ -383,6 +385,11 @@ class TestMetric:
         for read in (lambda: metric.gram, metric.principal_directions):
             with pytest.raises(ValueError, match="must be of one part"):
                 read()
+        with pytest.raises(ValueError, match="must be of one part"):
+            lm.functional.principal_directions(
+                Messages(), (random(4, 5, 3), random(4, 5, 3, seed=1)), "rotation",
+                input_representation=PAIR_IN, output_representation=PAIR_OUT,
+            )  # fmt: skip
         with pytest.raises(ValueError, match="have no pixels"):
             metric.relative("pixel")
         assert metric.parameter_units[:3] == ("radian",) * 3
@@ -467,6 +474,7 @@ class TestRefusals:
         assert len(resolve_for(lm.generators("rotation", dimension=3), Own())) == 3
         assert resolve_for("rotation", Own())[0].dimension == 2
         assert len(resolve_for("boost_x", {"own": Own(), "pos": Points(2)})) == 1  # it may read any charge
+        assert len(resolve_for("boost_x", Parts({"own": Own(), "pos": Points(2)}, ((1, 2), (1, 2))))) == 1
 
     def test_charges_are_read_through_what_is_around(self):
         for around in (Masked(Velocities(3), "mask"), Packed(Velocities(3), "batch")):

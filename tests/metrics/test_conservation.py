@@ -129,6 +129,13 @@ class TestMetric:
         for name, value in F.conservation_error(model, states(), QUANTITIES).items():
             assert value.item() == pytest.approx(wanted[name].item())
 
+    def test_states_of_one_trajectory_count_as_one(self):
+        once, twice = (lm.ConservationError(QUANTITIES) for _ in range(2))
+        once.update(Hamiltonian(), states(64))
+        twice.update(Hamiltonian(), states(64).repeat(2, 1, 1), groups=[*range(64)] * 2)
+        error = once.standard_error()["spin"].item()
+        assert twice.standard_error()["spin"].item() == pytest.approx(error, rel=0.05)
+
     def test_quantities_of_the_model_are_those_of_evaluation_mode(self):
         class Dropping(Hamiltonian):
             def __init__(self):
@@ -155,12 +162,15 @@ class TestMetric:
 
     def test_differences_where_they_are_asked_for(self):
         quantities = {"angle": lambda z: spin(z).sin()}
-        exact, near = (
-            F.conservation_error(Hamiltonian(), states(), quantities, method=method)["angle"].item()
-            for method in ("forward", "difference")
-        )
-        assert near != exact
-        assert near == pytest.approx(exact, rel=1e-4)
+        exact = F.conservation_error(Hamiltonian(), states(), quantities, method="forward")["angle"].item()
+        metric = lm.ConservationError(quantities, method="difference")
+        metric.update(Hamiltonian(), states())
+        for near in (
+            F.conservation_error(Hamiltonian(), states(), quantities, method="difference"),
+            metric.compute(),
+        ):
+            assert near["angle"].item() != exact
+            assert near["angle"].item() == pytest.approx(exact, rel=1e-4)
 
     def test_half_precision_dynamics(self):
         model = nn.Linear(4, 4, bias=False)
