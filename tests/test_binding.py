@@ -355,7 +355,7 @@ class TestMetric:
             assert value.item() == pytest.approx(1)
 
     def test_noise_of_each_part_and_graph_is_its_own(self):
-        same = random(1, 2, 1, 3).expand(1, 2, 4, 3).contiguous()
+        same = random(1, 1, 4, 3).expand(1, 2, 4, 3)
         both = Parts({"0": Vectors(3), "1": Vectors(3)}, ((2, 4, 3),) * 2)
         first, second = both.split(like_tangents(both.join([same[0], same[0]])[None], both, [3, 4], 0))
         assert not torch.allclose(first, second)
