@@ -179,13 +179,13 @@ class TestLieDerivatives:
         net, kinds = nn.Linear(3, 2), nn.Embedding(3, 2)
 
         def model(batch):
-            charge, z = batch["atoms"]["charge"], batch["atoms"]["z"]
+            charge, z = batch["atoms"].charge, batch["atoms"].z
             seen = net(batch["pos"]) * kinds(z)  # products of matrices want operands of one dtype
             return (batch["weight"] @ seen.mT).sum((1, 2)) + (charge.mT @ seen).sum((1, 2))
 
         metric = lm.LocalEquivarianceError("rotation", input_representation={"pos": Points(3)})
         weight = random(4, 1, 2, seed=1, dtype=torch.float32)
-        metric.update(model, {"pos": pos, "weight": weight, "atoms": {"charge": charge, "z": z}})
+        metric.update(model, {"pos": pos, "weight": weight, "atoms": namedtuple("Atoms", "charge z")(charge, z)})
         assert metric.check.status == "agrees"
         assert metric.check.difference < 1e-6
 
