@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lie_metric.algebra import Generator
 from lie_metric.algebra import generators as resolve
-from lie_metric.holders import entries, entry, held, recast, replaced, tensor_of
+from lie_metric.holders import entry, held, recast, replaced, tensor_of, tensors
 from lie_metric.measured import Function, Layout, Output, call_of, carried, select_output, validate_inputs
 from lie_metric.representations import Image, Invariant, Representation
 from lie_metric.representations.composite import Masked, Packed, Parts, common_dimension, samples
@@ -115,7 +115,6 @@ def bind(
         (torch.Size([4, 6]), torch.Size([4]))
     """
     if not isinstance(input_representation, Mapping):
-        kept = output_representation
         if isinstance(input_representation, Packed):
             raise TypeError(
                 "`input_representation` must name the part that is packed, got `Packed` alone. The model needs to know "
@@ -123,10 +122,10 @@ def bind(
             )
         validate_inputs(model, inputs, input_representation, function)
         bound = Bound(inputs, input_representation or Image(), function, output, input_representation)
-        if isinstance(kept, Mapping):
-            _bind_output(bound, kept, inputs, output)
+        if isinstance(output_representation, Mapping):
+            _bind_output(bound, output_representation, inputs, output)
         else:
-            bound._declared = kept
+            bound._declared = output_representation
         return bound
     if not input_representation:
         raise ValueError("`input_representation` must name at least one part, got none. Pass e.g. {'pos': Points(3)}.")
@@ -145,16 +144,14 @@ def bind(
             "samples an axis of B, or pack nodes with `Packed(..., 'batch')`."
         )
     carrier = Parts(layouts, tuple(tuple(part.shape) for part in parts.values()), together)
-    dtype = parts[next(iter(parts))].dtype
-    for part in parts.values():
-        dtype = torch.promote_types(dtype, part.dtype)
+    whole = carrier.join(list(parts.values()))
     arguments = len(inputs) if isinstance(inputs, (tuple, list)) else 1
     run = call_of(model, function, arguments)
     # A model that takes gradients itself cannot use tensors of inference mode, as loaders make them there.
-    unusable = any(isinstance(one, Tensor) and one.is_inference() for one in entries(inputs))
+    unusable = any(one.is_inference() for one in tensors(inputs))
 
     def rebuilt(tensor: Tensor) -> tuple[Any, ...]:
-        found = inputs if tensor.dtype == dtype and not unusable else recast(inputs, tensor.dtype)
+        found = inputs if tensor.dtype == whole.dtype and not unusable else recast(inputs, tensor.dtype)
         for key, part in zip(parts, carrier.split(tensor), strict=True):
             found = replaced(found, key.split("."), part)
         return tuple(found) if isinstance(found, (tuple, list)) else (found,)
@@ -162,7 +159,6 @@ def bind(
     def called(owner: Any, tensor: Tensor) -> Any:
         return run(*rebuilt(tensor))
 
-    whole = carrier.join([part.to(dtype) for part in parts.values()])
     bound = Bound(whole, carrier, called, output, carrier)
     if output_representation is None and not together:
         return bound
@@ -378,8 +374,7 @@ def unnamed_parts(inputs: Any, representation: Layout | None) -> dict[str, Tenso
     """
     if not isinstance(representation, Mapping):
         return {}
-    roots = {key.split(".")[0] for key in representation}
-    found = {key: entry(inputs, key) for key in held(inputs) if key not in roots}
+    found = {key: entry(inputs, key) for key in held(inputs) if key not in representation}
     return {key: part for key, part in found.items() if isinstance(part, Tensor)}
 
 
@@ -450,8 +445,8 @@ def _named(representation: Representation, inputs: Any) -> Representation:
     """The representation with the tensors that it names."""
     if isinstance(representation, Masked):
         mask = entry(inputs, representation.mask) if isinstance(representation.mask, str) else representation.mask
-        return Masked(_named(representation.of, inputs), mask)
+        return Masked(representation.of, mask)
     if isinstance(representation, Packed):
         batch = entry(inputs, representation.batch) if isinstance(representation.batch, str) else representation.batch
-        return Packed(_named(representation.of, inputs), batch)
+        return Packed(representation.of, batch)
     return representation

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["entries", "entry", "held", "recast", "replaced", "tensor_of"]
+__all__ = ["entry", "held", "recast", "replaced", "tensor_of", "tensors"]
 
 
 def tensor_of(holder: Any, key: str, name: str = "inputs") -> Tensor:
@@ -124,7 +124,7 @@ def replaced(holder: Any, path: list[str], part: Tensor) -> Any:
 
 
 def recast(holder: Any, dtype: torch.dtype) -> Any:
-    """What holds parts with its floating-point tensors in another dtype, and none of inference mode.
+    """What holds parts with its floating-point tensors, at any depth, in another dtype, and none of inference mode.
 
     Args:
         holder: As in :func:`tensor_of`.
@@ -139,6 +139,9 @@ def recast(holder: Any, dtype: torch.dtype) -> Any:
     """
 
     def cast_(value: Any) -> Any:
+        if isinstance(value, (Mapping, tuple, list)):
+            # What holds none, such as settings, is not copied: it may be of a kind that cannot be.
+            return recast(value, dtype) if any(True for _ in tensors(value)) else value
         if not isinstance(value, Tensor):
             return value
         value = value.to(dtype) if value.is_floating_point() else value
@@ -155,26 +158,32 @@ def recast(holder: Any, dtype: torch.dtype) -> Any:
         return made
     for name in held(made):
         value = getattr(made, name, None)
-        if isinstance(value, Tensor):
+        if isinstance(value, (Tensor, Mapping, tuple, list)):
             setattr(made, name, cast_(value))
     return made
 
 
-def entries(holder: Any) -> list[Any]:
-    """What a holder of parts holds at its first level.
+def tensors(holder: Any) -> Iterator[Tensor]:
+    """The tensors that :func:`recast` reaches.
 
     Args:
         holder: As in :func:`tensor_of`.
 
-    Returns:
-        The parts.
+    Yields:
+        The tensors.
 
     Example:
-        >>> entries({"pos": 1, "z": 2})
-        [1, 2]
+        >>> [one.item() for one in tensors({"pos": torch.ones(()), "atoms": (torch.zeros(()), "C")})]
+        [1.0, 0.0]
     """
     if isinstance(holder, Mapping):
-        return list(holder.values())
-    if isinstance(holder, (tuple, list)):
-        return list(holder)
-    return [getattr(holder, name, None) for name in held(holder)]
+        values = list(holder.values())
+    elif isinstance(holder, (tuple, list)):
+        values = list(holder)
+    else:
+        values = [getattr(holder, name, None) for name in held(holder)]
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (Mapping, tuple, list)):
+            yield from tensors(value)

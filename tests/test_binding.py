@@ -10,11 +10,16 @@ from torch import nn
 
 import lie_metric as lm
 from lie_metric.binding import bind, resolve_for
+from lie_metric.functional.noise import like_tangents
 from lie_metric.representations import (
+    DirectSum,
+    Flow,
     Image,
     Invariant,
+    Linear,
     Masked,
     Packed,
+    Parts,
     Points,
     Representation,
     Tensors,
@@ -136,7 +141,9 @@ class TestLieDerivatives:
         assert all(batch[key] is not None and torch.equal(batch[key], before[key]) for key in before)
         assert batch.keys() == before.keys()
 
-    @pytest.mark.parametrize("kind", ["dict", "tuple", "list", "named tuple", "dataclass", "object", "dotted"])
+    @pytest.mark.parametrize(
+        "kind", ["dict", "tuple", "list", "named tuple", "dataclass", "object", "dotted", "nested"]
+    )
     def test_holders(self, kind):
         pos, z, X = random(3, 4, 3), random(3, 4), "rotation_z"
 
@@ -156,6 +163,9 @@ class TestLieDerivatives:
         elif kind == "object":
             batch = type("Batch", (), {})()
             batch.pos, batch.z = pos, z
+        elif kind == "nested":
+            batch, key = {"nodes": namedtuple("Nodes", "pos z")(pos, z)}, "nodes.0"
+            call = lambda batch: energy(batch["nodes"].pos, batch["nodes"].z)  # noqa: E731
         else:
             batch, key = {"nodes": {"pos": pos}, "z": z}, "nodes.pos"
             call = lambda batch: energy(batch["nodes"]["pos"], batch["z"])  # noqa: E731
@@ -165,13 +175,17 @@ class TestLieDerivatives:
     def test_unnamed_tensors_are_raised_with_the_rest(self):
         # The check runs the model in float64: what the batch holds besides must come along.
         pos, charge = random(4, 5, 3, dtype=torch.float32), random(4, 5, 2, dtype=torch.float32)
-        net = nn.Linear(3 + 2, 1)
+        z = torch.arange(20).reshape(4, 5) % 3
+        net, kinds = nn.Linear(3, 2), nn.Embedding(3, 2)
 
         def model(batch):
-            return net(torch.cat([batch["pos"], batch["charge"]], dim=-1)).sum((1, 2))
+            charge, z = batch["atoms"].charge, batch["atoms"].z
+            seen = net(batch["pos"]) * kinds(z)  # products of matrices want operands of one dtype
+            return (batch["weight"] @ seen.mT).sum((1, 2)) + (charge.mT @ seen).sum((1, 2))
 
         metric = lm.LocalEquivarianceError("rotation", input_representation={"pos": Points(3)})
-        metric.update(model, {"pos": pos, "charge": charge})
+        weight = random(4, 1, 2, seed=1, dtype=torch.float32)
+        metric.update(model, {"pos": pos, "weight": weight, "atoms": namedtuple("Atoms", "charge z")(charge, z)})
         assert metric.check.status == "agrees"
         assert metric.check.difference < 1e-6
 
@@ -267,6 +281,23 @@ class TestMetric:
             assert value > 0.1
             torch.testing.assert_close(values[1][key], value)
 
+    def test_padding_has_no_part_in_means_over_entries(self):
+        mask, pos = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]).bool(), random(3, 4, 3)
+        stretch = torch.tensor([1.0, 2, 3]).double()
+        padded = lm.functional.lee(
+            lambda batch: batch["pos"] * stretch, {"pos": pos, "mask": mask}, "rotation",
+            input_representation={"pos": Masked(Points(3), "mask")}, output_representation=Masked(Vectors(3), "mask"),
+        )  # fmt: skip
+        each = [
+            lm.functional.lee(
+                lambda x: x * stretch, row[there][None], "rotation", input_representation=Points(3),
+                output_representation=Vectors(3),
+            )
+            for row, there in zip(pos, mask, strict=True)
+        ]  # fmt: skip
+        for name, value in padded.items():
+            torch.testing.assert_close(value, torch.stack([one[name] for one in each]).mean())
+
     def test_anchors(self):
         directions = nn.functional.normalize(random(4000, 3), dim=1)
 
@@ -323,12 +354,42 @@ class TestMetric:
         for value in metric.compute().values():
             assert value.item() == pytest.approx(1)
 
+    def test_noise_of_each_part_and_graph_is_its_own(self):
+        same = random(1, 1, 4, 3).expand(1, 2, 4, 3)
+        both = Parts({"0": Vectors(3), "1": Vectors(3)}, ((2, 4, 3),) * 2)
+        first, second = both.split(like_tangents(both.join([same[0], same[0]])[None], both, [3, 4], 0))
+        assert not torch.allclose(first, second)
+        graphs = same.reshape(1, 8, 3)
+        noise = like_tangents(graphs, Packed(Vectors(3), torch.tensor([0] * 4 + [1] * 4)), [3, 4], 0)
+        assert not torch.allclose(noise[:, :4], noise[:, 4:])
+        # It goes with the number of the graph, whatever batch it is in.
+        alone = like_tangents(graphs[:, 4:], Packed(Vectors(3), torch.zeros(4, dtype=torch.long)), [4], 0)
+        assert torch.equal(alone, noise[:, 4:])
+
+    def test_scores_with_a_name_are_measured_as_they_are(self):
+        options = {
+            "input_representation": {"pos": Points(3)},
+            "output_representation": {"scores": Invariant()},
+            "lee_output": "auto",
+        }
+        metric = lm.LocalEquivarianceError("rotation_z", "lee", **options)
+        batch = {"pos": random(4, 5, 3)}
+        metric.update(lambda inputs: {"scores": inputs["pos"].sum(1)}, batch)
+        total = batch["pos"].sum(1)
+        wanted = total[:, :2].square().sum(1).mean() / 3
+        torch.testing.assert_close(metric.compute()["scores/rotation_z"], wanted)
+
     def test_what_needs_one_part_says_so(self):
         metric = lm.LocalEquivarianceError("rotation", input_representation=PAIR_IN, output_representation=PAIR_OUT)
         metric.update(Messages(), (random(4, 5, 3), random(4, 5, 3, seed=1)))
         for read in (lambda: metric.gram, metric.principal_directions):
             with pytest.raises(ValueError, match="must be of one part"):
                 read()
+        with pytest.raises(ValueError, match="must be of one part"):
+            lm.functional.principal_directions(
+                Messages(), (random(4, 5, 3), random(4, 5, 3, seed=1)), "rotation",
+                input_representation=PAIR_IN, output_representation=PAIR_OUT,
+            )  # fmt: skip
         with pytest.raises(ValueError, match="have no pixels"):
             metric.relative("pixel")
         assert metric.parameter_units[:3] == ("radian",) * 3
@@ -412,6 +473,18 @@ class TestRefusals:
         assert isinstance(Own(), Representation)
         assert len(resolve_for(lm.generators("rotation", dimension=3), Own())) == 3
         assert resolve_for("rotation", Own())[0].dimension == 2
+        assert len(resolve_for("boost_x", {"own": Own(), "pos": Points(2)})) == 1  # it may read any charge
+        assert len(resolve_for("boost_x", Parts({"own": Own(), "pos": Points(2)}, ((1, 2), (1, 2))))) == 1
+
+    def test_charges_are_read_through_what_is_around(self):
+        for around in (Masked(Velocities(3), "mask"), Packed(Velocities(3), "batch")):
+            assert resolve_for("boost_x", {"vel": around})[0].name == "boost_x"
+        states = DirectSum((Points(3), Velocities(3)))
+        assert resolve_for("boost_x", states)[0].name == "boost_x"
+        spin = Linear({lm.Generator("spin", ((0.0,) * 3,) * 2, charges={"spin": 1.0}): [[0, 1], [-1, 0]]})
+        assert resolve_for(lm.Generator("spin", ((0.0,) * 3,) * 2, charges={"spin": 1.0}), spin)
+        flow = Flow({"time": torch.sin})
+        assert resolve_for(flow.generators, flow) == flow.generators
 
     def test_points_have_no_stencil(self):
         for layout in (Points(3), {"pos": Points(3)}):

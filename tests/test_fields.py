@@ -351,7 +351,8 @@ class TestFields:
         from lie_metric.representations.affine import content_map as exponentials
 
         maps = exponentials(X, torch.tensor(0.4, dtype=torch.float64))[None]
-        torch.testing.assert_close(field.transform(f, maps), field.act(f, X, 0.4, lm.Resampling()))
+        for each in (field, Field(3, (1.0, 1.0, 2.0), kind)):
+            torch.testing.assert_close(each.transform(f, maps), each.act(f, X, 0.4, lm.Resampling()))
         g = CUBE["rotate_y_90"]
         matrix = torch.tensor(g.matrix, dtype=torch.float64)
         maps = F.pad(matrix, (0, 1))[None]

@@ -239,9 +239,6 @@ class Parts:
         shapes: The shape of each part; the first number is that of rows unless the whole is one row.
         together: Whether the tensors are one row, because a batch is no axis of each.
 
-    Attributes:
-        rows: How many rows the whole has; None for as many as a tensor has.
-
     Example:
         >>> import torch, lie_metric as lm
         >>> from lie_metric.representations import Invariant, Points
@@ -289,12 +286,6 @@ class Parts:
         read = [getattr(one, "charges", None) for one in self._each]
         return None if None in read else frozenset().union(*read)  # type: ignore[arg-type]
 
-    @property
-    def count(self) -> int:
-        """How many samples there are."""
-        counts = [getattr(one, "count", None) for one in self._each]
-        return next((int(one) for one in counts if one is not None), self.shapes[0][0])
-
     def check(self, tensor: Tensor, name: str) -> None:
         """Checks each part."""
         for key, one, part in zip(self.names, self._each, self.split(tensor), strict=True):
@@ -338,7 +329,7 @@ def taken(representation: Representation, row: int) -> Representation:
         [[False, True]]
     """
     if isinstance(representation, Masked) and isinstance(representation.mask, Tensor):
-        return Masked(taken(representation.of, row), representation.mask[row : row + 1])
+        return Masked(representation.of, representation.mask[row : row + 1])
     if isinstance(representation, Parts):
         return Parts(
             {name: taken(one, row) for name, one in representation.representations.items()}, representation.shapes

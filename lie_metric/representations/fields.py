@@ -166,13 +166,12 @@ class Field(Mapped):
         moved = self.map(working_precision(tensor), apply)
         return self._channels(self.fibre.act(self._places(moved), generator, t, resampling), moved).to(tensor.dtype)
 
-    def transform(self, tensor: Tensor, maps: Tensor, resampling: Resampling | None = None) -> Tensor:
-        """The tensor after maps of space.
+    def transform(self, tensor: Tensor, maps: Tensor) -> Tensor:
+        """The tensor after maps of space, by the usual stencil. Maps of samples to samples interpolate nothing.
 
         Args:
             tensor: The tensor, (B, C, *grid).
             maps: Where points go, shape (B or 1, d, d + 1): a matrix and a step in units of the grid.
-            resampling: The stencil; the default is ``Resampling()``. Maps of samples to samples interpolate nothing.
 
         Returns:
             The tensor, of the same shape.
@@ -180,7 +179,7 @@ class Field(Mapped):
         wide = maps.to(tensor.device, coordinate_dtype(tensor.device))
         back = torch.linalg.inv(wide[..., :-1])
         back = torch.cat([back, -back @ wide[..., -1:]], dim=-1)
-        return self.turned(transforms.move(tensor, back, resampling or Resampling(), self.spacing), maps)
+        return self.turned(transforms.move(tensor, back, Resampling(), self.spacing), maps)
 
     def turned(self, tensor: Tensor, maps: Tensor) -> Tensor:
         """What stands at each place after maps of space, the places left as they are.

@@ -68,10 +68,10 @@ class Flow:
         return frozenset(name for one in self.generators for name in one.charges)
 
     def check(self, tensor: Tensor, name: str) -> None:
-        """Accepts every tensor with a batch axis whose rates of change are of its shape.
+        """Accepts every tensor with a batch axis.
 
         Raises:
-            ValueError: If the tensor has no axes, or a field gives another shape.
+            ValueError: If the tensor has no axes, or is empty.
         """
         if not tensor.ndim or not tensor.numel():
             raise ValueError(f"`{name}` must be non-empty with a batch axis, got shape {tuple(tensor.shape)}.")

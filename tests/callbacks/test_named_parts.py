@@ -1,6 +1,7 @@
 """Point clouds, graphs and several inputs in the monitor: whole batches, curves for each part, training unchanged."""
 
 import json
+from collections import namedtuple
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import lie_metric as lm
+from lie_metric.callbacks.batches import inputs_of
 from lie_metric.callbacks.selection import Share, WholeBatches, spread
 from lie_metric.representations import Invariant, Packed, Points, Vectors, Velocities
 
@@ -232,6 +234,12 @@ def test_layers_of_point_clouds():
 def test_bad_arguments(options, error, match):
     with pytest.raises(error, match=match):
         lm.EquivarianceMonitor(**{"generators": "rotation"} | PACKED | options)
+
+
+def test_batches_with_names_are_taken_whole():
+    batch = namedtuple("Batch", "pos energy")(torch.zeros(4, 5, 3), torch.zeros(4))
+    assert inputs_of(batch, None, {"0": Points(3)}) is batch
+    assert inputs_of([{"pos": batch.pos}, batch.energy], None, {"pos": Points(3)}) == {"pos": batch.pos}
 
 
 def test_a_part_that_is_not_there():

@@ -134,6 +134,21 @@ class TestPermutations:
             > 0.1
         )
 
+    def test_one_vector_for_each_sample_stays(self):
+        found = error(lambda x: x.sum(1), random(8, 5, 3), orbits.permutations(), output_representation=Vectors(3))
+        assert found["permutation"] < 1e-14
+
+        def sites(x):  # two places for each sample, which are no points of the input
+            return torch.stack([x.sum(1), x.sin().sum(1)], dim=1)
+
+        found = error(sites, random(8, 5, 3), orbits.permutations(), output_representation=Points(3))
+        assert found["permutation"] < 1e-14
+
+    def test_every_draw_is_another_order(self):
+        first, second = orbits.permutations(samples=2).draw([0, 1, 2], (), 0, lm.Resampling())
+        points = random(3, 9, 3)
+        assert not torch.equal(first.on(Points(3), points), second.on(Points(3), points))
+
     def test_the_same_order_whatever_the_batch(self):
         whole = lm.FiniteEquivarianceError(orbits.permutations(), input_representation=Points(3))
         parts = lm.FiniteEquivarianceError(orbits.permutations(), input_representation=Points(3))
@@ -229,7 +244,7 @@ def test_what_cannot_be_measured_says_so():
 class TestPadding:
     """What only fills up a batch has no part in any number."""
 
-    MASK = torch.arange(5)[None] < torch.tensor([5, 3, 2, 4])[:, None]
+    MASK = torch.arange(5)[None] < torch.tensor([3, 5, 2, 4])[:, None]
     BY_NAME: ClassVar = {"input_representation": {"pos": Masked(Points(3), "mask")}}
 
     def batch(self, filling):
@@ -262,6 +277,12 @@ class TestPadding:
             values.append(next(iter(metric.compute().values())))
         assert values[0] > 0.05
         torch.testing.assert_close(values[1], values[0])
+
+    def test_each_sample_has_its_own_turn_and_mask(self):
+        (element,) = orbits.uniform("rotation", 0.5, samples=1, dimension=3).draw(range(4), (), 0, lm.Resampling())
+        x = random(4, 5, 3)
+        wanted = torch.where(self.MASK[..., None], element.on(Points(3), x), x)
+        torch.testing.assert_close(element.on(Masked(Points(3), self.MASK), x), wanted)
 
     def test_finite_error_by_hand(self):
         turn = orbits.listed("rotation_x", (0.5,), dimension=3)

@@ -129,6 +129,49 @@ class TestMetric:
         for name, value in F.conservation_error(model, states(), QUANTITIES).items():
             assert value.item() == pytest.approx(wanted[name].item())
 
+    def test_states_of_one_trajectory_count_as_one(self):
+        once, twice = (lm.ConservationError(QUANTITIES) for _ in range(2))
+        once.update(Hamiltonian(), states(30))
+        twice.update(Hamiltonian(), states(30).repeat(2, 1, 1), groups=[*range(30)] * 2)
+        error = once.standard_error()["spin"].item()
+        assert twice.standard_error()["spin"].item() == pytest.approx(error, rel=0.05)
+
+    def test_quantities_of_the_model_are_those_of_evaluation_mode(self):
+        class Dropping(Hamiltonian):
+            def __init__(self):
+                super().__init__()
+                self.drop = nn.Dropout(0.5)
+
+            def energy(self, z):
+                return super().energy(self.drop(z))
+
+        model = Dropping()
+        assert F.conservation_error(model, states(), {"energy": lambda z: model.energy(z)})["energy"] < 1e-12
+        assert model.training
+
+    def test_dynamics_that_write_into_their_input(self):
+        def decaying(z):
+            z[..., :2] = 0
+            return z.neg_()
+
+        z = states()
+        found = F.conservation_error(decaying, z, {"px": momentum(0)})
+        assert torch.equal(z, states())
+        wanted = momentum(0)(z).square().mean().sqrt() / momentum(0)(z).std()
+        assert found["px"].item() == pytest.approx(wanted.item())
+
+    def test_differences_where_they_are_asked_for(self):
+        quantities = {"angle": lambda z: spin(z).sin()}
+        exact = F.conservation_error(Hamiltonian(), states(), quantities, method="forward")["angle"].item()
+        metric = lm.ConservationError(quantities, method="difference")
+        metric.update(Hamiltonian(), states())
+        for near in (
+            F.conservation_error(Hamiltonian(), states(), quantities, method="difference"),
+            metric.compute(),
+        ):
+            assert near["angle"].item() != exact
+            assert near["angle"].item() == pytest.approx(exact, rel=1e-4)
+
     def test_half_precision_dynamics(self):
         model = nn.Linear(4, 4, bias=False)
         wanted = F.conservation_error(model, states().float(), QUANTITIES)
@@ -178,3 +221,11 @@ def test_a_quantity_that_does_not_vary_is_nan():
         found = F.conservation_error(lambda z: z, states(), {"one": lambda z: 0 * z.sum((1, 2)) + 1, "spin": spin})
     assert found["one"].isnan()
     assert found["spin"] > 0
+
+    # Sums of a constant that is no binary fraction leave rounding, which is no spread.
+    def constant(value):
+        return lambda z: value + 1e-13 * spin(z)
+
+    with pytest.warns(UserWarning, match="NaN for"):
+        found = F.conservation_error(lambda z: z, states(), {str(k): constant(k / 10) for k in range(1, 10)})
+    assert all(value.isnan() for value in found.values())

@@ -93,6 +93,16 @@ def test_they_move_as_images_do():
         assert torch.equal(PHOTO.act(x, X, 0.2, STENCIL), Image().act(x, X, 0.2, STENCIL))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_half_types(name):
+    x, (X,) = photographs()[0].half(), lm.generators(name)
+    moved, turned = PHOTO.tangents(x, [X], STENCIL), PHOTO.act(x, X, 0.3, STENCIL)
+    assert moved.dtype == turned.dtype == torch.half
+    # Rounded once, at the end.
+    assert torch.equal(moved, PHOTO.tangents(x.float(), [X], STENCIL).half())
+    assert torch.equal(turned, PHOTO.act(x.float(), X, 0.3, STENCIL).half())
+
+
 def test_a_network_that_sees_grey_alone():
     def grey(x):
         raw = x * x.new_tensor(PHOTO.std)[:, None, None] + x.new_tensor(PHOTO.mean)[:, None, None]

@@ -75,6 +75,7 @@ class Declares(nn.Module):
         ((2, 7, 4), Declares(), R.Tokens((2, 3), 1)),
         ((2, 7, 4), nn.Sequential(Declares()), R.Tokens((2, 3), 1)),
         ((2, 7, 4), Declares(grid=(4, 4)), None),
+        ((2, 7, 4), nn.Sequential(Declares(), Declares(grid=(3, 2))), None),  # which of the two?
         ((2, 7, 4), None, None),
         ((2, 8, 12, 7), None, None),  # channels last must be said
         ((2, 16, 24, 36), None, None),  # fits both layouts
@@ -89,6 +90,11 @@ def test_inference_only_where_nothing_else_is_possible(shape, model, wanted):
             R.infer_output_representation(output, inputs, model)
     else:
         assert R.infer_output_representation(output, inputs, model) == wanted
+
+
+def test_numbers_from_points_of_a_line():
+    found = R.infer_output_representation(torch.zeros(2, 1), torch.zeros(2, 5, 1), None, R.Points(1))
+    assert found == R.Invariant()  # a vector of one component is as often an energy
 
 
 @pytest.mark.parametrize(

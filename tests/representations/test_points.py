@@ -12,6 +12,7 @@ from lie_metric.algebra import coefficients
 from lie_metric.representations import (
     Boxes,
     Covectors,
+    DirectSum,
     Flow,
     Irreps,
     Linear,
@@ -46,6 +47,7 @@ SPACE = {
     "scalars": (Tensors(3, 0), (4, 2)),
     "matrices": (Tensors(3, 2), (4, 2, 3, 3)),
     "rank 3": (Tensors(3, 3), (2, 3, 3, 3)),
+    "side by side": (DirectSum((Points(3, 2.5, (1.0, -2.0, 0.5)), Covectors(3), Tensors(3, 0))), (4, 5, 7)),
 }
 
 
@@ -187,6 +189,7 @@ class TestInvariants:
         [
             (Points(3), 3), (Vectors(3), 0), (Covectors(2), 0), (Tensors(3, 0), 1), (Tensors(3, 1), 0),
             (Tensors(3, 2), 1), (Tensors(2, 2), 1), (Tensors(3, 3), 0), (Tensors(3, 4), 3), (Boxes(2), 4),
+            (DirectSum((Vectors(2), Points(2), Tensors(2, 0))), 3),
         ],
     )  # fmt: skip
     def test_how_many(self, kind, count):
@@ -261,6 +264,7 @@ class TestMadeOfOthers:
         assert not moved[~mask].any()
         after = act(kind, x, X, 0.3)
         assert torch.equal(after[~mask], x[~mask])
+        assert torch.equal(kind.transform(x, -torch.eye(3, 4)[None].double()), torch.where(mask[..., None], -x, x))
         torch.testing.assert_close(after[mask], act(Points(3), x, X, 0.3)[mask])
         assert [tuple(one.shape) for one in kind.samples(x)] == [(1, 2, 3), (1, 4, 3)]
 
@@ -288,6 +292,27 @@ class TestMadeOfOthers:
         with pytest.raises(ValueError, match=match):
             Packed(Points(3), torch.tensor(batch)).check(random(3, 3), "pos")
 
+    def test_graphs_whose_nodes_move_by_one_another(self):
+        x, batch = random(5, 3), torch.tensor([0, 0, 0, 1, 1])
+        contraction = Flow({"time": lambda nodes: nodes.mean(1, keepdim=True) - nodes})
+        (moved,) = Packed(contraction, batch).tangents(x, contraction.generators, STENCIL)
+        for graph in (slice(3), slice(3, 5)):
+            torch.testing.assert_close(moved[graph], x[graph].mean(0) - x[graph])
+
+    def test_kinds_stand_side_by_side(self):
+        points, velocities, X = Points(3, 2.0, (1.0, 0.0, -1.0)), Velocities(3), generator(3, boost_x=0.5)
+        place, speed = random(4, 5, 3), random(4, 5, 3, seed=1)
+        both = DirectSum((points, velocities))
+        maps = content_map(X, torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64))
+        for function in (
+            lambda kind, x: kind.tangents(x, [X], STENCIL)[0],
+            lambda kind, x: act(kind, x, X, 0.3),
+            lambda kind, x: kind.transform(x, maps),
+        ):
+            wanted = torch.cat([function(points, place), function(velocities, speed)], dim=-1)
+            torch.testing.assert_close(function(both, torch.cat([place, speed], dim=-1)), wanted)
+        assert both.charges == velocities.charges
+
     def test_parts_have_actions_of_their_own(self):
         parts = {"pos": Points(3), "vel": Velocities(3), "stress": Tensors(3, 2)}
         tensors = [random(4, 5, 3), random(4, 5, 3, seed=1), random(4, 3, 3, seed=2)]
@@ -307,6 +332,10 @@ class TestMadeOfOthers:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
+        (
+            lambda: Boxes(2).transform(random(1, 4), torch.tensor([[[0.0, 1, 0], [-1, 0, 0]]])),
+            "`maps` must keep the sides of boxes parallel",
+        ),
         (lambda: Points(0), "`dimension` must be a positive integer"),
         (lambda: Points(True), "`dimension` must be a positive integer"),
         (lambda: Points(3, unit=0), "`unit` must be a positive length"),
