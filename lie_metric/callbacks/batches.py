@@ -188,9 +188,8 @@ def _advice(batch: Any, owner: str, refused: Tensor | None = None) -> str:
     if not found:
         example = next((where for where, _ in _entries(batch) if where != "batch"), "batch[0]")
         return (
-            f"Pass `{owner}(images=...)`, a callable that makes of a batch a tensor of shape (B, C, H, W), or "
-            f"as `input_representation` says, e.g. "
-            f"`lambda batch: {example}`, or a key or index."
+            f"Pass `{owner}(images=...)`, a callable that makes of a batch a tensor of shape (B, C, H, W), e.g. "
+            f"`lambda batch: {example}`, or a key or index; `inputs=` is its other name, for what is no image."
         )
     where, value = found[0]
     selector = f"lambda batch: {where}"
