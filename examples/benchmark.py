@@ -364,8 +364,8 @@ def report_geometry(arguments: argparse.Namespace) -> dict[str, dict[str, float]
         "EGNN, B=64, N=24, 6 generators": (
             EGNN().eval(), torch.randn(4 if small else 64, 24, 3), points, lm.generators("rigid", dimension=3)
         ),
-        "3-D U-Net, B=1, 32 voxels, 12 tangents": (
-            UNet3d().eval(), torch.randn(1, 1, *[8 if small else 32] * 3), field, lm.generators("affine", dimension=3)
+        "3-D U-Net, B=1, 16³ voxels, 12 tangents": (
+            UNet3d().eval(), torch.randn(1, 1, *[8 if small else 16] * 3), field, lm.generators("affine", dimension=3)
         ),
     }  # fmt: skip
     table: dict[str, dict[str, float]] = {}
