@@ -24,6 +24,7 @@ __all__ = [
     "by_sample",
     "count_samples",
     "moved_parts",
+    "off_grid",
     "on_grid",
     "resolve_for",
     "sample_count",
@@ -393,6 +394,24 @@ def on_grid(representation: Layout | None) -> bool:
         (True, False, False)
     """
     return representation is None or callable(getattr(representation, "map", None))
+
+
+def off_grid(representation: Layout | None) -> bool:
+    """Whether inputs are known to stand on no grid; of those that say neither nothing is known.
+
+    Args:
+        representation: As in :func:`bind`; None for images.
+
+    Returns:
+        Whether it has named parts, or a dimension and no pixels.
+
+    Example:
+        >>> from lie_metric.representations import Points
+        >>> off_grid(None), off_grid(Points(3)), off_grid({"image": Image()})
+        (False, True, True)
+    """
+    said = isinstance(representation, Mapping) or getattr(representation, "dimension", None) is not None
+    return said and not on_grid(representation)
 
 
 def resolve_for(generators: Generators, representation: Layout | None) -> tuple[Generator, ...]:

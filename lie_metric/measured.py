@@ -37,6 +37,7 @@ __all__ = [
     "evaluated",
     "function_of",
     "part_of",
+    "row_by_row",
     "select_output",
     "tell_of_rest",
     "validate_inputs",
@@ -534,10 +535,27 @@ def evaluated(
     Raises:
         ValueError: If there is not one row for each image, or the representation does not fit.
     """
+    f = row_by_row(function, images)
+    return f, carried(f, images, model, output_representation, input_representation)
+
+
+def row_by_row(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The output of images, if there is a row for each.
+
+    Args:
+        function: The map from images to the measured tensor, see :func:`function_of`.
+        images: B images.
+
+    Returns:
+        The output, shape (B, ...).
+
+    Raises:
+        ValueError: If there is not one row for each image.
+    """
     f = function(images.clone())  # it may write into them
     if f.shape[:1] != images.shape[:1]:
         raise ValueError(
             f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
             f"{tuple(f.shape)}. Select or reshape it with `output=`."
         )
-    return f, carried(f, images, model, output_representation, input_representation)
+    return f

@@ -18,7 +18,7 @@ from lie_metric.binding import (
     Bound,
     bind_rows,
     moved_parts,
-    on_grid,
+    off_grid,
     resolve_for,
     sample_count,
     split_parts,
@@ -32,6 +32,7 @@ from lie_metric.measured import (
     Output,
     described,
     function_of,
+    row_by_row,
     validate_options,
 )
 from lie_metric.orbits import (
@@ -83,10 +84,10 @@ SUMS = ("violation", "distance", "agreement", "pairs", "variance", "loss", "para
 
 def _refuse_other_dimensions(asked: Sequence[Orbit], layout: Layout | None) -> None:
     """Refuses transforms of images for inputs that are none, and those of another dimension."""
+    wanted = common_dimension(dict(layout) if isinstance(layout, Mapping) else {"": layout or Image()})
     for orbit in asked:
         moving = [orbit.generator] if isinstance(orbit, DisplacedOrbit) else getattr(orbit, "generators", ())
-        points = isinstance(layout, Mapping) or getattr(layout, "dimension", None) is not None
-        if isinstance(orbit, (DisplacedOrbit, LatticeOrbit)) and points and not on_grid(layout):
+        if isinstance(orbit, (DisplacedOrbit, LatticeOrbit)) and off_grid(layout):
             raise ValueError(
                 f"`transforms` must act on the inputs, got {orbit.name!r}, which moves pixels, for {layout!r}. Pass "
                 "e.g. `orbits.listed('rotation', (0.5,), dimension=3)`, `orbits.permutations()` or "
@@ -94,7 +95,6 @@ def _refuse_other_dimensions(asked: Sequence[Orbit], layout: Layout | None) -> N
             )
         if moving:
             resolve_for(tuple(moving), layout)
-        wanted = common_dimension(dict(layout) if isinstance(layout, Mapping) else {"": layout or Image()})
         if isinstance(orbit, MatrixOrbit) and wanted not in {None, len(orbit.maps[0])}:
             raise ValueError(
                 f"`transforms` must be maps of {wanted} dimensions, got {orbit.name!r} with {len(orbit.maps[0])} rows."
@@ -206,12 +206,7 @@ def _finite_transforms_update(
     with torch.no_grad(), isolated(model):
         images = working_precision(bound.inputs)
         measured = function_of(model, bound.output, bound.function)
-        f = measured(images.clone())  # it may write into them
-        if f.shape[:1] != images.shape[:1]:
-            raise ValueError(
-                f"`output` must have one entry for each of the {len(images)} images on its first axis, got shape "
-                f"{tuple(f.shape)}. Select or reshape it with `output=`."
-            )
+        f = row_by_row(measured, images)
         representation = bound.carried(f, model)
         if isinstance(representation, Parts):
             whole, joined = representation, measured

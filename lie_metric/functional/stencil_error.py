@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra import Generator, spanning_set
-from lie_metric.binding import on_grid, resolve_for
+from lie_metric.binding import off_grid, resolve_for
 from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
 from lie_metric.lie import Generators, linearise
@@ -134,7 +134,7 @@ def _stencil_error_validate(generators: Generators, **options: Any) -> tuple[Gen
     """The generators asked for, if every option has a meaning."""
     validate_options(**options)
     layout = options["input_representation"]
-    if not on_grid(layout) and (isinstance(layout, Mapping) or getattr(layout, "dimension", None) is not None):
+    if off_grid(layout):
         raise ValueError(
             f"`input_representation` must be one of grids, got {layout!r}: there is no stencil, and its derivatives "
             "are exact to rounding."

@@ -179,8 +179,7 @@ class LocalEquivarianceError(ModelMetric):
     @property
     def parameter_units(self) -> tuple[str, ...]:
         """For each generator the unit of t."""
-        given = self.input_representation
-        pixels = given is None or callable(getattr(given, "map", None))
+        pixels = on_grid(self.input_representation)
         return tuple(unit_of(name.split("/")[-1], pixels=pixels) for name in self.names)
 
     def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
