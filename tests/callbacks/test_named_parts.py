@@ -122,6 +122,27 @@ def test_training_is_unchanged():
         assert torch.equal(one, other)
 
 
+class Cloud(Potential):
+    """Point clouds (B, N, 3) as one tensor."""
+
+    def forward(self, points):
+        return self.net(points).sum(1)
+
+    def training_step(self, batch, _):
+        return self(batch.to(self.net[0].weight.dtype)).square().mean()
+
+    def validation_step(self, batch, _):
+        self.log("val_loss", self(batch.to(self.net[0].weight.dtype)).square().mean())
+
+
+def quiet(monitor, **options):
+    """A trainer of one epoch that says and keeps nothing."""
+    return Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, callbacks=[monitor], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+
+
 class Pairs(Potential):
     """Positions and velocities as two arguments."""
 
@@ -155,10 +176,7 @@ def test_several_arguments():
 
     def run(**options):
         monitor = lm.EquivarianceMonitor("galilean", num_images=12, on_error="raise", **layout, **options)
-        trainer = Trainer(
-            max_epochs=1, accelerator="cpu", logger=False, callbacks=[monitor], enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+        trainer = quiet(monitor)
         trainer.fit(module, DataLoader(pairs(8, 0), 4), val)
         return trainer.callback_metrics
 
@@ -170,25 +188,12 @@ def test_several_arguments():
 
 
 def test_point_clouds_as_one_tensor_are_taken_row_by_row():
-    class Cloud(Potential):
-        def forward(self, points):
-            return self.net(points).sum(1)
-
-        def training_step(self, batch, _):
-            return self(batch).square().mean()
-
-        def validation_step(self, batch, _):
-            self.log("val_loss", self(batch).square().mean())
-
     seed_everything(0, verbose=False)
     data = torch.randn(30, 5, 3, generator=torch.Generator().manual_seed(0))
     monitor = lm.EquivarianceMonitor(
         "rotation", num_images=8, on_error="raise", input_representation=Points(3), output_representation=Invariant()
     )
-    trainer = Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, callbacks=[monitor], enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = quiet(monitor)
     module = Cloud()
     trainer.fit(module, DataLoader(data, 6), DataLoader(data, 6))
     metric = lm.LocalEquivarianceError("rotation", input_representation=Points(3), output_representation=Invariant())
@@ -198,24 +203,11 @@ def test_point_clouds_as_one_tensor_are_taken_row_by_row():
 
 
 def test_layers_of_point_clouds():
-    class Cloud(Potential):
-        def forward(self, points):
-            return self.net(points).sum(1)
-
-        def training_step(self, batch, _):
-            return self(batch).square().mean()
-
-        def validation_step(self, batch, _):
-            self.log("val_loss", self(batch).square().mean())
-
     seed_everything(0, verbose=False)
     data = torch.randn(12, 5, 3, generator=torch.Generator().manual_seed(0))
     options = {"input_representation": Points(3), "output_representation": Invariant()}
     monitor = lm.LayerwiseMonitor("rotation", on_error="raise", **options)
-    trainer = Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, callbacks=[monitor], enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = quiet(monitor)
     trainer.fit(Cloud(), DataLoader(data, 6), DataLoader(data, 6))
     found = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("layerwise_rotation_x/")}
     assert sum(found.values()) == pytest.approx(1, abs=1e-3)
@@ -286,23 +278,10 @@ def test_what_a_sampler_gives_twice_is_not_counted():
 def test_precisions(precision):
     seed_everything(0, verbose=False)
 
-    class Cloud(Potential):
-        def forward(self, points):
-            return self.net(points).sum(1)
-
-        def training_step(self, batch, _):
-            return self(batch.to(self.net[0].weight.dtype)).square().mean()
-
-        def validation_step(self, batch, _):
-            self.log("val_loss", self(batch.to(self.net[0].weight.dtype)).square().mean())
-
     data = torch.randn(12, 5, 3, generator=torch.Generator().manual_seed(0))
     monitor = lm.EquivarianceMonitor(
         "rotation", on_error="raise", input_representation=Points(3), output_representation=Invariant()
     )
-    trainer = Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, callbacks=[monitor], enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, precision=precision,
-    )  # fmt: skip
+    trainer = quiet(monitor, precision=precision)
     trainer.fit(Cloud(), DataLoader(data, 6), DataLoader(data, 6))
     assert trainer.callback_metrics["equivariance/rotation_x"] > 0.1
