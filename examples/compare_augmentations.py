@@ -10,19 +10,12 @@ time. It prints tables and what they say, seed by seed, writes one picture, and 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import logging
 import math
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
+import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -39,6 +32,9 @@ from lie_metric.compare import around, over_trainings
 from lie_metric.figures import Curve, comparison, unit_of
 from lie_metric.functional.sums import Replicates
 from lie_metric.runs import Run, read
+
+sys.path.insert(0, str(Path(__file__).parent))
+from trainings import add_common, at_least, finished, fit, prepare, show, write
 
 GENERATORS = ("translation_x", "translation_y", "rotation", "scale")
 REGIMES: dict[str, tuple[str, ...]] = {
@@ -357,19 +353,17 @@ def folder_of(options: argparse.Namespace, *task: Any) -> Path:
     return options.out / options.data.split(":")[0] / f"{model}-{regime}-s{seed}"
 
 
-def train(name: str, regime: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
+def train(task: Task, options: argparse.Namespace) -> float:
     """Trains one model in one regime; the monitor's file keeps the curves.
 
     Args:
-        name: The model.
-        regime: The regime.
-        seed: Fixes initial weights, batches and augmentation; the same for every regime.
+        task: The model, the regime, and the seed of initial weights, batches and augmentation, for all regimes alike.
         options: The command line.
 
     Returns:
-        Accuracy on the validation images, and seconds.
+        Accuracy on the validation images.
     """
-    started = time.monotonic()
+    name, regime, seed = task
     seed_everything(seed, verbose=False)
     train_set, val_set, channels, classes = data_of(options.data, options.out / "data")
     settings = {"model": name, "regime": regime, "seed": seed, "epochs": options.epochs}
@@ -381,7 +375,6 @@ def train(name: str, regime: str, seed: int, options: argparse.Namespace) -> tup
         DataLoader(val_set, 128),
     )
     folder = folder_of(options, name, regime, seed)
-    shutil.rmtree(folder, ignore_errors=True)  # curves of an earlier job would go on in the same files
     board = Board(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
     monitor = lm.EquivarianceMonitor(
         GENERATORS,
@@ -390,96 +383,22 @@ def train(name: str, regime: str, seed: int, options: argparse.Namespace) -> tup
         lee_output="probabilities",  # as in the paper; it is compared with `relative` below
         resampling=lm.Resampling(options.interpolation),
     )
-    trainer = Trainer(
-        max_epochs=options.epochs,
+    fit(
+        model,
+        loaders,
+        folder,
+        options.epochs,
+        [monitor, Charts(options.models, options.seeds)],
         accelerator="auto",
-        devices=1,
         logger=board,
-        callbacks=[monitor, Charts(options.models, options.seeds)],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,  # several at a time would write over one another
-        log_every_n_steps=1000,
-        num_sanity_val_steps=0,
     )
-    trainer.fit(model, *loaders)
-    return float(trainer.callback_metrics["val_accuracy"]), time.monotonic() - started
+    return float(model.trainer.callback_metrics["val_accuracy"])
 
 
-def prepare(threads: int) -> None:
-    """What each process does first: says less, and takes its share of the cores."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
-        warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    torch.set_num_threads(threads)
-
-
-def prepare_worker(threads: int) -> None:
-    """What a process of the pool does first: it also ends with its parent, however that ends, and not before it."""
-
-    def follow() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    # Ctrl-C reaches every process of the terminal; the parent decides what becomes of the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=follow, daemon=True).start()
-    prepare(threads)
-
-
-def finished(tasks: Sequence[Task], options: argparse.Namespace) -> Iterator[tuple[Task, float, float]]:
-    """Trains all runs, as many at a time as there are processes.
-
-    Args:
-        tasks: Model, regime and seed of each.
-        options: The command line.
-
-    Yields:
-        A task with its accuracy and seconds, as it ends.
-
-    Raises:
-        RuntimeError: If a run fails; those under way are ended.
-    """
-
-    def failure(task: Task, error: Exception) -> RuntimeError:
-        what = "{}, augmentation {}, seed {}".format(*task)
-        return RuntimeError(
-            f"Every run must finish, got {type(error).__name__} in that of {what}: {error}. Runs that finished before "
-            f"are kept in {folder_of(options, *task).parent}. See it alone with `--processes 1 --models {task[0]} "
-            f"--regimes {task[1]}`; if a process was killed, memory may be short, and fewer processes need less."
-        )
-
-    if options.processes == 1:
-        for task in tasks:
-            try:
-                accuracy, seconds = train(*task, options)
-            except Exception as error:
-                raise failure(task, error) from error
-            yield task, accuracy, seconds
-        return
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        min(options.processes, len(tasks)), multiprocessing.get_context("spawn"), prepare_worker, (options.threads,)
-    )
-    complete = False
-    try:
-        futures = {pool.submit(train, *task, options): task for task in tasks}
-        for future in as_completed(futures):
-            try:
-                accuracy, seconds = future.result()
-            except Exception as error:
-                raise failure(futures[future], error) from error
-            yield futures[future], accuracy, seconds
-        complete = True
-    finally:
-        if not complete:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - others:
-                child.kill()  # Lightning takes SIGTERM for a request to stop at the next batch
-        pool.shutdown(wait=True)
+def named(task: Task) -> str:
+    """A task in words, and how it is seen alone."""
+    model, regime, seed = task
+    return f"{model}, augmentation {regime}, seed {seed} (`--models {model} --regimes {regime}`)"
 
 
 def curve_of(run: Run, family: str, generator: str) -> Curve:
@@ -627,12 +546,6 @@ def ratios(runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> list[list[str]]:
     return rows
 
 
-def show(rows: Sequence[Sequence[str]]) -> str:
-    """The rows in aligned columns."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, refused before any work where it cannot be followed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -642,17 +555,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", default="digits", help="digits, mnist, cifar10, or folder:PATH with train/ and val/")
     add("--augmentation", default="lie_metric", choices=["lie_metric", "torchvision"], help="who transforms the images")
     add("--interpolation", default="bspline", choices=["bspline", "cubic", "bilinear", "fourier"], help="the stencil")
-    add("--epochs", type=int, default=6)
-    add("--batch-size", type=int, default=32)
     add("--num-images", type=int, default=256, help="validation images that are measured")
-    add("--seeds", type=int, default=3, help="how many seeds; with more than one, errors are over seeds")
-    add("--processes", type=int, default=2, help="runs that are trained at a time")
-    add("--threads", type=int, default=1, help="torch threads of each; a second gains little on images this small")
-    add("--out", type=Path, default=Path("runs"), help="folder for TensorBoard runs, table and picture")
+    add_common(add, epochs=6, batch_size=32)
     options = parser.parse_args(argv)
-    for name in ("epochs", "batch_size", "num_images", "seeds", "processes", "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    at_least(parser, options, num_images=1)
     if options.data not in {"digits", "mnist", "cifar10"} and not options.data.startswith("folder:"):
         parser.error(f"--data must be digits, mnist, cifar10 or folder:PATH, got {options.data!r}")
     return options
@@ -676,7 +582,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict]]:
     names = [(m, r, s) for m in options.models for r in options.regimes for s in range(options.seeds)]
     accuracies: dict[Task, float] = {}
     try:
-        for task, accuracy, seconds in finished(names, options):
+        for task, accuracy, seconds in finished(train, names, options, named):
             accuracies[task] = accuracy
             print(
                 f"[{len(accuracies):{len(str(len(names)))}}/{len(names)}] {task[0]}, augmentation {task[1]}, seed "
@@ -705,11 +611,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict]]:
         }
         for m, regimes in runs.items()
     }
-    report(options, runs, results, min(options.num_images, len(data[1])))
-    print(
-        f"{time.monotonic() - started:.0f} s in all, {options.processes} processes of {options.threads} threads "
-        f"({sum(os.times()[:4]):.0f} CPU seconds)."
-    )
+    report(options, runs, results, min(options.num_images, len(data[1])), started)
     return results
 
 
@@ -718,6 +620,7 @@ def report(
     runs: Mapping[str, Mapping[str, Sequence[Run]]],
     results: Mapping[str, Mapping[str, dict]],
     images: int,
+    started: float,
 ) -> None:
     """Prints tables and sentences, and writes them, the picture, and the mean curves for TensorBoard.
 
@@ -726,6 +629,7 @@ def report(
         runs: By model and regime the runs of all seeds.
         results: By model and regime accuracy and mean curves.
         images: How many images were measured.
+        started: When the job began, by ``time.monotonic()``.
     """
     dataset = options.data.split(":")[0]
     folder = options.out / dataset
@@ -757,11 +661,6 @@ def report(
             "One training of each: intervals are over images and do not cover the spread between trainings, so one "
             "training settles nothing. Three seeds or more (--seeds) say which augmentation does what."
         )
-    text = "\n\n".join(blocks)
-    print(f"\n{text}")
-    with (folder / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    (folder / "summary.txt").write_text(f"{text}\n")
     curves = {
         family: {m: {r: res["curves"][family] for r, res in regimes.items()} for m, regimes in results.items()}
         for family in FAMILIES
@@ -779,12 +678,9 @@ def report(
         "(band: the least of the regimes).",
         floors=floors,
     )
-    figure.savefig(folder / "comparison.png", dpi=110)
     write_means(folder / "mean", curves["equivariance_finite"], options)
-    print(
-        f"\nPicture: {folder / 'comparison.png'}\nTable: {folder / 'table.csv'}\n"
-        f"Curves: tensorboard --logdir {folder}   (tab Custom Scalars: means over seeds first; HPARAMS: every run)"
-    )
+    hint = "   (tab Custom Scalars: means over seeds first; HPARAMS: every run)"
+    write(folder, rows, "\n\n".join(blocks), {"comparison.png": figure}, started, hint)
 
 
 def write_means(

@@ -13,31 +13,25 @@ says, writes one picture, and leaves a TensorBoard run for each training.
 from __future__ import annotations
 
 import argparse
-import csv
-import logging
 import math
-import os
-import shutil
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchdiffeq import odeint
 
 import lie_metric as lm
 from lie_metric.representations import Covectors, DirectSum, Points, Tensors, Vectors
-from lie_metric.runs import Run, read
+from lie_metric.runs import Run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import (
@@ -48,6 +42,8 @@ from networks import (
     PlainPotential,
     VectorField,
 )
+from trainings import add_common, at_least, fit, last, listed, over_seeds, prepare, series, show, write
+from trainings import cell as mean_cell
 
 BODIES = 6
 STEP = 0.02
@@ -283,12 +279,6 @@ class Result:
     conservation: dict[str, float]
 
 
-def series(run: Run, key: str, name: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of a curve."""
-    points = [point for point in run.points if (point.key, point.generator) == (key, name)]
-    return [point.epoch for point in points], [point.value for point in points]
-
-
 def noether(model: Learner, states: Tensor) -> float:
     """How far dJ/dt along the flow is from -L_X H, of the larger of the two; NaN where both are rounding."""
     asymmetry = lm.lie_derivative(model, states, GENERATORS, function="hamiltonian", input_representation=STATES)
@@ -333,27 +323,25 @@ def judged(model: Learner, run: Run, states: Tensor, horizon: float) -> Result:
         name: [((q(kept[row]) - q(kept[0])).square().mean().sqrt() / q(states).std()).item() for row in rows]
         for name, q in QUANTITIES.items()
     }
-    finals = [
-        {name: series(run, key, name)[1][-1] for name in names}
-        for key, names in (("equivariance", GENERATORS), ("equivariance_conservation", QUANTITIES))
-    ]
+    finals = (last(run, "equivariance", GENERATORS), last(run, "equivariance_conservation", tuple(QUANTITIES)))
     exact = noether(model, states) if isinstance(model.dynamics, Hamiltonian) else math.nan
     accuracy = relative.clamp(min=1e-300).log().mean().exp().item()
     lost = 1 - bounded.double().mean().item()
     return Result(run, drift, [STEP * row for row in rows], wrong.item(), accuracy, lost, exact, *finals)
 
 
-def train(name: str, seed: int, options: argparse.Namespace) -> Result:
+def train(task: tuple[str, int], options: argparse.Namespace) -> Result:
     """Trains one network under the monitor, and rolls it out.
 
     Args:
-        name: One of ``MODELS``.
-        seed: Fixes initial weights and the order of batches; the systems are the same for all.
+        task: One of ``MODELS``, and the seed of initial weights and of the order of batches; systems are the same for
+            all.
         options: The command line.
 
     Returns:
         What is known of it.
     """
+    name, seed = task
     seed_everything(seed, verbose=False)
     pieces = chunks(systems(options.systems, 0), options.chunks, options.steps, options.horizon, 2)
     unseen = chunks(systems(options.test_systems, 1), 1, options.steps, options.horizon, 3)
@@ -365,8 +353,6 @@ def train(name: str, seed: int, options: argparse.Namespace) -> Result:
         ),
         DataLoader(TensorDataset(unseen), options.batch_size),
     )
-    folder = options.out / "springs" / f"{name.replace(' ', '_')}-s{seed}"
-    shutil.rmtree(folder, ignore_errors=True)  # curves of an earlier job would go on in the same files
     energetic = isinstance(model.dynamics, Hamiltonian)
     monitor = lm.EquivarianceMonitor(
         GENERATORS,
@@ -379,31 +365,12 @@ def train(name: str, seed: int, options: argparse.Namespace) -> Result:
         metrics={"conservation": lm.ConservationError(QUANTITIES, function="forward")},
         on_error="raise",
     )
-    trainer = Trainer(
-        max_epochs=options.epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=TensorBoardLogger(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False),
-        callbacks=[monitor],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        log_every_n_steps=1000,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
-    )
-    trainer.fit(model, *loaders)
-    return judged(model.eval(), read(folder)[0], unseen[:, 0], options.horizon)
+    folder = options.out / "springs" / f"{name.replace(' ', '_')}-s{seed}"
+    run = fit(model, loaders, folder, options.epochs, [monitor], gradient_clip_val=1.0)
+    return judged(model.eval(), run, unseen[:, 0], options.horizon)
 
 
-def cell(values: Sequence[float]) -> str:
-    """Mean ± standard error over seeds, in two digits; what is rounding without an error."""
-    if not all(map(math.isfinite, values)):
-        return "diverged"
-    mean = fmean(values)
-    if len(values) < 2 or mean < ROUNDING:
-        return f"{mean:.2g}"
-    return f"{mean:.2g} ± {stdev(values) / math.sqrt(len(values)):.1g}"
+cell = partial(mean_cell, rounding=ROUNDING)
 
 
 def table(results: Mapping[str, Sequence[Result]]) -> list[list[str]]:
@@ -475,11 +442,6 @@ def exact_throughout(results: Mapping[str, Sequence[Result]]) -> dict[str, dict[
     return {name: {g: v for g, v in values.items() if v < ROUNDING} for name, values in largest.items()}
 
 
-def listed(words: Sequence[str]) -> str:
-    """Words with commas."""
-    return ", ".join(words) if words else "none"
-
-
 def sentence(results: Mapping[str, Sequence[Result]]) -> str:
     """What the numbers show, in words that follow from them."""
     exact = exact_throughout(results)
@@ -543,18 +505,14 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
     return ".\n".join(parts) + "."
 
 
-def show(rows: Sequence[Sequence[str]]) -> str:
-    """The rows in aligned columns."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join("  ".join(one.ljust(width) for one, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def picture(results: Mapping[str, Sequence[Result]], path: Path) -> None:
+def picture(results: Mapping[str, Sequence[Result]]) -> Any:
     """Curves of two symmetries of H over epochs, and drifts against their predictions.
 
     Args:
         results: By model those of all seeds.
-        path: Where it goes.
+
+    Returns:
+        A matplotlib figure.
     """
     from matplotlib.figure import Figure
 
@@ -592,7 +550,7 @@ def picture(results: Mapping[str, Sequence[Result]], path: Path) -> None:
     axis.legend(handles=handles, fontsize=9, loc="lower right")
     axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), ylabel="measured drift / std")
     axis.set(xlabel="predicted: rate × time / std", title=f"Drift after {times[0]:g} s (small) and {times[-1]:g} s")
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -604,19 +562,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--test-systems", type=int, default=100, help="systems to measure and to roll out, a state of each")
     add("--chunks", type=int, default=8, help="chunks of each training system")
     add("--steps", type=int, default=2, help=f"steps of {STEP} s in a chunk")
-    add("--epochs", type=int, default=8)
-    add("--batch-size", type=int, default=100)
     add("--learning-rate", type=float, default=5e-3)
     add("--horizon", type=float, default=5.0, help="length of trajectories and rollouts in seconds")
-    add("--seeds", type=int, default=3, help="trainings of each network; errors are over these")
-    add("--threads", type=int, default=1, help="torch threads")
-    add("--out", type=Path, default=Path("runs"), help="folder for TensorBoard runs, table and picture")
+    add_common(add, epochs=8, batch_size=100)
     options = parser.parse_args(argv)
-    for name, least in {
-        "systems": 2, "test_systems": 2, "chunks": 1, "steps": 1, "epochs": 1, "batch_size": 1, "seeds": 1, "threads": 1
-    }.items():  # fmt: skip
-        if getattr(options, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+    at_least(parser, options, systems=2, test_systems=2, chunks=1, steps=1)
     if not 0 < options.learning_rate < math.inf:
         parser.error(f"--learning-rate must be positive, got {options.learning_rate}")
     if not STEP <= options.horizon < math.inf or options.horizon < options.steps * STEP - 1e-9:
@@ -639,25 +589,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
     """
     options = parse(argv)
     started = time.monotonic()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=message)
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     folder = options.out / "springs"
     folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[Result]] = {name: [] for name in options.models}
-    total, done = len(options.models) * options.seeds, 0
-    for name in options.models:
-        for seed in range(options.seeds):
-            begun = time.monotonic()
-            results[name].append(train(name, seed, options))
-            done += 1
-            one = results[name][-1]
-            print(
-                f"[{done:{len(str(total))}}/{total}] {name}, seed {seed}: error of rates {one.rates_error:.3f}, drift "
-                f"of px {one.drift['px'][-1]:.1e}, spin {one.drift['spin'][-1]:.1e}, {time.monotonic() - begun:.0f} s",
-                flush=True,
-            )
+    results = over_seeds(
+        train,
+        options.models,
+        options,
+        lambda one: (
+            f"error of rates {one.rates_error:.3f}, drift of px {one.drift['px'][-1]:.1e}, spin "
+            f"{one.drift['spin'][-1]:.1e}"
+        ),
+    )
     rows, along = table(results), prediction_table(results)
     over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
     caption = (
@@ -673,16 +616,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         "spin) above rounding, correlation and slope of logarithms. Of energy the median of measured / predicted."
     )
     text = "\n\n".join([show(rows), caption, show(along), explained, sentence(results)])
-    print(f"\n{text}")
-    with (folder / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    (folder / "summary.txt").write_text(f"{text}\n")
-    picture(results, folder / "conserve_momentum.png")
-    print(
-        f"\nPicture: {folder / 'conserve_momentum.png'}\nTable: {folder / 'table.csv'}\n"
-        f"Curves: tensorboard --logdir {folder}\n"
-        f"{time.monotonic() - started:.0f} s in all ({sum(os.times()[:2]):.0f} CPU seconds)."
-    )
+    write(folder, rows, text, {"conserve_momentum.png": picture(results)}, started)
     return results
 
 

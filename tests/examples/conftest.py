@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
 
 @pytest.fixture
 def example(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)  # a process of a pool finds them there
+
     def load(name):
-        path = Path(__file__).parents[2] / "examples" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)  # some libraries look classes up there
         spec.loader.exec_module(module)

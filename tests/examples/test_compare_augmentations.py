@@ -76,7 +76,7 @@ def test_tensorboard_at_a_glance(compare, monkeypatch, tmp_path):
     options = compare.parse(["--models", "cnn", "--epochs", "1", "--num-images", "16", "--out", str(tmp_path)])
     compare.prepare(1)
     for _ in range(2):
-        accuracy, _ = compare.train("cnn", "rotation", 4, options)
+        accuracy = compare.train(("cnn", "rotation", 4), options)
     folder = compare.folder_of(options, "cnn", "rotation", 4)
     found = events(folder)
     tags = found.Tags()["scalars"]
@@ -196,7 +196,7 @@ def test_run_that_fails_in_a_process_ends_all(tmp_path):
 def test_run_that_fails_is_named(compare, monkeypatch, tmp_path):
     tiny(compare, monkeypatch)
     arguments = ["--models", "no_such_model", "--regimes", "scale", "--processes", "1", "--out", str(tmp_path)]
-    with pytest.raises(RuntimeError, match=r"in that of no_such_model, augmentation scale, seed 0: .*--processes 1"):
+    with pytest.raises(RuntimeError, match=r"in that of no_such_model, augmentation scale, seed 0 .*`--processes 1`"):
         compare.main(arguments)
 
 
