@@ -28,6 +28,7 @@ import lie_metric as lm
 from lie_metric.callbacks.measurements import Measurement, strides_of
 from lie_metric.layerwise import attributed
 from lie_metric.lie import linearise
+from lie_metric.options import Options
 
 METHODS = ("forward", "forward vmap", "double_backward")
 CHECKED = "default and its check, affine"
@@ -94,10 +95,14 @@ def runs(model: torch.nn.Module, images: torch.Tensor) -> dict[str, Callable[[],
     found: dict[str, Callable[[], object]] = {
         "plain forward, B": lambda: model(images),
         "unit: forward, 7 B": lambda: model(tiled),
-        "double_backward, 1 transform": lambda: linearise(model, images, one, method="double_backward", verify=False),
+        "double_backward, 1 transform": lambda: linearise(
+            model, images, one, Options(method="double_backward"), verify=False
+        ),
     }
     for method in METHODS[:2]:
-        found[f"{method}, affine"] = lambda method=method: linearise(model, images, affine, method=method, verify=False)
+        found[f"{method}, affine"] = lambda method=method: linearise(
+            model, images, affine, Options(method=method), verify=False
+        )
     # By default tangents go in two parts where tensors are large.
     found["default, affine"] = lambda: linearise(model, images, affine, verify=False)
     # The first batch of a metric: the method is checked against the function itself.
@@ -251,7 +256,9 @@ def layer_runs(model: torch.nn.Module, images: torch.Tensor, probes: int) -> dic
         "plain forward, one image": lambda: model(one),
         "by layer, one image": lambda: attributed(model, one, "affine", probes=probes or None),
         "by layer, three images": lambda: attributed(model, images, "affine", probes=probes or None),
-        "double_backward, one image": lambda: linearise(model, one, rotation, method="double_backward", verify=False),
+        "double_backward, one image": lambda: linearise(
+            model, one, rotation, Options(method="double_backward"), verify=False
+        ),
     }
 
 
@@ -374,10 +381,10 @@ def report_geometry(arguments: argparse.Namespace) -> dict[str, dict[str, float]
         passes: dict[str, Callable[[], object]] = {"plain forward": lambda model=model, inputs=inputs: model(inputs)}
         for method in ("auto", "forward vmap", "double_backward", "difference"):
             passes[method] = lambda method=method, model=model, inputs=inputs, generators=generators, options=options: (
-                linearise(model, inputs, generators, method=method, verify=False, **options)
+                linearise(model, inputs, generators, Options(method=method, **options), verify=False)
             )
         passes[CHECKED] = lambda model=model, inputs=inputs, generators=generators, options=options: linearise(
-            model, inputs, generators, **options
+            model, inputs, generators, Options(**options)
         )
         rounds = []
         with torch.no_grad():

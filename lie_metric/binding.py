@@ -12,7 +12,8 @@ from torch import Tensor
 from lie_metric.algebra import Generator
 from lie_metric.algebra import generators as resolve
 from lie_metric.holders import entry, held, recast, replaced, tensor_of, tensors
-from lie_metric.measured import Function, Layout, Output, call_of, carried, select_output, validate_inputs
+from lie_metric.measured import call_of, carried, select_output, validate_inputs
+from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.representations import Image, Invariant, Representation
 from lie_metric.representations.composite import Masked, Packed, Parts, common_dimension, samples
 
@@ -78,26 +79,16 @@ class Bound:
         return found
 
 
-def bind(
-    model: Any,
-    inputs: Any,
-    *,
-    input_representation: Layout | None,
-    output: Output = "logits",
-    output_representation: Layout | None = None,
-    function: Function | None = None,
-) -> Bound:
+def bind(model: Any, inputs: Any, options: Options) -> Bound:
     """Makes one tensor of the moved parts of inputs, and of the measured parts of outputs, and checks both.
 
     Args:
         model: The model.
         inputs: A tensor; or what holds several: a mapping, a tuple or list (the model's positional arguments), or an
             object with attributes, which the model takes as it is.
-        input_representation: How the inputs move; a mapping from the names of parts to their representations leaves all
-            other parts as they are. A name is a key, an index of a tuple, or an attribute, dotted where it is deeper.
-        output: As in :func:`lie_metric.lie_derivative`.
-        output_representation: How outputs move; a mapping measures several parts at once.
-        function: As in :func:`lie_metric.lie_derivative`.
+        options: How inputs and outputs move, and what of the model is run. A mapping from the names of parts to their
+            representations leaves all other parts as they are. A name is a key, an index of a tuple, or an attribute,
+            dotted where it is deeper.
 
     Returns:
         The measurement.
@@ -111,10 +102,12 @@ def bind(
         >>> from lie_metric.representations import Points
         >>> distance = lambda a, b: (a - b).norm(dim=-1)
         >>> pair = (torch.zeros(4, 3), torch.ones(4, 3))
-        >>> bound = bind(distance, pair, input_representation={"0": Points(3), "1": Points(3)})
+        >>> bound = bind(distance, pair, Options(input_representation={"0": Points(3), "1": Points(3)}))
         >>> bound.inputs.shape, bound.function(distance, bound.inputs).shape
         (torch.Size([4, 6]), torch.Size([4]))
     """
+    input_representation, output_representation = options.input_representation, options.output_representation
+    output, function = options.output, options.function
     if not isinstance(input_representation, Mapping):
         if isinstance(input_representation, Packed):
             raise TypeError(
@@ -168,24 +161,13 @@ def bind(
     return bound
 
 
-def bind_rows(
-    model: Any,
-    inputs: Any,
-    *,
-    input_representation: Layout | None,
-    output: Output,
-    output_representation: Layout | None,
-    function: Function | None,
-) -> Bound:
+def bind_rows(model: Any, inputs: Any, options: Options) -> Bound:
     """As :func:`bind`, for measures that take samples row by row and measure one output.
 
     Args:
         model: As in :func:`bind`.
         inputs: As in :func:`bind`.
-        input_representation: As in :func:`bind`.
-        output: As in :func:`bind`.
-        output_representation: As in :func:`bind`.
-        function: As in :func:`bind`.
+        options: As in :func:`bind`.
 
     Returns:
         The measurement.
@@ -193,20 +175,8 @@ def bind_rows(
     Raises:
         TypeError: If samples are packed in one axis, or the output has named parts.
     """
-    if isinstance(output_representation, Mapping):
-        raise TypeError(
-            f"`output_representation` must be one representation for this measure, got the parts "
-            f"{list(output_representation)}. Choose one, e.g. `output=lambda returned: "
-            f"returned[{next(iter(output_representation), 'energy')!r}]`."
-        )
-    bound = bind(
-        model,
-        inputs,
-        input_representation=input_representation,
-        output=output,
-        output_representation=output_representation,
-        function=function,
-    )
+    _ = options.whole_output  # refuses several
+    bound = bind(model, inputs, options)
     if isinstance(bound.carrier, Parts) and bound.carrier.together:
         raise TypeError(
             "`input_representation` must have a batch axis for this measure, got `Packed`. Measure Lie derivatives of "

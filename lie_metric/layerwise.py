@@ -23,10 +23,11 @@ from lie_metric.algebra import Generator, simplest_basis, spanning_set
 from lie_metric.binding import on_grid, resolve_for
 from lie_metric.functional.sums import Sums, grouped, standard_error, totals
 from lie_metric.lie import Generators, linearise
-from lie_metric.measured import Function, Output, function_of, validate_inputs, validate_options
+from lie_metric.measured import function_of, validate_inputs
+from lie_metric.options import Function, Options, Output
 from lie_metric.randomness import noise, validate_seed
 from lie_metric.recording import Flow, Operation, Recorder, Variable, recorded
-from lie_metric.representations import Image, Invariant, Representation
+from lie_metric.representations import Invariant, Representation
 from lie_metric.resampling import Resampling, working_precision
 from lie_metric.running import isolated
 from lie_metric.warning import warn
@@ -371,20 +372,8 @@ def layerwise_equivariance_error(
         >>> round(sum(row.share for row in report.by("type")), 9), report.residual["rotation"] < 1e-12
         (1.0, True)
     """
-    report = attributed(
-        model,
-        inputs,
-        generators,
-        probes=probes,
-        output=output,
-        function=function,
-        input_representation=input_representation,
-        output_representation=output_representation,
-        resampling=resampling,
-        representations=representations,
-        chunk_size=chunk_size,
-        seed=seed,
-    )
+    options = Options(output, function, input_representation, output_representation, resampling, chunk_size=chunk_size)
+    report = attributed(model, inputs, generators, options, probes=probes, representations=representations, seed=seed)
     if report.images < FEW:
         warn(
             f"Shares of {report.images} image{'s' * (report.images > 1)} scatter: measure {FEW} or more, and read them "
@@ -398,15 +387,10 @@ def attributed(
     model: Callable[..., Any],
     inputs: Tensor,
     generators: Generators = "affine",
+    options: Options | None = None,
     *,
     probes: Probes = None,
-    output: Output = "logits",
-    function: Function | None = None,
-    input_representation: Representation | None = None,
-    output_representation: Representation | None = None,
-    resampling: Resampling | None = None,
     representations: Mapping[str, Representation] | None = None,
-    chunk_size: int | None = None,
     seed: int = 0,
 ) -> LayerwiseReport:
     """:func:`layerwise_equivariance_error` for those who log standard errors: no warning of few images.
@@ -415,23 +399,18 @@ def attributed(
         model: The model.
         inputs: Images.
         generators: Generators.
+        options: What is measured and how.
         probes: Probes.
-        output: What of the model's return value is measured.
-        function: What of the model is run.
-        input_representation: How the inputs carry the action.
-        output_representation: How the output does.
-        resampling: The stencil.
         representations: Actions for hidden tensors by module path.
-        chunk_size: How many tangents and gradients are kept at a time.
         seed: Seed of random probes.
 
     Returns:
         The report.
     """
-    resampling = resampling or Resampling()
-    validate_options(output, input_representation, output_representation, resampling, "auto", chunk_size, function)
-    validate_inputs(model, inputs, input_representation, function)
-    asked = resolve_for(generators, input_representation)
+    options = options or Options()
+    resampling, chunk_size = options.stencil, options.chunk_size
+    carrier = validate_inputs(model, inputs, options.input_representation, options.function)
+    asked = resolve_for(generators, carrier)
     validate_probes(probes)
     validate_seed(seed)
     overrides = dict(representations or {})
@@ -445,7 +424,7 @@ def attributed(
                 + (f" Did you mean {close[0]!r}?" if close else " See `model.named_modules()`.")
             )
     # Single numbers of a matrix make cheap tangents of images; what turns with space need not have an action for them.
-    basis, matrix = (simplest_basis if on_grid(input_representation) else spanning_set)(asked)
+    basis, matrix = (simplest_basis if on_grid(carrier) else spanning_set)(asked)
     matrix = matrix.to(inputs.device)
     count = probes if isinstance(probes, int) else 0
     method, checked = "auto", False
@@ -454,19 +433,8 @@ def attributed(
         nonlocal method, checked
         images = inputs[start:stop]
         with torch.no_grad():
-            whole = linearise(
-                model,
-                images,
-                asked,
-                output=output,
-                function=function,
-                input_representation=input_representation,
-                output_representation=output_representation,
-                resampling=resampling,
-                method=method,
-                chunk_size=chunk_size,
-                verify=method == "auto",
-            )
+            known = None if method == "auto" else method
+            whole = linearise(model, images, asked, options, known=known, verify=known is None)
         if method == "auto":
             # The others are measured by what was found right for the first.
             method = whole.method
@@ -485,8 +453,8 @@ def attributed(
         cotangents = cotangents.to(whole.output)
         with isolated(model), torch.enable_grad():
             leaf = working_precision(images).detach().clone().requires_grad_()
-            recorder = Recorder(leaf, input_representation or Image(), modules, overrides)
-            measured = function_of(model, output, function, frozen=True)
+            recorder = Recorder(leaf, carrier, modules, overrides)
+            measured = function_of(model, options.output, options.function, frozen=True)
             with recorded(recorder, modules):
                 result = measured(recorder.start)
             end = recorder.end(result, whole.representation)

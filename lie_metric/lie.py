@@ -13,8 +13,8 @@ from torch import Tensor
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.binding import Generators, bind, resolve_for, split_parts
 from lie_metric.jacobian import Check, Method, push
-from lie_metric.jacobian.methods import METHODS
-from lie_metric.measured import Function, Layout, Output, function_of, tell_of_rest, validate_options
+from lie_metric.measured import function_of, tell_of_rest
+from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.randomness import noise
 from lie_metric.representations import Representation
 from lie_metric.representations.composite import present
@@ -126,18 +126,8 @@ def lie_derivative(
         True
     """
     asked = resolve_for(generators, input_representation)
-    result = linearise(
-        model,
-        inputs,
-        asked,
-        output=output,
-        function=function,
-        input_representation=input_representation,
-        output_representation=output_representation,
-        resampling=resampling,
-        method=method,
-        chunk_size=chunk_size,
-    )
+    options = Options(output, function, input_representation, output_representation, resampling, method, chunk_size)
+    result = linearise(model, inputs, asked, options)
     return {
         f"{part}/{generator.name}" if part else generator.name: value
         for part, _, values in split_parts(result.representation, result.lie_derivatives)
@@ -149,14 +139,9 @@ def linearise(
     model: Callable[..., Any],
     inputs: Any,
     asked: Sequence[Generator],
+    options: Options | None = None,
     *,
-    output: Output = "logits",
-    function: Function | None = None,
-    input_representation: Layout | None = None,
-    output_representation: Layout | None = None,
-    resampling: Resampling | None = None,
-    method: str = "auto",
-    chunk_size: int | None = None,
+    known: str | None = None,
     directions: Tensor | None = None,
     further: Callable[[Tensor, Representation], Tensor] | None = None,
     verify: bool = True,
@@ -167,13 +152,8 @@ def linearise(
         model: As in :func:`lie_derivative`.
         inputs: As in :func:`lie_derivative`.
         asked: K generators.
-        output: As in :func:`lie_derivative`.
-        function: As in :func:`lie_derivative`.
-        input_representation: As in :func:`lie_derivative`.
-        output_representation: As in :func:`lie_derivative`.
-        resampling: As in :func:`lie_derivative`.
-        method: As in :func:`lie_derivative`, or the ``method`` of an earlier result of the same model.
-        chunk_size: As in :func:`lie_derivative`.
+        options: What is measured and how, as in :func:`lie_derivative`.
+        known: The ``method`` of an earlier result of the same model, to be used instead of that of the options.
         directions: Shape (D, *inputs.shape): input directions u to take Df(x)[u] of besides.
         further: A linear map of tangents (K, *inputs.shape), with their layout, to other directions, to take Df(x) of
             those besides.
@@ -185,17 +165,10 @@ def linearise(
     Raises:
         RuntimeError: If the model cannot be differentiated.
     """
-    resampling = resampling or Resampling()
-    coarse = method.split(" ")[0] if method in METHODS else method
-    validate_options(output, input_representation, output_representation, resampling, coarse, chunk_size, function)
-    bound = bind(
-        model,
-        inputs,
-        input_representation=input_representation,
-        output=output,
-        output_representation=output_representation,
-        function=function,
-    )
+    options = options or Options()
+    resampling, output, function = options.stencil, options.output, options.function
+    method = known or options.method
+    bound = bind(model, inputs, options)
     inputs, carrier = bound.inputs, bound.carrier
     basis, matrix = spanning_set(asked)
     with isolated(model):
@@ -210,14 +183,14 @@ def linearise(
         measured = function_of(model, bound.output, bound.function)
         # In training a penalty is taken at every step: there a model is checked once.
         setting = (_kept(output), _kept(function), method, configuration(model) if torch.is_grad_enabled() else 0)
-        known = _found_right(model).get(setting) if torch.is_grad_enabled() else None
-        verified = verify and known is None
+        right = _found_right(model).get(setting) if torch.is_grad_enabled() else None
+        verified = verify and right is None
         primal, products, by, check = push(
             measured,
             inputs,
             pushed,
-            known or method,
-            chunk_size,
+            right or method,
+            options.chunk_size,
             precise=_precise(model, bound.output, bound.function),
             verified=verified,
         )
@@ -227,7 +200,7 @@ def linearise(
 
             def responds() -> bool:
                 elsewhere = noise(inputs, range(len(inputs)), 0).to(inputs)[None]
-                found = push(measured, inputs, elsewhere, by, chunk_size, verified=False)
+                found = push(measured, inputs, elsewhere, by, options.chunk_size, verified=False)
                 return bool(found.products.any())
 
             tell_of_rest(model, pushed, products, by, responds)

@@ -7,13 +7,13 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from lie_metric.jacobian import Method
+from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.representations import (
     ChannelsLast,
     Image,
@@ -23,14 +23,10 @@ from lie_metric.representations import (
     Tokens,
     infer_output_representation,
 )
-from lie_metric.resampling import Resampling
 from lie_metric.running import found_modules, gradients_as_needed, same_draws
 from lie_metric.warning import warn
 
 __all__ = [
-    "Function",
-    "Layout",
-    "Output",
     "call_of",
     "carried",
     "described",
@@ -41,19 +37,14 @@ __all__ = [
     "select_output",
     "tell_of_rest",
     "validate_inputs",
-    "validate_options",
 ]
-
-Output = Literal["logits", "probabilities"] | Callable[[Any], Tensor]
-Function = str | Callable[..., Any]
-Layout = Representation | Mapping[str, Representation]
 
 _TENSOR_KEYS = ("logits", "out", "output")
 
 
 def validate_inputs(
-    model: object, inputs: object, input_representation: Representation | None, function: Function | None = None
-) -> None:
+    model: object, inputs: object, input_representation: Layout | None, function: Function | None = None
+) -> Representation:
     """Refuses a model or images that cannot be measured, before any work is done.
 
     Args:
@@ -61,6 +52,9 @@ def validate_inputs(
         inputs: As in :func:`lie_derivative`.
         input_representation: As in :func:`lie_derivative`.
         function: As in :func:`lie_derivative`.
+
+    Returns:
+        How the images move.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -88,7 +82,8 @@ def validate_inputs(
             f"`inputs` must be non-empty, got shape {tuple(inputs.shape)}: there is no image to measure. Check what "
             "was selected, and leave empty batches out."
         )
-    (input_representation or Image()).check(inputs, "inputs")
+    carrier = input_representation or Image()
+    carrier.check(inputs, "inputs")
     if input_representation is None and min(inputs.shape[1:3]) > 4 and inputs.shape[3] in {1, 3, 4}:
         raise ValueError(
             f"`inputs` must have axes (B, C, H, W), got shape {tuple(inputs.shape)}, which looks like (B, H, W, C). "
@@ -97,69 +92,7 @@ def validate_inputs(
         )
     if not bool(torch.isfinite(inputs).all()):
         raise ValueError("`inputs` must be finite, got NaN or infinite entries. Check the normalisation of the images.")
-
-
-def validate_options(
-    output: Output,
-    input_representation: Layout | None,
-    output_representation: Layout | None,
-    resampling: Resampling | None,
-    method: str,
-    chunk_size: int | None,
-    function: Function | None = None,
-) -> None:
-    """Refuses options of a measurement that have no meaning; they can be checked before there is a model.
-
-    Args:
-        output: As in :func:`lie_derivative`.
-        input_representation: As in :func:`lie_derivative`.
-        output_representation: As in :func:`lie_derivative`.
-        resampling: As in :func:`lie_derivative`.
-        method: As in :func:`lie_derivative`.
-        chunk_size: As in :func:`lie_derivative`.
-        function: As in :func:`lie_derivative`.
-
-    Raises:
-        TypeError: If an option is of the wrong kind.
-        ValueError: If an option is out of range.
-    """
-    if not callable(output) and output not in {"logits", "probabilities"}:
-        raise ValueError(f"`output` must be 'logits', 'probabilities' or a callable, got {output!r}.")
-    if function is not None and not callable(function) and not (isinstance(function, str) and function):
-        raise TypeError(
-            f"`function` must be the name of a method, a callable or None, got {function!r}. Pass e.g. 'encode', or "
-            "`lambda model, images: model(images, steps=4)`."
-        )
-    for name, value in (
-        *_parts_of("input_representation", input_representation),
-        *_parts_of("output_representation", output_representation),
-    ):
-        if value is not None and (isinstance(value, type) or not isinstance(value, Representation)):
-            raise TypeError(
-                f"`{name}` must be a representation, got {value!r}. Pass an instance such as "
-                "`lie_metric.representations.Image()`."
-            )
-    if resampling is not None and not isinstance(resampling, Resampling):
-        raise TypeError(f"`resampling` must be a `Resampling`, got {resampling!r}. Pass e.g. Resampling('bspline').")
-    if method not in get_args(Method):
-        raise ValueError(f"`method` must be one of {get_args(Method)}, got {method!r}.")
-    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int)):
-        raise TypeError(f"`chunk_size` must be an integer or None, got {chunk_size!r}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}. None chooses.")
-
-
-def _parts_of(name: str, layout: Any) -> list[tuple[str, Any]]:
-    """A representation, or those of named parts, by what they are called."""
-    if isinstance(layout, Mapping):
-        wrong = [key for key in layout if not isinstance(key, str) or not key or "/" in key]
-        if wrong:
-            raise ValueError(
-                f"`{name}` must have names without '/', by which results are reported, got {wrong}. An entry of a "
-                "tuple is named by its index, e.g. '0', and a deeper one with dots."
-            )
-        return [(f"{name}[{key!r}]", value) for key, value in layout.items()]
-    return [(name, layout)]
+    return carrier
 
 
 def select_output(returned: Any, output: Output) -> Tensor:
@@ -517,8 +450,7 @@ def evaluated(
     model: Callable[..., Any],
     function: Callable[[Tensor], Tensor],
     images: Tensor,
-    output_representation: Representation | None,
-    input_representation: Representation | None = None,
+    options: Options,
 ) -> tuple[Tensor, Representation]:
     """The output of images, and how it carries the action.
 
@@ -526,8 +458,7 @@ def evaluated(
         model: The model, which may declare the grid of its tokens.
         function: The map from images to the measured tensor, see :func:`function_of`.
         images: B images.
-        output_representation: As in :func:`lie_derivative`.
-        input_representation: As in :func:`lie_derivative`.
+        options: How images and output are said to move; one representation each.
 
     Returns:
         The output, shape (B, ...), and its representation.
@@ -536,7 +467,8 @@ def evaluated(
         ValueError: If there is not one row for each image, or the representation does not fit.
     """
     f = row_by_row(function, images)
-    return f, carried(f, images, model, output_representation, input_representation)
+    given = cast("Representation | None", options.input_representation)
+    return f, carried(f, images, model, options.whole_output, given)
 
 
 def row_by_row(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,17 +14,9 @@ from lie_metric.binding import Generators, bind, resolve_for, split_parts
 from lie_metric.jacobian import Method
 from lie_metric.lattice import LatticeTransforms, check_reach, content_map, elements
 from lie_metric.lie import linearise
-from lie_metric.measured import (
-    Function,
-    Layout,
-    Output,
-    call_of,
-    carried,
-    select_output,
-    validate_inputs,
-    validate_options,
-)
-from lie_metric.representations import Image, Representation, grid_size, map_samples
+from lie_metric.measured import call_of, carried, select_output, validate_inputs
+from lie_metric.options import Function, Layout, Options, Output
+from lie_metric.representations import Representation, grid_size, map_samples
 from lie_metric.resampling import Resampling, coordinate_dtype
 from lie_metric.running import evaluation, random_state
 
@@ -111,33 +103,20 @@ def equivariance_violation(
         >>> bool((v["translation_x"] < 1e-12).all()), bool((v["saturation"] > 0.5).all())
         (True, True)
     """
-    return _violation(
-        model,
-        inputs,
-        generators,
-        seed,
-        output=output,
-        function=function,
-        input_representation=input_representation,
-        output_representation=output_representation,
-        resampling=resampling,
-        method=method,
-        chunk_size=chunk_size,
-    )[0]
+    options = Options(output, function, input_representation, output_representation, resampling, method, chunk_size)
+    return _violation(model, inputs, generators, seed, options)[0]
 
 
 def _violation(
-    model: Callable[..., Any], inputs: Any, generators: Generators, seed: int, **options: Any
+    model: Callable[..., Any], inputs: Any, generators: Generators, seed: int, options: Options
 ) -> tuple[dict[str, Tensor], torch.dtype]:
     """The violations, and the dtype in which the model ran."""
-    asked = resolve_for(generators, options["input_representation"])
-    validate_options(**options)
-    layout = {name: options[name] for name in ("input_representation", "output", "output_representation", "function")}
-    moving = bind(model, inputs, **layout).inputs
+    asked = resolve_for(generators, options.input_representation)
+    moving = bind(model, inputs, options).inputs
     count = len(moving)
     with torch.no_grad():
         noise = torch.stack([randomness.noise(moving, range(k * count, (k + 1) * count), seed) for k in range(_DRAWS)])
-        result = linearise(model, inputs, asked, directions=noise, **options)
+        result = linearise(model, inputs, asked, options, directions=noise)
         _check_rows(result.output, count)
         values: dict[str, Tensor] = {}
         outputs, changes, pushes = (
@@ -146,7 +125,7 @@ def _violation(
         )
         # Each part against its own size: units of parts differ.
         for (part, representation, f), (_, _, L), (_, _, products) in zip(outputs, changes, pushes, strict=True):
-            moved = representation.tangents(f, asked, options["resampling"] or Resampling())
+            moved = representation.tangents(f, asked, options.stencil)
             L, moved, products = (each.reshape(len(each), count, -1) for each in (L, moved, products))
             gain = (_energy(products, 2) / _energy(noise, 2)).mean(0)
             pushed = _energy(L + moved, 2)  # Df[X·x]
@@ -197,19 +176,8 @@ def assert_equivariant(
         >>> assert_equivariant(layer, torch.randn(2, 1, 8, 8), "translation", resampling=lm.Resampling("fourier"))
     """
     _check_tolerance(tolerance)
-    found, dtype = _violation(
-        model,
-        inputs,
-        generators,
-        seed,
-        output=output,
-        function=function,
-        input_representation=input_representation,
-        output_representation=output_representation,
-        resampling=resampling,
-        method=method,
-        chunk_size=chunk_size,
-    )
+    options = Options(output, function, input_representation, output_representation, resampling, method, chunk_size)
+    found, dtype = _violation(model, inputs, generators, seed, options)
     _assert_below(
         found,
         TOLERANCES[dtype] if tolerance is None else tolerance,
@@ -266,25 +234,16 @@ def lattice_violation(
         >>> lattice_violation(lambda x: x[:, 0, 0], torch.eye(4).expand(1, 1, 4, 4), "flip_horizontal")
         {'flip_horizontal': tensor([1.4142], dtype=torch.float64)}
     """
-    return _lattice_violation(model, inputs, transforms, output, function, input_representation, output_representation)[
-        0
-    ]
+    options = Options(output, function, input_representation, output_representation)
+    return _lattice_violation(model, inputs, transforms, options)[0]
 
 
 def _lattice_violation(
-    model: Callable[..., Any],
-    inputs: Tensor,
-    transforms: LatticeTransforms,
-    output: Output,
-    function: Function | None,
-    input_representation: Representation | None,
-    output_representation: Representation | None,
+    model: Callable[..., Any], inputs: Tensor, transforms: LatticeTransforms, options: Options
 ) -> tuple[dict[str, Tensor], torch.dtype]:
-    asked = elements(transforms)
-    validate_options(output, input_representation, output_representation, None, "auto", None, function)
-    validate_inputs(model, inputs, input_representation, function)
-    call = call_of(model, function)
-    carrier = input_representation or Image()
+    asked, output, given = elements(transforms), options.output, options.input_representation
+    carrier = validate_inputs(model, inputs, given, options.function)
+    call = call_of(model, options.function)
     size = grid_size(carrier, inputs)
     check_reach(asked, size)
     # All transforms act before the model runs, so that a size that does not fit is met first.
@@ -293,7 +252,7 @@ def _lattice_violation(
     with torch.no_grad(), random_state(), evaluation(model):
         plain = select_output(call(inputs), output)
         _check_rows(plain, len(inputs))
-        layout = carried(plain, inputs, model, output_representation, input_representation)
+        layout = carried(plain, inputs, model, options.whole_output, cast("Representation | None", given))
         for element, image in zip(asked, moved, strict=True):
             wanted = map_samples(layout, plain, partial(element.on_grid, size=size), content_map(element, len(size)))
             result = select_output(call(image), output)
@@ -342,7 +301,7 @@ def assert_lattice_equivariant(
     """
     _check_tolerance(tolerance)
     found, dtype = _lattice_violation(
-        model, inputs, transforms, output, function, input_representation, output_representation
+        model, inputs, transforms, Options(output, function, input_representation, output_representation)
     )
     allowed = TOLERANCES[dtype] if tolerance is None else tolerance
     _assert_below(found, allowed, dtype, "Transforming before and after the model differs by more than rounding")

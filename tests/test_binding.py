@@ -11,6 +11,7 @@ from torch import nn
 import lie_metric as lm
 from lie_metric.binding import bind, resolve_for
 from lie_metric.functional.noise import like_tangents
+from lie_metric.options import Options
 from lie_metric.representations import (
     DirectSum,
     Flow,
@@ -429,11 +430,11 @@ class TestRefusals:
     )
     def test_inputs(self, inputs, layout, error, match):
         with pytest.raises(error, match=match):
-            bind(lambda *x: x[0], inputs, input_representation=layout)
+            bind(lambda *x: x[0], inputs, Options(input_representation=layout))
 
     def test_packed_alone(self):
         with pytest.raises(TypeError, match="name the part that is packed"):
-            bind(lambda x: x, random(3, 3), input_representation=Packed(Points(3), torch.zeros(3).long()))
+            bind(lambda x: x, random(3, 3), Options(input_representation=Packed(Points(3), torch.zeros(3).long())))
 
     def test_outputs(self):
         batch = graphs((3, 2))

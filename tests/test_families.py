@@ -9,6 +9,7 @@ from torch import nn
 
 import lie_metric as lm
 from lie_metric.lie import linearise
+from lie_metric.options import Options
 
 timm = pytest.importorskip("timm")
 ByoBlockCfg = pytest.importorskip("timm.models.byobnet").ByoBlockCfg
@@ -233,9 +234,9 @@ def test_every_family(family, capsys):
             model(torch.cat([x, x, x]))
             unit = time.perf_counter() - start
             start = time.perf_counter()
-            found = linearise(model, x, generators, method="forward")
+            found = linearise(model, x, generators, Options(method="forward"))
             cost = (time.perf_counter() - start) / unit
-            wanted = linearise(model, x, generators, method="forward vmap").lie_derivatives
+            wanted = linearise(model, x, generators, known="forward vmap").lie_derivatives
         L = found.lie_derivatives
         error = ((L - wanted).norm() / wanted.norm()).item()
         step = STEPS.get(name, 1e-8)

@@ -18,6 +18,7 @@ import lie_metric as lm
 from lie_metric import layerwise
 from lie_metric import representations as R
 from lie_metric.lie import linearise
+from lie_metric.options import Options
 
 pytestmark = pytest.mark.filterwarnings("ignore:Shares of")
 
@@ -556,7 +557,7 @@ def test_a_change_behind_the_graph_is_refused(monkeypatch):
         return y.flatten(1)[:, :3]
 
     # Whatever the Lie derivative is, contributions would be those of another function.
-    found = linearise(lambda x: model(x.clone()), images(1), lm.generators("rotation"), method="difference")
+    found = linearise(lambda x: model(x.clone()), images(1), lm.generators("rotation"), Options(method="difference"))
     monkeypatch.setattr(layerwise, "linearise", lambda *args, **kwargs: found)
     with pytest.raises(RuntimeError, match=r"`model` changes a tensor in place .* after Operation.*'add'"):
         lm.layerwise_equivariance_error(model, images(1), "rotation", probes=1)

@@ -19,6 +19,7 @@ import lie_metric as lm
 from lie_metric import representations as R
 from lie_metric.jacobian import engine, methods
 from lie_metric.lie import linearise
+from lie_metric.options import Options
 
 AFFINE = lm.generators("all")
 
@@ -256,7 +257,7 @@ def test_reverse_is_not_trusted_where_images_influence_one_another():
         found = linearise(contrast, images(), AFFINE)
     assert found.method == "forward"
     torch.testing.assert_close(
-        found.lie_derivatives, linearise(contrast, images(), AFFINE, method="double_backward").lie_derivatives
+        found.lie_derivatives, linearise(contrast, images(), AFFINE, Options(method="double_backward")).lie_derivatives
     )
 
 
@@ -599,19 +600,21 @@ def test_what_was_not_checked_is_not_known_to_be_right(monkeypatch):
     lying = lambda f, x, t, chunk: (honest(f, x, t, chunk)[0], 2 * honest(f, x, t, chunk)[1])  # noqa: E731
     monkeypatch.setitem(methods.METHODS, "double_backward", lying)
     model, rotation = cnn(), lm.generators("rotation")
-    told = linearise(model, images(), rotation, method="double_backward", verify=False)
+    told = linearise(model, images(), rotation, Options(method="double_backward"), verify=False)
     true = linearise(model, images(), rotation)
     torch.testing.assert_close(told.lie_derivatives, 2 * true.lie_derivatives)
     with pytest.raises(RuntimeError, match="agrees"):
-        linearise(model, images(), rotation, method="double_backward")
+        linearise(model, images(), rotation, Options(method="double_backward"))
 
 
 def test_a_part_of_a_model_is_checked_in_float64():
     model = nn.ModuleDict({"first": cnn(40).float(), "second": nn.Linear(40, 2)})
     part = lambda whole, x: whole["first"](x)  # noqa: E731
     with torch.no_grad():
-        result = linearise(model, images().float(), lm.generators("rotation"), function=part)
-        moved = linearise(model, images().float(), lm.generators("rotation"), function=part, method="difference")
+        result = linearise(model, images().float(), lm.generators("rotation"), Options(function=part))
+        moved = linearise(
+            model, images().float(), lm.generators("rotation"), Options(function=part, method="difference")
+        )
     # The limit of differences of float32 is 1e-4.
     assert result.check.difference < 2e-6
     assert (moved.lie_derivatives - result.lie_derivatives).norm() < 1e-5 * result.lie_derivatives.norm()

@@ -15,6 +15,7 @@ from lie_metric import functional as F
 from lie_metric import representations as R
 from lie_metric import testing
 from lie_metric.measured import described, evaluated, function_of, select_output
+from lie_metric.options import Options
 
 
 class Conditioned(nn.Module):
@@ -242,7 +243,9 @@ def test_the_output_of_channels_last_inputs_is_compared_with_their_size():
     found = lm.LocalEquivarianceError("scale", input_representation=R.ChannelsLast())
     found.update(lambda v: v.movedim(-1, 1), wide)
     assert found.described == "(B, 3, 8, 12): image, in the proportions of the input"
-    _, representation = evaluated(None, lambda v: v.movedim(-1, 1), wide, None, R.ChannelsLast())
+    _, representation = evaluated(
+        None, lambda v: v.movedim(-1, 1), wide, Options(input_representation=R.ChannelsLast())
+    )
     assert isinstance(representation, R.Image)
 
 

@@ -8,7 +8,8 @@ import torch
 import lie_metric as lm
 from lie_metric import representations as R
 from lie_metric.lie import linearise
-from lie_metric.measured import described, evaluated, select_output, validate_options
+from lie_metric.measured import described, evaluated, select_output
+from lie_metric.options import Options
 
 GOOD = {
     "output": "logits",
@@ -42,9 +43,9 @@ GOOD = {
     ],
 )
 def test_wrong_options(name, value, error):
-    validate_options(**GOOD)
+    Options(**GOOD)
     with pytest.raises(error, match=f"`{name}` must"):
-        validate_options(**GOOD | {name: value})
+        Options(**GOOD | {name: value})
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_wrong_options(name, value, error):
     ],
 )
 def test_right_options(name, value):
-    validate_options(**GOOD | {name: value})
+    Options(**GOOD | {name: value})
 
 
 def test_what_is_selected():
@@ -85,12 +86,12 @@ def test_what_is_selected():
 
 def test_one_entry_for_each_image():
     x = torch.rand(3, 1, 8, 8)
-    f, found = evaluated(None, lambda v: v.mul_(2).mean((2, 3)), x, None)
+    f, found = evaluated(None, lambda v: v.mul_(2).mean((2, 3)), x, Options())
     assert f.shape == (3, 1)
     assert isinstance(found, R.Invariant)
     assert x.max() <= 1, "a function may write into what it is given"
     with pytest.raises(ValueError, match="one entry for each of the 3 images"):
-        evaluated(None, lambda v: v.mean((0, 2, 3)), x, None)
+        evaluated(None, lambda v: v.mean((0, 2, 3)), x, Options())
 
 
 def test_descriptions_of_vectors_and_numbers():
@@ -115,8 +116,8 @@ def test_directions_and_tangents(names):
     asked = lm.generators(names) if isinstance(names, str) else lm.generators(*names)
     directions = torch.stack([X.flip(0), X + 1]).float()
     with torch.no_grad():
-        found = linearise(model, X, asked, output_representation=R.Invariant(), directions=directions)
-        plain = linearise(model, X, asked, output_representation=R.Invariant())
+        found = linearise(model, X, asked, Options(output_representation=R.Invariant()), directions=directions)
+        plain = linearise(model, X, asked, Options(output_representation=R.Invariant()))
     weights = torch.arange(1, 5).double()
     torch.testing.assert_close(found.output, model(X))
     torch.testing.assert_close(found.products, (2 * X * directions.double() * weights).sum((2, 4)))
@@ -137,7 +138,7 @@ def test_products_of_mapped_tangents(names):
             model,
             X,
             asked,
-            output_representation=R.Invariant(),
+            Options(output_representation=R.Invariant()),
             directions=X[None],
             further=lambda tangents, carrier: tangents.flip(-1),
         )
@@ -151,7 +152,7 @@ def test_the_output_moves_too():
     generator = lm.generators("rotation", "translation_x")
     representation, x = R.Image(), X[:, :1]
     with torch.no_grad():
-        found = linearise(lambda v: v.sin(), x, generator, resampling=lm.Resampling("cubic"))
+        found = linearise(lambda v: v.sin(), x, generator, Options(resampling=lm.Resampling("cubic")))
     tangents = representation.tangents(x, generator, lm.Resampling("cubic"))
     wanted = x.cos() * tangents - representation.tangents(x.sin(), generator, lm.Resampling("cubic"))
     torch.testing.assert_close(found.lie_derivatives, wanted)
@@ -163,12 +164,12 @@ def test_inputs_of_every_precision_and_layout(dtype):
     x = X.to(dtype)
     for given in (x, x[:, :1].expand(2, 3, 6, 4), x.mT.contiguous().mT):
         with torch.no_grad():
-            found = linearise(model, given, lm.generators("rotation"), output_representation=R.Invariant())
+            found = linearise(model, given, lm.generators("rotation"), Options(output_representation=R.Invariant()))
         assert found.output.dtype == found.lie_derivatives.dtype == torch.float32
         torch.testing.assert_close(found.output, model(given.float()))
     with torch.inference_mode():
         made = x.clone()
-    found = linearise(model, made, lm.generators("rotation"), output_representation=R.Invariant())
+    found = linearise(model, made, lm.generators("rotation"), Options(output_representation=R.Invariant()))
     assert torch.equal(found.output, model(x.float()))
 
 
@@ -181,8 +182,9 @@ def test_what_is_checked_and_when():
         def forward(self, x):
             return model(x) * self.scale
 
-    def status(module, **options):
-        return linearise(module, X, lm.generators("scale"), output_representation=R.Invariant(), **options).check.status
+    def status(module, verify=True):
+        options = Options(output_representation=R.Invariant())
+        return linearise(module, X, lm.generators("scale"), options, verify=verify).check.status
 
     trained = Scaled()
     assert status(trained) == "agrees"

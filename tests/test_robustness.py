@@ -15,6 +15,7 @@ from torch import nn
 
 import lie_metric as lm
 from lie_metric.lie import linearise
+from lie_metric.options import Options
 
 SCALES = st.sampled_from([1e-30, 1e-12, 1.0, 1e12, 1e30])
 
@@ -113,7 +114,7 @@ def test_torch_warns_of_nothing_that_is_our_doing(kind):
         metric.measures()
         for method in ("forward vmap", "forward loop", *(["reverse"] if kind != "spread of the batch" else [])):
             with torch.no_grad():
-                linearise(model, x, lm.generators("rotation"), method=method)
+                linearise(model, x, lm.generators("rotation"), Options(method=method))
         if kind != "recurrent":
             lm.lie_derivative(model, x, "rotation")["rotation"].square().sum().backward()
         if kind not in {"recurrent", "spread of the batch"}:  # alone, an image has no spread

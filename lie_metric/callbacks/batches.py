@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lie_metric.binding import moved_parts
-from lie_metric.measured import Layout
+from lie_metric.options import Layout
 
 __all__ = ["IMAGE_KEYS", "describe", "images_of", "inputs_of", "refusal"]
 

@@ -28,9 +28,9 @@ from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, number_of_batches, validation_loaders
 from lie_metric.callbacks.weights import copies, exchanged, tensors_of
 from lie_metric.jacobian import Method
-from lie_metric.measured import Layout
 from lie_metric.metrics import FiniteEquivarianceError, LocalEquivarianceError, StencilError
 from lie_metric.metrics.base import ModelMetric
+from lie_metric.options import Layout
 from lie_metric.orbits import displaced
 from lie_metric.resampling import Resampling
 from lie_metric.warning import warn

@@ -19,6 +19,7 @@ from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, step
 from lie_metric.functional.sums import standard_error, totals
 from lie_metric.layerwise import LayerwiseReport, Probes, attributed, share, validate_probes
+from lie_metric.options import Options
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 
@@ -117,14 +118,8 @@ class LayerwiseMonitor(Monitor):
         self.generators = resolve_for(generators, input_representation)
         self.num_images, self.every_n_epochs, self.depth = num_images, every_n_epochs, depth
         self.resampling = resampling or Resampling()
-        self._options: dict[str, Any] = {
-            "probes": probes,
-            "output": output,
-            "input_representation": input_representation,
-            "output_representation": output_representation,
-            "resampling": self.resampling,
-            "representations": representations,
-        } | ({} if function is None else {"function": function})
+        self._probes, self._representations = probes, representations
+        self._options = Options(output, function, input_representation, output_representation, resampling)
         self._report: LayerwiseReport | None = None
         self._error: Exception | None = None
         self._kinds: list[str] = []
@@ -137,7 +132,7 @@ class LayerwiseMonitor(Monitor):
 
     @property
     def _logged(self) -> tuple[str, ...]:
-        return ("", "_se") if self._options["probes"] is None else ("", "_se", "_squared_norm")
+        return ("", "_se") if self._probes is None else ("", "_se", "_squared_norm")
 
     def _word(self, generator: Generator, quantity: str) -> str:
         return f"{self.prefix}_{generator.name}{quantity}"
@@ -198,7 +193,14 @@ class LayerwiseMonitor(Monitor):
             self._error = error
 
     def _attribute(self, pl_module: LightningModule, images: Tensor) -> LayerwiseReport:
-        return attributed(pl_module, images, self.generators, **self._options)
+        return attributed(
+            pl_module,
+            images,
+            self.generators,
+            self._options,
+            probes=self._probes,
+            representations=self._representations,
+        )
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

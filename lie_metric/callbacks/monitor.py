@@ -18,7 +18,8 @@ from lie_metric.callbacks.batches import describe, inputs_of, refusal
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import first_batch, is_fitting, refuse_sharded, validation_loaders
 from lie_metric.callbacks.weights import tensors_of
-from lie_metric.measured import Layout, call_of, function_of, part_of, validate_inputs
+from lie_metric.measured import call_of, function_of, part_of, validate_inputs
+from lie_metric.options import Layout, Options
 from lie_metric.resampling import working_precision
 from lie_metric.running import isolated
 from lie_metric.warning import warn
@@ -238,7 +239,8 @@ class Monitor(Callback):
         name = self.function_name(pl_module)
         try:
             if isinstance(self._input_representation, Mapping):
-                bound = bind(pl_module, images, input_representation=self._input_representation, function=self.function)
+                given = Options(function=self.function, input_representation=self._input_representation)
+                bound = bind(pl_module, images, given)
                 moving, function = bound.inputs, bound.function
             else:
                 moving, function = images, self.function

@@ -10,20 +10,11 @@ import torch
 from torch import Tensor
 
 from lie_metric import filters
-from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import NOTHING, Sums, grouped, totals
-from lie_metric.measured import (
-    Function,
-    Output,
-    described,
-    evaluated,
-    function_of,
-    validate_inputs,
-    validate_options,
-)
+from lie_metric.measured import described, evaluated, function_of, validate_inputs
+from lie_metric.options import Options
 from lie_metric.randomness import source, validate_seed
 from lie_metric.representations import (
-    Image,
     Invariant,
     Representation,
     map_grid,
@@ -34,20 +25,25 @@ from lie_metric.resampling import coordinate_dtype, working_precision
 from lie_metric.running import isolated
 from lie_metric.warning import warn
 
-__all__ = ["BandLimited", "eq_r", "eq_t", "eq_t_frac"]
+__all__ = [
+    "BandLimited",
+    "band_limited_compute",
+    "band_limited_statistic",
+    "band_limited_update",
+    "band_limited_validate",
+    "eq_r",
+    "eq_t",
+    "eq_t_frac",
+]
 
 BandLimited = Literal["eq_t", "eq_t_frac", "eq_r"]
 Filter = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _band_limited_validate(
+def band_limited_validate(
     kinds: Sequence[BandLimited],
     data_range: float | None,
     max_shift: float,
-    output: Output,
-    function: Function | None,
-    input_representation: Representation | None,
-    output_representation: Representation | None,
     seed: int,
 ) -> tuple[BandLimited, ...]:
     """The measures asked for, if every option has a meaning."""
@@ -61,35 +57,30 @@ def _band_limited_validate(
     if not 0 < max_shift <= 0.5:
         raise ValueError(f"`max_shift` must be in (0, 0.5], got {max_shift!r}. 1/8 of the image is the paper's choice.")
     validate_seed(seed)
-    validate_options(output, input_representation, output_representation, None, "auto", None, function)
     return tuple(kinds)
 
 
-def _band_limited_update(
+def band_limited_update(
     model: Callable[..., Any],
     images: Tensor,
-    kinds: Sequence[BandLimited],
+    options: Options,
     *,
+    kinds: Sequence[BandLimited],
     indices: Sequence[int],
     data_range: float | None = None,
     max_shift: float = 0.125,
-    output: Output = "logits",
-    function: Function | None = None,
-    input_representation: Representation | None = None,
-    output_representation: Representation | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Tensor], str]:
     """The sums of a batch, and what is measured in words.
 
     ``indices`` are the images' running numbers, which fix their groups and transforms.
     """
-    validate_inputs(model, images, input_representation, function)
-    carrier = input_representation or Image()
+    carrier = validate_inputs(model, images, options.input_representation, options.function)
     size = planar_size(carrier, images, kinds[0])
     with torch.no_grad(), isolated(model):
         images = working_precision(images)
-        measured = function_of(model, output, function)
-        f, representation = evaluated(model, measured, images, output_representation, input_representation)
+        measured = function_of(model, options.output, options.function)
+        f, representation = evaluated(model, measured, images, options)
         invariant = isinstance(representation, Invariant)
         if invariant != (data_range is None):
             raise ValueError(
@@ -119,7 +110,7 @@ def _band_limited_update(
             errors.append(kept.square().sum(1))
             counts.append(valid.reshape(len(f), -1).to(wide).sum(1))
     sums = grouped({"error": torch.stack(errors, 1), "count": torch.stack(counts, 1)}, indices)
-    return sums, described(f, representation, output_representation, output)
+    return sums, described(f, representation, options.output_representation, options.output)
 
 
 def _through(representation: Representation, tensor: Tensor, part: Filter) -> tuple[Tensor, Tensor]:
@@ -178,7 +169,9 @@ def _everywhere(y: Tensor) -> tuple[Tensor, Tensor]:
     return y, torch.ones((len(y), *y.shape[-2:]), dtype=torch.bool, device=y.device)
 
 
-def _statistic(data_range: float | None) -> Callable[[Sums], Tensor]:
+def band_limited_statistic(data_range: float | None) -> Callable[[Sums], Tensor]:
+    """From sums to decibels, or without a data range to mean squares."""
+
     def statistic(sums: Sums) -> Tensor:
         error = sums["error"] / sums["count"]
         return error if data_range is None else 10 * (data_range**2 / error).log10()
@@ -186,10 +179,10 @@ def _statistic(data_range: float | None) -> Callable[[Sums], Tensor]:
     return statistic
 
 
-def _band_limited_compute(sums: Sums, kinds: Sequence[BandLimited], data_range: float | None) -> dict[str, Tensor]:
+def band_limited_compute(sums: Sums, kinds: Sequence[BandLimited], data_range: float | None) -> dict[str, Tensor]:
     """Each measure from the sums."""
     total = totals(sums)
-    values = _statistic(data_range)(total)
+    values = band_limited_statistic(data_range)(total)
     undefined = [kind for kind, value in zip(kinds, values.isnan().tolist(), strict=True) if value]
     if undefined:
         reason = (
@@ -200,26 +193,29 @@ def _band_limited_compute(sums: Sums, kinds: Sequence[BandLimited], data_range: 
     return dict(zip(kinds, values.unbind(), strict=True))
 
 
-_DEFAULTS: dict[str, Any] = {
-    "data_range": None,
-    "max_shift": 0.125,
-    "output": "logits",
-    "function": None,
-    "input_representation": None,
-    "output_representation": None,
-    "seed": 0,
-}
-
-
-def _measure(kind: BandLimited, model: Callable[..., Any], images: Tensor, options: Mapping[str, Any]) -> Tensor:
-    chosen = chosen_options(options, _DEFAULTS)
-    kinds = _band_limited_validate((kind,), **chosen)
+def _measure(
+    kind: BandLimited,
+    model: Callable[..., Any],
+    images: Tensor,
+    options: Mapping[str, Any],
+    own: Mapping[str, Any],
+) -> Tensor:
+    asked = Options.of(options, without=("resampling", "method", "chunk_size"), beside=tuple(own))
+    kinds = band_limited_validate((kind,), **own)
     indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
-    sums, _ = _band_limited_update(model, images, kinds, indices=indices, **chosen)
-    return _band_limited_compute(sums, kinds, chosen["data_range"])[kind]
+    sums, _ = band_limited_update(model, images, asked, kinds=kinds, indices=indices, **own)
+    return band_limited_compute(sums, kinds, own["data_range"])[kind]
 
 
-def eq_t(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
+def eq_t(
+    model: Callable[..., Any],
+    images: Tensor,
+    *,
+    data_range: float | None = None,
+    max_shift: float = 0.125,
+    seed: int = 0,
+    **options: Any,
+) -> Tensor:
     r"""Equivariance to shifts by whole pixels, in decibels (Karras et al. 2021, arXiv 2106.12423, Appendix E).
 
     .. math:: \mathrm{EQ\text{-}T} = 10 \log_{10} \frac{I_{max}^2}{E \left( f(t x) - t f(x) \right)^2}
@@ -233,9 +229,12 @@ def eq_t(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
     Args:
         model: As in :func:`lie_metric.lie_derivative`.
         images: Shape (B, C, H, W).
-        options: ``data_range``, the width I_max of the interval of the output's values, needed for image-valued outputs
-            and not allowed for invariant ones; ``max_shift`` (1/8); ``output``; ``function``;
-            ``input_representation``; ``output_representation``; ``seed``.
+        data_range: The width I_max of the interval of the output's values, needed for image-valued outputs and not
+            allowed for invariant ones.
+        max_shift: Largest shift, as a part of each side.
+        seed: Fixes the shifts.
+        options: ``output``, ``function``, ``input_representation``, ``output_representation`` as in
+            :func:`lie_metric.lie_derivative`.
 
     Returns:
         A number of no axes: dB, or the mean square.
@@ -248,15 +247,27 @@ def eq_t(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
         >>> eq_t(lambda x: 2 * x, torch.rand(2, 1, 16, 16), data_range=2.0).item()
         inf
     """
-    return _measure("eq_t", model, images, options)
+    own = {"data_range": data_range, "max_shift": max_shift, "seed": seed}
+    return _measure("eq_t", model, images, options, own)
 
 
-def eq_t_frac(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
+def eq_t_frac(
+    model: Callable[..., Any],
+    images: Tensor,
+    *,
+    data_range: float | None = None,
+    max_shift: float = 0.125,
+    seed: int = 0,
+    **options: Any,
+) -> Tensor:
     """Equivariance to shifts by parts of pixels, as :func:`eq_t`, with Lanczos filters of a = 3.
 
     Args:
         model: As in :func:`lie_metric.lie_derivative`.
         images: Shape (B, C, H, W).
+        data_range: As in :func:`eq_t`.
+        max_shift: As in :func:`eq_t`.
+        seed: As in :func:`eq_t`.
         options: As in :func:`eq_t`.
 
     Returns:
@@ -267,10 +278,19 @@ def eq_t_frac(model: Callable[..., Any], images: Tensor, **options: Any) -> Tens
         >>> bool(eq_t_frac(lambda x: 2 * x, torch.rand(2, 1, 16, 16), data_range=2.0) > 100)
         True
     """
-    return _measure("eq_t_frac", model, images, options)
+    own = {"data_range": data_range, "max_shift": max_shift, "seed": seed}
+    return _measure("eq_t_frac", model, images, options, own)
 
 
-def eq_r(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
+def eq_r(
+    model: Callable[..., Any],
+    images: Tensor,
+    *,
+    data_range: float | None = None,
+    max_shift: float = 0.125,
+    seed: int = 0,
+    **options: Any,
+) -> Tensor:
     """Equivariance to rotations by any angle, as :func:`eq_t`, within the band that both lattices carry.
 
     The rotated output is compared with the output of the rotated image, low-passed in the same way; see
@@ -280,6 +300,9 @@ def eq_r(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
     Args:
         model: As in :func:`lie_metric.lie_derivative`.
         images: Shape (B, C, H, W).
+        data_range: As in :func:`eq_t`.
+        max_shift: As in :func:`eq_t`.
+        seed: As in :func:`eq_t`.
         options: As in :func:`eq_t`.
 
     Returns:
@@ -291,4 +314,5 @@ def eq_r(model: Callable[..., Any], images: Tensor, **options: Any) -> Tensor:
         >>> bool(eq_r(lambda x: x, smooth, data_range=1.0) > 40)
         True
     """
-    return _measure("eq_r", model, images, options)
+    own = {"data_range": data_range, "max_shift": max_shift, "seed": seed}
+    return _measure("eq_r", model, images, options, own)

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lie_metric.functional.local_equivariance import _local_equivariance_compute, _local_equivariance_update
-from lie_metric.functional.options import chosen_options
+from lie_metric.functional.local_equivariance import local_equivariance_update
+from lie_metric.functional.local_statistics import local_equivariance_compute
 from lie_metric.lie import Linearisation
-from lie_metric.measured import Function, Output, function_of, validate_inputs, validate_options
+from lie_metric.measured import function_of, validate_inputs
+from lie_metric.options import Options
 from lie_metric.representations import Flow, Invariant
 from lie_metric.running import isolated
 
-__all__ = ["Quantity", "conservation_error"]
+__all__ = ["Quantity", "conservation_error", "conservation_update", "conservation_validate"]
 
 Quantity = Callable[[Tensor], Tensor]
 
@@ -41,35 +42,25 @@ class _Along:
         return found
 
 
-def _conservation_validate(
-    quantities: Mapping[str, Quantity],
-    output: Output,
-    function: Function | None,
-    method: str,
-    chunk_size: int | None,
-) -> dict[str, Quantity]:
-    """The quantities by name, if every option has a meaning."""
+def conservation_validate(quantities: Mapping[str, Quantity]) -> dict[str, Quantity]:
+    """The quantities by name, if they have a meaning."""
     if not isinstance(quantities, Mapping) or not quantities or not all(map(callable, quantities.values())):
         raise TypeError(
             f"`quantities` must map names to functions of states, got {quantities!r}. Pass e.g. "
             "{'energy': lambda state: ...}."
         )
     found = dict(quantities)
-    layout: dict[str, Any] = dict.fromkeys(found, Invariant())
-    validate_options(output, None, layout, None, method, chunk_size, function)
+    Options(output_representation=dict.fromkeys(found, Invariant()))  # refuses names that loggers would cut
     return found
 
 
-def _conservation_update(
+def conservation_update(
     model: Callable[..., Any],
     states: Tensor,
+    options: Options,
     *,
     quantities: Mapping[str, Quantity],
     indices: Sequence[int],
-    output: Output = "logits",
-    function: Function | None = None,
-    method: str = "auto",
-    chunk_size: int | None = None,
 ) -> tuple[dict[str, Tensor], Linearisation]:
     """The sums of a batch, and what they were made of."""
     if not isinstance(states, Tensor):
@@ -77,24 +68,23 @@ def _conservation_update(
             f"`states` must be one tensor (B, ...), got {type(states).__name__}. Put places and momenta side by side "
             "on the last axis, and let `function=` take them apart for the model."
         )
-    validate_inputs(model, states, Invariant(), function)
+    validate_inputs(model, states, Invariant(), options.function)
     with torch.no_grad(), isolated(model):
-        rates = function_of(model, output, function)(states.clone()).detach()
+        rates = function_of(model, options.output, options.function)(states.clone()).detach()
         if rates.shape != states.shape:
             raise ValueError(
                 f"`model` must return the rate of change of the state, of shape {tuple(states.shape)}, got "
                 f"{tuple(rates.shape)}. Select it with `output=`, or say what is called with `function=`."
             )
     flow = Flow({"time": lambda _: rates})
-    return _local_equivariance_update(
-        _Along(model, quantities),
-        states,
-        generators=flow.generators,
-        indices=indices,
+    along = Options(
         input_representation=flow,
         output_representation=dict.fromkeys(quantities, Invariant()),
-        method=method,
-        chunk_size=chunk_size,
+        method=options.method,
+        chunk_size=options.chunk_size,
+    )
+    return local_equivariance_update(
+        _Along(model, quantities), states, along, generators=flow.generators, indices=indices
     )
 
 
@@ -135,8 +125,8 @@ def conservation_error(
         >>> bool(torch.isclose(conservation_error(damped, z, energy)["energy"], ratio))
         True
     """
-    chosen = chosen_options(options, {"output": "logits", "function": None, "method": "auto", "chunk_size": None})
-    named = _conservation_validate(quantities, **chosen)
+    chosen = Options.of(options, without=("input_representation", "output_representation", "resampling"))
+    named = conservation_validate(quantities)
     count = len(states) if isinstance(states, Tensor) and states.ndim else 0
-    sums, _ = _conservation_update(model, states, quantities=named, indices=range(count), **chosen)
-    return _local_equivariance_compute(sums, "relative", list(named))
+    sums, _ = conservation_update(model, states, chosen, quantities=named, indices=range(count))
+    return local_equivariance_compute(sums, "relative", list(named))

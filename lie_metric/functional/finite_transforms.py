@@ -24,17 +24,9 @@ from lie_metric.binding import (
     split_parts,
     unnamed_parts,
 )
-from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import MOMENTS, Sums, defined, grouped, moments, spread, totals
-from lie_metric.measured import (
-    Function,
-    Layout,
-    Output,
-    described,
-    function_of,
-    row_by_row,
-    validate_options,
-)
+from lie_metric.measured import described, function_of, row_by_row
+from lie_metric.options import Layout, Options
 from lie_metric.orbits import (
     Border,
     DisplacedOrbit,
@@ -62,7 +54,7 @@ from lie_metric.representations import (
     scalar_fields,
 )
 from lie_metric.representations.composite import common_dimension, present
-from lie_metric.resampling import Resampling, coordinate_dtype, working_precision
+from lie_metric.resampling import coordinate_dtype, working_precision
 from lie_metric.running import isolated
 
 __all__ = [
@@ -140,22 +132,14 @@ def default_shifts() -> tuple[Orbit, ...]:
     return (uniform("translation", 0.25), uniform("rotation", 0.2618))
 
 
-def _finite_transforms_validate(
-    transforms: Orbits,
-    output: Output,
-    function: Function | None,
-    input_representation: Layout | None,
-    output_representation: Representation | None,
-    resampling: Resampling | None,
-    seed: int,
-    several: bool = False,
+def finite_transforms_validate(
+    transforms: Orbits, seed: int, options: Options, several: bool = False
 ) -> tuple[Orbit, ...]:
     """The orbits asked for, if every option has a meaning."""
     found = resolve(transforms)
     validate_seed(seed)
-    validate_options(output, input_representation, output_representation, resampling, "auto", None, function)
-    if input_representation is not None:  # a monitor may give its own later
-        _refuse_other_dimensions(found, input_representation)
+    if options.input_representation is not None:  # a monitor may give its own later
+        _refuse_other_dimensions(found, options.input_representation)
     short = [orbit.name for orbit in found if len(orbit) < 2]
     if several and short:
         raise ValueError(
@@ -165,44 +149,32 @@ def _finite_transforms_validate(
     return found
 
 
-def _finite_transforms_update(
+def finite_transforms_update(
     model: Callable[..., Any],
     images: Any,
+    options: Options,
     *,
     orbits: Sequence[Orbit],
     indices: Sequence[int],
     targets: Any = None,
     loss: Loss | None = None,
     seed: int = 0,
-    output: Output = "logits",
-    function: Function | None = None,
-    input_representation: Layout | None = None,
-    output_representation: Representation | None = None,
-    resampling: Resampling | None = None,
     border: Border | None = None,
 ) -> tuple[dict[str, Tensor], str, Border | None, Bound]:
     """The sums of a batch, what is measured in words, the border of shifts by whole pixels, and what was bound.
 
     ``indices`` are the images' running numbers, which fix their groups and transforms.
     """
-    bound = bind_rows(
-        model,
-        images,
-        input_representation=input_representation,
-        output=output,
-        output_representation=output_representation,
-        function=function,
-    )
+    bound = bind_rows(model, images, options)
     _refuse_other_dimensions(orbits, bound.carrier)
     for orbit in orbits:
         if isinstance(orbit, PermutationOrbit):
-            _check_permuted(orbit, images, input_representation)
+            _check_permuted(orbit, images, options.input_representation)
     if loss is not None and targets is None:
         raise ValueError(
             "`targets` must be given when there is a `loss`, got None. Pass `update(model, images, labels)`."
         )
-    resampling = resampling or Resampling()
-    carrier = bound.carrier
+    resampling, carrier = options.stencil, bound.carrier
     with torch.no_grad(), isolated(model):
         images = working_precision(bound.inputs)
         measured = function_of(model, bound.output, bound.function)
@@ -249,7 +221,7 @@ def _finite_transforms_update(
         rows["size"] = f.reshape(len(f), -1).to(coordinate_dtype(f.device)).norm(dim=1)
         sums = grouped(rows | moments(f, representation), indices)
         sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=rows["size"].dtype, device=f.device)
-    return sums, described(f, representation, output_representation, output), border, bound
+    return sums, described(f, representation, options.output_representation, options.output), border, bound
 
 
 # The part of the side up to which mirrored borders are nearer to the truth than a network that is run at another size:
@@ -270,7 +242,7 @@ def _of_frames(outputs: Sequence[Tensor | None], f: Tensor, representation: Repr
     return {f"frame_{name}": torch.stack([(each or nothing)[name] for each in found], 1) for name in nothing}
 
 
-def _spreads(sums: Sums) -> Tensor:
+def spreads(sums: Sums) -> Tensor:
     """For each orbit the spread of the outputs that it is compared with."""
     own = {name: sums[f"frame_{name}"] for name in MOMENTS}
     found = spread(own | {"rounding": sums["rounding"], "images": sums["images"][..., None]})
@@ -384,7 +356,7 @@ class _Orbit:
 
 
 def _finite_error(sums: Sums) -> Tensor:
-    return (sums["violation"] / (2 * _spreads(sums))).sqrt()
+    return (sums["violation"] / (2 * spreads(sums))).sqrt()
 
 
 def _agreement(sums: Sums) -> Tensor:
@@ -424,7 +396,7 @@ STATISTICS: dict[str, tuple[Callable[[Sums], Tensor], str]] = {
 """Each measure as a function of the sums, and why it may be undefined."""
 
 
-def _finite_transforms_compute(sums: Sums, measure: str, names: Sequence[str]) -> dict[str, Tensor]:
+def finite_transforms_compute(sums: Sums, measure: str, names: Sequence[str]) -> dict[str, Tensor]:
     """The measure of each orbit from the sums."""
     statistic, reason = STATISTICS[measure]
     total = totals(sums)
@@ -432,16 +404,6 @@ def _finite_transforms_compute(sums: Sums, measure: str, names: Sequence[str]) -
         reason = "the model's outputs are not finite"
     value = defined(statistic(total), measure, names, reason, total)
     return dict(zip(names, value.unbind(), strict=True))
-
-
-_DEFAULTS: dict[str, Any] = {
-    "output": "logits",
-    "function": None,
-    "input_representation": None,
-    "output_representation": None,
-    "resampling": None,
-    "seed": 0,
-}
 
 
 def _measure(
@@ -455,13 +417,15 @@ def _measure(
     targets: Any = None,
     loss: Loss | None = None,
 ) -> dict[str, Tensor]:
-    chosen = chosen_options(options, _DEFAULTS)
-    asked = _finite_transforms_validate(transforms, several=several, **chosen)
-    indices = range(sample_count(images, chosen["input_representation"]))
-    sums, *_ = _finite_transforms_update(
-        model, images, orbits=asked, indices=indices, targets=targets, loss=loss, **chosen
+    own = {"seed": options["seed"]} if "seed" in options else {"seed": 0}
+    shared = {name: value for name, value in options.items() if name != "seed"}
+    chosen = Options.of(shared, without=("method", "chunk_size"), beside=("seed",))
+    asked = finite_transforms_validate(transforms, own["seed"], chosen, several)
+    indices = range(sample_count(images, chosen.input_representation))
+    sums, *_ = finite_transforms_update(
+        model, images, chosen, orbits=asked, indices=indices, targets=targets, loss=loss, **own
     )
-    return _finite_transforms_compute(sums, measure, [orbit.name for orbit in asked])
+    return finite_transforms_compute(sums, measure, [orbit.name for orbit in asked])
 
 
 def finite_equivariance_error(
@@ -558,12 +522,12 @@ def prediction_consistency(
         >>> prediction_consistency(halves, torch.arange(4.0).expand(1, 1, 4, 4), "flips")["flip_horizontal"].item()
         0.0
     """
-    measure = _consistency(reference)
+    measure = consistency(reference)
     chosen = default_shifts() if transforms is None else transforms
     return _measure(measure, model, images, chosen, options, several=reference == "pairs")
 
 
-def _consistency(reference: Reference) -> str:
+def consistency(reference: Reference) -> str:
     if reference not in get_args(Reference):
         raise ValueError(f"`reference` must be one of {get_args(Reference)}, got {reference!r}.")
     return "prediction_consistency" if reference == "image" else "pairwise_consistency"

@@ -12,38 +12,45 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator, spanning_set
+from lie_metric.algebra import Generator
 from lie_metric.binding import Generators, by_sample, count_samples, resolve_for, sample_count, split_parts
+from lie_metric.functional.local_statistics import (
+    ONE_PART,
+    STATISTICS,
+    Normalise,
+    directions_of,
+    gram_and_energy,
+    gram_of,
+    validate_normalise,
+    value_of,
+)
 from lie_metric.functional.noise import like_tangents
-from lie_metric.functional.options import chosen_options
-from lie_metric.functional.sums import ROUNDINGS, Sums, defined, grouped, moments, spread, totals
-from lie_metric.jacobian import Method
+from lie_metric.functional.sums import Sums, grouped, moments
 from lie_metric.lie import Linearisation, linearise
-from lie_metric.measured import Function, Layout, Output, validate_options
+from lie_metric.options import Layout, Options, Output
 from lie_metric.randomness import validate_seed
 from lie_metric.representations import Invariant, Representation
-from lie_metric.resampling import Resampling, coordinate_dtype
-from lie_metric.warning import warn
+from lie_metric.resampling import coordinate_dtype
 
-__all__ = ["LeeOutput", "Measure", "Normalise", "gram", "lee", "principal_directions", "relative", "sensitivity"]
+__all__ = [
+    "LeeOutput",
+    "Measure",
+    "gram",
+    "lee",
+    "local_equivariance_update",
+    "local_equivariance_validate",
+    "principal_directions",
+    "relative",
+    "sensitivity",
+    "value_names",
+]
 
-Normalise = Literal["input"]
 Measure = Literal["relative", "lee", "sensitivity"]
 LeeOutput = Literal["output", "probabilities", "auto"]
 
 
-def _local_equivariance_validate(
-    generators: Generators,
-    measure: Measure,
-    output: Output,
-    function: Function | None,
-    lee_output: LeeOutput,
-    input_representation: Layout | None,
-    output_representation: Layout | None,
-    resampling: Resampling | None,
-    method: Method,
-    chunk_size: int | None,
-    seed: int,
+def local_equivariance_validate(
+    generators: Generators, measure: Measure, lee_output: LeeOutput, seed: int, options: Options
 ) -> tuple[Generator, ...]:
     """The generators asked for, if every option has a meaning."""
     if measure not in get_args(Measure):
@@ -51,21 +58,21 @@ def _local_equivariance_validate(
     if lee_output not in get_args(LeeOutput):
         raise ValueError(f"`lee_output` must be one of {get_args(LeeOutput)}, got {lee_output!r}.")
     validate_seed(seed)
-    validate_options(output, input_representation, output_representation, resampling, method, chunk_size, function)
-    return resolve_for(generators, input_representation)
+    return resolve_for(generators, options.input_representation)
 
 
-def _local_equivariance_update(
+def local_equivariance_update(
     model: Callable[..., Any],
     images: Any,
+    options: Options,
     *,
     generators: Sequence[Generator],
     indices: Sequence[int],
     lee_output: LeeOutput = "output",
     with_noise: bool = False,
     seed: int = 0,
-    output: Output = "logits",
-    **options: Any,
+    known: str | None = None,
+    verify: bool = True,
 ) -> tuple[dict[str, Tensor], Linearisation]:
     """The sums of a batch; ``indices`` are the images' running numbers, which fix their groups and their noise."""
 
@@ -73,18 +80,13 @@ def _local_equivariance_update(
         return like_tangents(tangents, carrier, indices, seed)
 
     with torch.no_grad():
-        result = linearise(model, images, generators, output=output, further=noise if with_noise else None, **options)
-        sums = _sum(result, generators, indices, lee_output, output)
+        further = noise if with_noise else None
+        result = linearise(model, images, generators, options, further=further, known=known, verify=verify)
+        sums = _sum(result, indices, lee_output, options.output)
     return sums, result
 
 
-def _sum(
-    result: Linearisation,
-    asked: Sequence[Generator],
-    indices: Sequence[int],
-    lee_output: LeeOutput,
-    output: Output,
-) -> dict[str, Tensor]:
+def _sum(result: Linearisation, indices: Sequence[int], lee_output: LeeOutput, output: Output) -> dict[str, Tensor]:
     wide, device = coordinate_dtype(result.output.device), result.output.device
     values = split_parts(result.representation, result.output)
     changes = split_parts(result.representation, result.lie_derivatives)
@@ -155,117 +157,6 @@ def _stacked(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
-def _by_part(value: Tensor, sums: Sums) -> Tensor:
-    """Values (..., parts, K) as one row, part after part; (..., K) stay."""
-    return value.flatten(sums["images"].ndim)
-
-
-def _images(sums: Sums, like: Tensor) -> Tensor:
-    return sums["images"].reshape((*sums["images"].shape, *[1] * (like.ndim - sums["images"].ndim)))
-
-
-def _lee(sums: Sums) -> Tensor:
-    squares = sums["gram"].diagonal(dim1=-2, dim2=-1)
-    return _by_part(squares / _images(sums, squares), sums)
-
-
-def _gram(sums: Sums) -> Tensor:
-    return sums["gram"] / _images(sums, sums["gram"])
-
-
-def _energy(sums: Sums) -> Tensor:
-    return sums["energy"] / _images(sums, sums["energy"])
-
-
-def _gram_and_energy(sums: Sums) -> Tensor:
-    return torch.stack([_gram(sums), _energy(sums)])
-
-
-def _relative(sums: Sums) -> Tensor:
-    return _by_part((sums["violation"] / spread(sums)[..., None]).sqrt(), sums)
-
-
-def _sensitivity(sums: Sums) -> Tensor:
-    floor = (sums["square"] * (ROUNDINGS * sums["rounding"]) ** 2)[..., None]
-    noise = torch.where(sums["noise"] > floor, sums["noise"], torch.nan)
-    return _by_part((sums["violation"] / noise).sqrt(), sums)
-
-
-# Input energies below this part of the largest are rounding of float32 tangents: such combinations move no image.
-_UNMOVED = 1e-12
-
-
-_ONE_PART = (
-    "`output_representation` must be of one part for the Gram matrix and its directions, got several. Units of parts "
-    "differ: measure one at a time."
-)
-
-
-def _validate_normalise(normalise: Normalise | None) -> None:
-    if normalise not in {None, "input"}:
-        raise ValueError(f"`normalise` must be None or 'input', got {normalise!r}. 'input' gives gains.")
-
-
-def _principal_directions(
-    gram: Tensor, energy: Tensor, asked: Sequence[Generator], normalise: Normalise | None
-) -> tuple[Tensor, Tensor]:
-    """Ascending eigenvalues and unit eigenvectors as rows, of G or of the pair G and E, on what the generators span."""
-    # Coefficients that add up to no generator at all are left out: with the rest, every element of the span has one
-    # way to be written, the one of least norm.
-    span = torch.linalg.qr(spanning_set(asked)[1].to(gram)).Q
-    if not bool(torch.isfinite(gram).all()):
-        return span.new_full(span.shape[1:], torch.nan), torch.full_like(span.mT, torch.nan)
-    if normalise == "input":
-        sizes, axes = torch.linalg.eigh(span.mT @ energy @ span)
-        moving = sizes > _UNMOVED * energy.diagonal().sum()
-        span = span @ (axes[:, moving] / sizes[moving].sqrt())
-    values, vectors = torch.linalg.eigh(span.mT @ gram @ span)
-    rows = torch.nn.functional.normalize((span @ vectors).mT, dim=1)
-    # An eigenvector is defined up to its sign: the largest coefficient is made positive.
-    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
-    return values, rows * largest.sign()
-
-
-_STATISTICS: dict[str, Callable[[Sums], Tensor]] = {
-    "relative": _relative,
-    "lee": _lee,
-    "sensitivity": _sensitivity,
-}
-
-_UNDEFINED = {
-    "relative": "the output does not vary over the images, or not by more than rounding",
-    "sensitivity": "the output does not respond to noise, or not by more than rounding",
-    "lee": "it is not finite",
-}
-
-
-def _local_equivariance_compute(sums: Sums, measure: str, names: Sequence[str]) -> dict[str, Tensor]:
-    """The measure of each generator from the sums."""
-    return dict(zip(names, _value(sums, _STATISTICS[measure], measure, names).unbind(), strict=True))
-
-
-def _value(sums: Sums, statistic: Callable[[Sums], Tensor], measure: str, names: Sequence[str]) -> Tensor:
-    total = totals(sums)
-    value = statistic(total)
-    if not bool(torch.isfinite(total["square"]).all()) or not bool(torch.isfinite(total["violation"]).all()):
-        warn(f"`{measure}` is NaN: the model's outputs or derivatives are not finite.")
-        return torch.full_like(value, torch.nan)
-    return defined(value, measure, names, _UNDEFINED[measure], total)
-
-
-_DEFAULTS: dict[str, Any] = {
-    "output": "logits",
-    "function": None,
-    "lee_output": "output",
-    "input_representation": None,
-    "output_representation": None,
-    "resampling": None,
-    "method": "auto",
-    "chunk_size": None,
-    "seed": 0,
-}
-
-
 def _measure(
     statistic: Callable[[Sums], Tensor],
     measure: Measure,
@@ -275,18 +166,22 @@ def _measure(
     options: Mapping[str, Any],
 ) -> tuple[tuple[str, ...], Tensor]:
     """The generators' names and a statistic of one batch: validate, update, compute."""
-    chosen = chosen_options(options, _DEFAULTS)
-    asked = _local_equivariance_validate(generators, measure, **chosen)
-    names = value_names(asked, chosen["output_representation"])
-    sums, _ = _local_equivariance_update(
+    lee_output, seed = options.get("lee_output", "output"), options.get("seed", 0)
+    shared = {name: value for name, value in options.items() if name not in {"lee_output", "seed"}}
+    chosen = Options.of(shared, beside=("lee_output", "seed"))
+    asked = local_equivariance_validate(generators, measure, lee_output, seed, chosen)
+    names = value_names(asked, chosen.output_representation)
+    sums, _ = local_equivariance_update(
         model,
         images,
+        chosen,
         generators=asked,
-        indices=range(sample_count(images, chosen["input_representation"])),
+        indices=range(sample_count(images, chosen.input_representation)),
+        lee_output=lee_output,
         with_noise=measure == "sensitivity",
-        **chosen,
+        seed=seed,
     )
-    return names, _value(sums, statistic, measure, names)
+    return names, value_of(sums, statistic, measure, names)
 
 
 def value_names(asked: Sequence[Generator], output_representation: Layout | None) -> tuple[str, ...]:
@@ -309,7 +204,7 @@ def value_names(asked: Sequence[Generator], output_representation: Layout | None
 
 
 def _by_name(measure: Measure, *arguments: Any) -> dict[str, Tensor]:
-    names, values = _measure(_STATISTICS[measure], measure, *arguments)
+    names, values = _measure(STATISTICS[measure], measure, *arguments)
     return dict(zip(names, values.unbind(), strict=True))
 
 
@@ -420,7 +315,7 @@ def gram(model: Callable[..., Any], images: Tensor, generators: Generators = "af
         >>> gram(lambda x: x.flatten(1), torch.ones(2, 1, 8, 8), ("rotation", "saturation")).round().tolist()
         [[0.0, 0.0], [0.0, 1.0]]
     """
-    return _measure(_gram, "lee", model, images, generators, options)[1]
+    return _measure(gram_of, "lee", model, images, generators, options)[1]
 
 
 def principal_directions(
@@ -468,9 +363,9 @@ def principal_directions(
         >>> directions.round().abs().tolist()  # a shift along y is not seen
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    _validate_normalise(normalise)
+    validate_normalise(normalise)
     asked = resolve_for(generators, options.get("input_representation"))
     if isinstance(options.get("output_representation"), Mapping):
-        raise ValueError(_ONE_PART)
-    _, both = _measure(_gram_and_energy, "lee", model, images, asked, options)
-    return _principal_directions(both[0], both[1], asked, normalise)
+        raise ValueError(ONE_PART)
+    _, both = _measure(gram_and_energy, "lee", model, images, asked, options)
+    return directions_of(both[0], both[1], asked, normalise)

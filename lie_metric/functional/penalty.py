@@ -11,6 +11,7 @@ from torch import Tensor
 from lie_metric.binding import Generators, resolve_for, sample_count, split_parts
 from lie_metric.functional.sums import grouped, moments, spread, totals
 from lie_metric.lie import linearise
+from lie_metric.options import Options
 from lie_metric.representations import Representation
 
 __all__ = ["equivariance_penalty"]
@@ -65,7 +66,8 @@ def equivariance_penalty(
     """
     if normalise not in get_args(Normalisation):
         raise ValueError(f"`normalise` must be one of {get_args(Normalisation)}, got {normalise!r}.")
-    if options.get("method") == "difference":
+    chosen = Options.of(options)
+    if chosen.method == "difference":
         raise ValueError(
             "`method` must not be 'difference' for a penalty, got it: a difference of outputs has no gradient that "
             "training could follow to a right derivative. Leave the method out, or only measure the model."
@@ -75,10 +77,10 @@ def equivariance_penalty(
             "`equivariance_penalty` must be called with gradients enabled, got a disabled gradient mode. Measure with "
             "`lie_metric.functional.relative` where no gradient is needed."
         )
-    layout = options.get("input_representation")
+    layout = chosen.input_representation
     if normalise == "spread" and sample_count(images, layout) == 1:
         raise ValueError("`images` must be at least two for a spread, got one. Pass more, or `normalise='none'`.")
-    result = linearise(model, images, resolve_for(generators, layout), **options)
+    result = linearise(model, images, resolve_for(generators, layout), chosen)
     values = split_parts(result.representation, result.output)
     changes = split_parts(result.representation, result.lie_derivatives)
     terms = [

@@ -9,23 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
-from lie_metric.measured import (
-    Function,
-    Output,
-    described,
-    evaluated,
-    function_of,
-    validate_inputs,
-    validate_options,
-)
+from lie_metric.measured import described, evaluated, function_of, validate_inputs
+from lie_metric.options import Options
 from lie_metric.randomness import noise, source, validate_seed
-from lie_metric.representations import Image, Representation, map_grid, planar_size, refuse_own_action
-from lie_metric.resampling import Resampling, coordinate_dtype, displace, working_precision
+from lie_metric.representations import map_grid, planar_size, refuse_own_action
+from lie_metric.resampling import coordinate_dtype, displace, working_precision
 from lie_metric.running import isolated
 
-__all__ = ["deformation", "relative_stability"]
+__all__ = [
+    "deformation",
+    "relative_stability",
+    "stability_compute",
+    "stability_statistic",
+    "stability_update",
+    "stability_validate",
+]
 
 NAMES = ("relative_stability", "deformation", "noise")
 
@@ -73,44 +72,31 @@ def deformation(
     return torch.einsum("nkm,mhw->nhwk", torch.stack(rows), torch.stack(waves)).to(device, dtype)
 
 
-def _stability_validate(
-    displacement: float,
-    cut: int,
-    output: Output,
-    function: Function | None,
-    input_representation: Representation | None,
-    output_representation: Representation | None,
-    resampling: Resampling | None,
-    seed: int,
-) -> None:
+def stability_validate(displacement: float, cut: int, seed: int) -> None:
+    """Refuses options that have no meaning."""
     if isinstance(displacement, bool) or not displacement > 0 or math.isinf(displacement):
         raise ValueError(f"`displacement` must be a positive number of pixels, got {displacement!r}. 1 is usual.")
     if isinstance(cut, bool) or not isinstance(cut, int) or cut < 2:
         raise ValueError(f"`cut` must be an integer of at least 2, got {cut!r}: below there is no mode. 3 is usual.")
     validate_seed(seed)
-    validate_options(output, input_representation, output_representation, resampling, "auto", None, function)
 
 
-def _stability_update(
+def stability_update(
     model: Callable[..., Any],
     images: Tensor,
+    options: Options,
     *,
     indices: Sequence[int],
     displacement: float = 1.0,
     cut: int = 3,
-    output: Output = "logits",
-    function: Function | None = None,
-    input_representation: Representation | None = None,
-    output_representation: Representation | None = None,
-    resampling: Resampling | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Tensor], str]:
     """The sums of a batch, and what is measured in words.
 
     ``indices`` are the images' running numbers, which fix groups, deformations and noise.
     """
-    validate_inputs(model, images, input_representation, function)
-    carrier, stencil = input_representation or Image(), resampling or Resampling()
+    carrier = validate_inputs(model, images, options.input_representation, options.function)
+    stencil = options.stencil
     shorter = min(planar_size(carrier, images, "relative_stability"))
     with torch.no_grad(), isolated(model):
         images = working_precision(images)
@@ -120,8 +106,8 @@ def _stability_update(
             steps = deformation(size, indices, displacement / shorter, cut, seed, image.device)
             return displace(image, steps * min(size), stencil)
 
-        measured = function_of(model, output, function)
-        f, representation = evaluated(model, measured, images, output_representation, input_representation)
+        measured = function_of(model, options.output, options.function)
+        f, representation = evaluated(model, measured, images, options)
         refuse_own_action(representation, "relative_stability")
         moved = map_grid(carrier, images, deform)
         drawn = noise(images, indices, seed)
@@ -135,10 +121,11 @@ def _stability_update(
         }
         sums = grouped(rows | moments(f, representation), indices)
         sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=wide, device=f.device)
-    return sums, described(f, representation, output_representation, output)
+    return sums, described(f, representation, options.output_representation, options.output)
 
 
-def _statistic(sums: Sums) -> Tensor:
+def stability_statistic(sums: Sums) -> Tensor:
+    """R_f, D_f and G_f, (..., 3)."""
     # Two independent images are 2 Var f apart: `spread` is n Var f.
     apart = 2 * spread(sums)
     floor = sums["square"] * (8 * sums["rounding"]) ** 2
@@ -146,27 +133,23 @@ def _statistic(sums: Sums) -> Tensor:
     return torch.stack([sums["deformed"] / noisy, sums["deformed"] / apart, sums["noisy"] / apart], -1)
 
 
-def _stability_compute(sums: Sums) -> dict[str, Tensor]:
+def stability_compute(sums: Sums) -> dict[str, Tensor]:
     """The three numbers from the sums."""
     reason = "the output does not vary over the images or with noise, or not by more than rounding"
     total = totals(sums)
-    values = defined(_statistic(total), "relative_stability", NAMES, reason, total)
+    values = defined(stability_statistic(total), "relative_stability", NAMES, reason, total)
     return dict(zip(NAMES, values.unbind(), strict=True))
 
 
-_DEFAULTS: dict[str, Any] = {
-    "displacement": 1.0,
-    "cut": 3,
-    "output": "logits",
-    "function": None,
-    "input_representation": None,
-    "output_representation": None,
-    "resampling": None,
-    "seed": 0,
-}
-
-
-def relative_stability(model: Callable[..., Any], images: Tensor, **options: Any) -> dict[str, Tensor]:
+def relative_stability(
+    model: Callable[..., Any],
+    images: Tensor,
+    *,
+    displacement: float = 1.0,
+    cut: int = 3,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Tensor]:
     r"""The response to smooth deformations over that to noise of the same norm (Petrini et al. 2021).
 
     .. math:: R_f = \frac{E\|f(\tau x) - \tau f(x)\|^2}{E\|f(x + \eta) - f(x)\|^2}, \qquad
@@ -179,8 +162,11 @@ def relative_stability(model: Callable[..., Any], images: Tensor, **options: Any
     Args:
         model: As in :func:`lie_metric.lie_derivative`.
         images: Shape (B, C, H, W), at least two.
-        options: ``displacement``, root mean square length of τ in pixels (1); ``cut``, the highest frequency (3);
-            ``output``, ``function``, ``input_representation``, ``output_representation``, ``resampling``, ``seed``.
+        displacement: Root mean square length of τ in pixels.
+        cut: The highest frequency of τ, in half waves along a side.
+        seed: Fixes deformations and noise.
+        options: ``output``, ``function``, ``input_representation``, ``output_representation``, ``resampling`` as in
+            :func:`lie_metric.lie_derivative`.
 
     Returns:
         ``{"relative_stability": R_f, "deformation": D_f, "noise": G_f}``; NaN, with a warning, where not defined.
@@ -191,7 +177,8 @@ def relative_stability(model: Callable[..., Any], images: Tensor, **options: Any
         >>> found["relative_stability"].item()
         0.0
     """
-    chosen = chosen_options(options, _DEFAULTS)
-    _stability_validate(**chosen)
+    asked = Options.of(options, without=("method", "chunk_size"), beside=("cut", "displacement", "seed"))
+    stability_validate(displacement, cut, seed)
     indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
-    return _stability_compute(_stability_update(model, images, indices=indices, **chosen)[0])
+    sums, _ = stability_update(model, images, asked, indices=indices, displacement=displacement, cut=cut, seed=seed)
+    return stability_compute(sums)

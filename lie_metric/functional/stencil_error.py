@@ -11,15 +11,23 @@ from torch import Tensor
 
 from lie_metric.algebra import Generator, spanning_set
 from lie_metric.binding import off_grid, resolve_for
-from lie_metric.functional.options import chosen_options
 from lie_metric.functional.sums import Sums, defined, grouped, moments, spread, totals
 from lie_metric.lie import Generators, linearise
-from lie_metric.measured import described, validate_inputs, validate_options
-from lie_metric.representations import Image, Representation
+from lie_metric.measured import described, validate_inputs
+from lie_metric.options import Options
+from lie_metric.representations import Representation
 from lie_metric.resampling import PAPER, Resampling, coordinate_dtype, working_precision
 from lie_metric.warning import warn
 
-__all__ = ["other_stencil", "stencil_error", "tell_of_rough_stencil"]
+__all__ = [
+    "other_stencil",
+    "stencil_error",
+    "stencil_error_compute",
+    "stencil_error_statistic",
+    "stencil_error_update",
+    "stencil_error_validate",
+    "tell_of_rough_stencil",
+]
 
 
 def other_stencil(resampling: Resampling) -> Resampling:
@@ -78,25 +86,24 @@ def tell_of_rough_stencil(
 _ROUGH = 0.5
 
 
-def _stencil_error_update(
+def stencil_error_update(
     model: Callable[..., Any],
     images: Tensor,
+    options: Options,
     *,
     generators: Sequence[Generator],
     indices: Sequence[int],
-    resampling: Resampling | None = None,
-    verify: bool = True,
-    **options: Any,
+    known: str | None = None,
 ) -> tuple[dict[str, Tensor], str]:
-    """The sums of a batch, and what is measured in words."""
-    validate_inputs(model, images, options.get("input_representation"), options.get("function"))
-    resampling = resampling or Resampling()
-    other, carrier = other_stencil(resampling), options.get("input_representation") or Image()
+    """The sums of a batch, and what is measured in words; a method that is known to be right is not checked."""
+    carrier = validate_inputs(model, images, options.input_representation, options.function)
+    resampling = options.stencil
+    other = other_stencil(resampling)
     with torch.no_grad():
         x = working_precision(images)
         basis, matrix = spanning_set(generators)
         apart = carrier.tangents(x, basis, resampling) - carrier.tangents(x, basis, other)
-        result = linearise(model, images, (), directions=apart, resampling=resampling, verify=verify, **options)
+        result = linearise(model, images, (), options, directions=apart, known=known, verify=known is None)
         f, representation = result.output, result.representation
         moved = representation.tangents(f, basis, resampling) - representation.tangents(f, basis, other)
         wide = coordinate_dtype(f.device)
@@ -104,36 +111,26 @@ def _stencil_error_update(
         error = error.reshape(len(generators), len(f), -1).square().sum(2).T
         sums = grouped({"error": error} | moments(f, representation), indices)
         sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=wide, device=f.device)
-    told = described(f, representation, options.get("output_representation"), options.get("output", "logits"))
+    told = described(f, representation, options.output_representation, options.output)
     return sums, told
 
 
-def _stencil_error(sums: Sums) -> Tensor:
+def stencil_error_statistic(sums: Sums) -> Tensor:
+    """The errors of all generators, (..., K)."""
     return (sums["error"] / spread(sums)[..., None]).sqrt()
 
 
-def _stencil_error_compute(sums: Sums, names: Sequence[str]) -> dict[str, Tensor]:
+def stencil_error_compute(sums: Sums, names: Sequence[str]) -> dict[str, Tensor]:
+    """The error of each generator from the sums."""
     total = totals(sums)
     reason = "the output does not vary over the images, or not by more than rounding"
-    value = defined(_stencil_error(total), "stencil_error", names, reason, total)
+    value = defined(stencil_error_statistic(total), "stencil_error", names, reason, total)
     return dict(zip(names, value.unbind(), strict=True))
 
 
-_DEFAULTS: dict[str, Any] = {
-    "output": "logits",
-    "function": None,
-    "input_representation": None,
-    "output_representation": None,
-    "resampling": None,
-    "method": "auto",
-    "chunk_size": None,
-}
-
-
-def _stencil_error_validate(generators: Generators, **options: Any) -> tuple[Generator, ...]:
-    """The generators asked for, if every option has a meaning."""
-    validate_options(**options)
-    layout = options["input_representation"]
+def stencil_error_validate(generators: Generators, options: Options) -> tuple[Generator, ...]:
+    """The generators asked for, if there is a stencil that moves the inputs."""
+    layout = options.input_representation
     if off_grid(layout):
         raise ValueError(
             f"`input_representation` must be one of grids, got {layout!r}: there is no stencil, and its derivatives "
@@ -172,8 +169,8 @@ def stencil_error(
         >>> bool(stencil_error(lambda x: x.flatten(1), images, "translation_x")["translation_x"] < paper)
         True
     """
-    chosen = chosen_options(options, _DEFAULTS)
-    asked = _stencil_error_validate(generators, **chosen)
+    chosen = Options.of(options)
+    asked = stencil_error_validate(generators, chosen)
     indices = range(len(images)) if isinstance(images, Tensor) and images.ndim else ()
-    sums, _ = _stencil_error_update(model, images, generators=asked, indices=indices, **chosen)
-    return _stencil_error_compute(sums, [generator.name for generator in asked])
+    sums, _ = stencil_error_update(model, images, chosen, generators=asked, indices=indices)
+    return stencil_error_compute(sums, [generator.name for generator in asked])

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lie_metric.functional.band_limited import (
     BandLimited,
-    _band_limited_compute,
-    _band_limited_update,
-    _band_limited_validate,
-    _statistic,
+    band_limited_compute,
+    band_limited_statistic,
+    band_limited_update,
+    band_limited_validate,
 )
 from lie_metric.functional.sums import Sums
-from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
+from lie_metric.options import Function, Options, Output
 from lie_metric.representations import Representation
 
 __all__ = ["BandLimitedEquivariance"]
@@ -54,15 +54,7 @@ class BandLimitedEquivariance(ModelMetric):
     measure = "band_limited_equivariance"
     higher_is_better = None
     plot_lower_bound = None
-    options: ClassVar[tuple[str, ...]] = (
-        "data_range",
-        "max_shift",
-        "output",
-        "function",
-        "input_representation",
-        "output_representation",
-        "seed",
-    )
+    own: ClassVar[tuple[str, ...]] = ("data_range", "max_shift", "seed")
 
     def __init__(
         self,
@@ -77,17 +69,12 @@ class BandLimitedEquivariance(ModelMetric):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        asked = _band_limited_validate(
-            kinds, data_range, max_shift, output, function, input_representation, output_representation, seed
-        )
-        super().__init__({"error": (len(asked),), "count": (len(asked),)}, **kwargs)
+        options = Options(output, function, input_representation, output_representation)
+        asked = band_limited_validate(kinds, data_range, max_shift, seed)
+        super().__init__({"error": (len(asked),), "count": (len(asked),)}, options, **kwargs)
         self.kinds = asked
         self.data_range = data_range
         self.max_shift = max_shift
-        self.output = output
-        self.function = function
-        self.input_representation = input_representation
-        self.output_representation = output_representation
         self.seed = seed
 
     @property
@@ -97,7 +84,7 @@ class BandLimitedEquivariance(ModelMetric):
 
     def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
         """The measure as a function of the sums."""
-        return {self.measure: _statistic(self.data_range)}
+        return {self.measure: band_limited_statistic(self.data_range)}
 
     @property
     def decibels(self) -> bool:
@@ -114,7 +101,9 @@ class BandLimitedEquivariance(ModelMetric):
                 jackknife leaves them out as one, by the number modulo 64. By default images are independent.
         """
         indices = self._indices(images, groups)
-        sums, described = _band_limited_update(model, images, self.kinds, indices=indices, **self._given_options())
+        sums, described = band_limited_update(
+            model, images, self.options, kinds=self.kinds, indices=indices, **self._own()
+        )
         self._add(images, indices, sums, described)
 
     def compute(self) -> dict[str, Tensor]:
@@ -123,7 +112,7 @@ class BandLimitedEquivariance(ModelMetric):
         Returns:
             For each kind a float64 number of no axes.
         """
-        return _band_limited_compute(self._sums(), self.kinds, self.data_range)
+        return band_limited_compute(self._sums(), self.kinds, self.data_range)
 
     def standard_error(self) -> dict[str, Tensor]:
         """The standard error over images of each value, in its units.
@@ -131,4 +120,4 @@ class BandLimitedEquivariance(ModelMetric):
         Returns:
             For each kind a number; NaN for fewer than two images, or an infinite value.
         """
-        return dict(zip(self.kinds, self._errors(_statistic(self.data_range)).unbind(), strict=True))
+        return dict(zip(self.kinds, self._errors(band_limited_statistic(self.data_range)).unbind(), strict=True))

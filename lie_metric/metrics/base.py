@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -28,8 +29,10 @@ from lie_metric.functional.sums import (
     standard_error,
     totals,
 )
+from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.records import Record, of_images, plain
 from lie_metric.representations import Parts, Representation
+from lie_metric.resampling import Resampling
 from lie_metric.warning import warn
 
 __all__ = ["ModelMetric"]
@@ -77,6 +80,7 @@ class ModelMetric(Metric):
     Args:
         shapes: Names of the sums and their shapes behind the axis of groups; a width that is not known yet is 1, which
             broadcasts.
+        options: What of a model is measured and how.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Attributes:
@@ -90,8 +94,16 @@ class ModelMetric(Metric):
     is_differentiable = False
     plot_lower_bound: float | None = 0.0
 
-    options: ClassVar[tuple[str, ...]] = ()
-    """Attributes on which the sums depend."""
+    own: ClassVar[tuple[str, ...]] = ()
+    """Attributes on which the sums depend, beside the options that all measures share."""
+
+    output: Output
+    function: Function | None
+    input_representation: Layout | None
+    output_representation: Layout | None
+    resampling: Resampling
+    method: str
+    chunk_size: int | None
 
     measure: str
     """What :meth:`compute` returns."""
@@ -114,10 +126,13 @@ class ModelMetric(Metric):
         vars(made)["given"] = frozenset(positional) | frozenset(kwargs)
         return made
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], **kwargs: Any) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], options: Options | None = None, **kwargs: Any) -> None:
         if kwargs.get("dist_sync_fn") is None:
             kwargs["dist_sync_fn"] = _gather
         super().__init__(**kwargs)
+        chosen = options or Options()
+        for name in self._shared():
+            setattr(self, name, chosen.stencil if name == "resampling" else getattr(chosen, name))
         self._names = ("images", "hash", *shapes)
         self._seen = 0
         self._grouped = False
@@ -289,8 +304,22 @@ class ModelMetric(Metric):
         return made(*args, **kwargs, **taken).to(self.device)
 
     def _given_options(self) -> dict[str, Any]:
-        """The attributes on which the sums depend, as arguments of the functions that make these."""
-        return {name: getattr(self, name) for name in self.options}
+        """The attributes on which the sums depend."""
+        return {name: getattr(self, name) for name in (*self.own, *self._shared())}
+
+    @property
+    def options(self) -> Options:
+        """What of a model is measured and how, as the attributes say now."""
+        return Options.of({name: getattr(self, name) for name in self._shared()})
+
+    def _own(self) -> dict[str, Any]:
+        """Those beside the options, as arguments of the function that makes the sums."""
+        return {name: getattr(self, name) for name in self.own}
+
+    @classmethod
+    def _shared(cls) -> list[str]:
+        """The options that the constructor takes."""
+        return [field.name for field in dataclasses.fields(Options) if field.name in _accepted(cls)]
 
     def _indices(self, images: object, groups: Sequence[int] | Tensor | None = None, layout: Any = None) -> Indices:
         """The running numbers of the samples of a batch, and their groups.
@@ -422,7 +451,8 @@ def _validated_groups(groups: Sequence[int] | Tensor, count: int) -> list[int]:
     return numbers
 
 
-def _accepted(kind: type) -> set[str]:
+@lru_cache(maxsize=64)
+def _accepted(kind: type) -> frozenset[str]:
     """The names of the arguments of a class, of those of its bases too where it passes others on."""
     names: set[str] = set()
     for base in kind.__mro__:
@@ -432,7 +462,7 @@ def _accepted(kind: type) -> set[str]:
         names |= {one.name for one in parameters if one.kind in {one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD}}
         if base is ModelMetric or not any(one.kind == one.VAR_KEYWORD for one in parameters):
             break
-    return names
+    return frozenset(names)
 
 
 def _process() -> tuple[int, int]:

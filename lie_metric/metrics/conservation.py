@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lie_metric.functional.conservation import Quantity, _conservation_update, _conservation_validate
-from lie_metric.functional.local_equivariance import _local_equivariance_compute, _relative
+from lie_metric.functional.conservation import Quantity, conservation_update, conservation_validate
+from lie_metric.functional.local_statistics import local_equivariance_compute, relative_of
 from lie_metric.functional.sums import MOMENTS, Sums
 from lie_metric.jacobian import Check, Method
-from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
+from lie_metric.options import Function, Options, Output
 
 __all__ = ["ConservationError"]
 
@@ -41,7 +41,7 @@ class ConservationError(ModelMetric):
     """
 
     measure = "conservation_error"
-    options: ClassVar[tuple[str, ...]] = ("quantities", "output", "function", "method", "chunk_size")
+    own: ClassVar[tuple[str, ...]] = ("quantities",)
 
     def __init__(
         self,
@@ -53,16 +53,13 @@ class ConservationError(ModelMetric):
         chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        named = _conservation_validate(quantities, output, function, method, chunk_size)
+        options = Options(output, function, method=method, chunk_size=chunk_size)
+        named = conservation_validate(quantities)
         parts = (len(named),)
         shapes: dict[str, tuple[int, ...]] = {"gram": (*parts, 1, 1), "violation": (*parts, 1), "noise": (*parts, 1)}
         shapes |= {name: (*parts, *shape) for name, shape in MOMENTS.items()} | {"energy": (1, 1)}
-        super().__init__(shapes, **kwargs)
+        super().__init__(shapes, options, **kwargs)
         self.quantities = named
-        self.output = output
-        self.function = function
-        self.method = method
-        self.chunk_size = chunk_size
         self.check: Check | None = None
 
     @property
@@ -77,7 +74,7 @@ class ConservationError(ModelMetric):
 
     def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
         """The measure as a function of the sums."""
-        return {self.measure: _relative}
+        return {self.measure: relative_of}
 
     def update(self, model: Callable[..., Any], images: Tensor, groups: Sequence[int] | Tensor | None = None) -> None:
         """Adds a batch of states.
@@ -91,7 +88,7 @@ class ConservationError(ModelMetric):
             ValueError: If the model returns another shape than that of the states, or a quantity more than a number.
         """
         indices = self._indices(images, groups)
-        sums, result = _conservation_update(model, images, indices=indices, **self._given_options())
+        sums, result = conservation_update(model, images, self.options, indices=indices, **self._own())
         self.check = result.check
         self._add(images, indices, sums, f"{', '.join(self.names)} along {tuple(images.shape[1:])} states")
 
@@ -101,7 +98,7 @@ class ConservationError(ModelMetric):
         Returns:
             For each quantity's name a float64 number of no axes.
         """
-        return _local_equivariance_compute(self._sums(), "relative", self.names)
+        return local_equivariance_compute(self._sums(), "relative", self.names)
 
     def standard_error(self) -> dict[str, Tensor]:
         """The standard error over states, in the same units.
@@ -109,4 +106,4 @@ class ConservationError(ModelMetric):
         Returns:
             For each quantity's name a number; NaN for fewer than two states.
         """
-        return dict(zip(self.names, self._errors(_relative).unbind(), strict=True))
+        return dict(zip(self.names, self._errors(relative_of).unbind(), strict=True))

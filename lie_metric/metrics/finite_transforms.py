@@ -14,18 +14,18 @@ from lie_metric.functional.finite_transforms import (
     SUMS,
     Loss,
     Reference,
-    _consistency,
-    _finite_transforms_compute,
-    _finite_transforms_update,
-    _finite_transforms_validate,
-    _spreads,
+    consistency,
     default_curve,
     default_shifts,
+    finite_transforms_compute,
+    finite_transforms_update,
+    finite_transforms_validate,
+    spreads,
 )
 from lie_metric.functional.sums import MOMENTS, Replicates, Sums, defined, spread
-from lie_metric.measured import Function, Layout, Output
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.metrics.local_equivariance import LocalEquivarianceError
+from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.orbits import Border, DisplacedOrbit, Orbits, RandomOrbit
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
@@ -43,16 +43,7 @@ class _FiniteTransforms(ModelMetric):
     """What the metrics of finite transforms share; each reads its own measure off the same sums."""
 
     measure: str
-    options: ClassVar[tuple[str, ...]] = (
-        "orbits",
-        "loss",
-        "output",
-        "function",
-        "input_representation",
-        "output_representation",
-        "resampling",
-        "seed",
-    )
+    own: ClassVar[tuple[str, ...]] = ("orbits", "loss", "seed")
 
     def __init__(
         self,
@@ -67,22 +58,17 @@ class _FiniteTransforms(ModelMetric):
         several: bool = False,
         **kwargs: Any,
     ) -> None:
-        asked = _finite_transforms_validate(
-            transforms, output, function, input_representation, output_representation, resampling, seed, several
-        )
+        options = Options(output, function, input_representation, output_representation, resampling)
+        asked = finite_transforms_validate(transforms, seed, options, several)
         super().__init__(
             dict.fromkeys(SUMS, (len(asked),))
             | {"size": ()}
             | MOMENTS
             | {f"frame_{name}": (len(asked), *shape) for name, shape in MOMENTS.items()},
+            options,
             **kwargs,
         )
         self.orbits = asked
-        self.output = output
-        self.function = function
-        self.input_representation = input_representation
-        self.output_representation = output_representation
-        self.resampling = resampling or Resampling()
         self.seed = seed
         self.loss: Loss | None = None
         self.border: Border | None = None
@@ -121,8 +107,8 @@ class _FiniteTransforms(ModelMetric):
             ValueError: If the outputs have another width than before.
         """
         indices = self._indices(images, groups, self.input_representation)
-        sums, described, self.border, bound = _finite_transforms_update(
-            model, images, indices=indices, targets=targets, border=self.border, **self._given_options()
+        sums, described, self.border, bound = finite_transforms_update(
+            model, images, self.options, indices=indices, targets=targets, border=self.border, **self._own()
         )
         self._add(bound.inputs, indices, sums, described, bound.carrier)
 
@@ -132,7 +118,7 @@ class _FiniteTransforms(ModelMetric):
         Returns:
             For each orbit's name a float64 number of no axes.
         """
-        return _finite_transforms_compute(self._sums(), self.measure, self.names)
+        return finite_transforms_compute(self._sums(), self.measure, self.names)
 
     def standard_error(self) -> dict[str, Tensor]:
         """The standard error over images of the measure, in its units.
@@ -225,7 +211,7 @@ class FiniteEquivarianceError(_FiniteTransforms):
             # A network that is run on smaller frames has outputs of another size there.
             return Replicates.of(
                 joint,
-                lambda s: ((s["violation"] / _spreads(s))[..., mine] / (s["first"] / spread(s)[..., None])).sqrt(),
+                lambda s: ((s["violation"] / spreads(s))[..., mine] / (s["first"] / spread(s)[..., None])).sqrt(),
             )
 
         found = self._synced(lambda sums: local._synced(lambda others: read(sums, others)))
@@ -302,7 +288,7 @@ class PredictionConsistency(_FiniteTransforms):
     plot_upper_bound = 1.0
 
     def __init__(self, transforms: Orbits | None = None, *, reference: Reference = "image", **kwargs: Any) -> None:
-        measure = _consistency(reference)
+        measure = consistency(reference)
         chosen = default_shifts() if transforms is None else transforms
         super().__init__(chosen, several=reference == "pairs", **kwargs)
         self.reference = reference

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from types import MethodType
 from typing import Any, ClassVar, Literal, get_args
 
@@ -13,27 +15,30 @@ from torch import Tensor
 from lie_metric.binding import Generators, moved_parts, on_grid
 from lie_metric.figures import unit_of
 from lie_metric.functional.local_equivariance import (
-    _ONE_PART,
-    _STATISTICS,
     LeeOutput,
     Measure,
-    Normalise,
-    _gram,
-    _gram_and_energy,
-    _local_equivariance_compute,
-    _local_equivariance_update,
-    _local_equivariance_validate,
-    _principal_directions,
-    _validate_normalise,
-    _value,
+    local_equivariance_update,
+    local_equivariance_validate,
     value_names,
+)
+from lie_metric.functional.local_statistics import (
+    ONE_PART,
+    STATISTICS,
+    Normalise,
+    directions_of,
+    gram_and_energy,
+    gram_of,
+    local_equivariance_compute,
+    validate_normalise,
+    value_of,
 )
 from lie_metric.functional.stencil_error import tell_of_rough_stencil
 from lie_metric.functional.sums import MOMENTS, Sums, standard_error
 from lie_metric.jacobian import Check, Method
 from lie_metric.lie import Linearisation
-from lie_metric.measured import Function, Layout, Output, described
+from lie_metric.measured import described
 from lie_metric.metrics.base import ModelMetric, told_apart, variance
+from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.representations import Image, grid_size
 from lie_metric.resampling import Resampling
 from lie_metric.running import configuration
@@ -101,19 +106,7 @@ class LocalEquivarianceError(ModelMetric):
         5.0
     """
 
-    options: ClassVar[tuple[str, ...]] = (
-        "generators",
-        "output",
-        "function",
-        "lee_output",
-        "input_representation",
-        "output_representation",
-        "resampling",
-        "method",
-        "chunk_size",
-        "with_noise",
-        "seed",
-    )
+    own: ClassVar[tuple[str, ...]] = ("generators", "lee_output", "with_noise", "seed")
 
     def __init__(
         self,
@@ -132,19 +125,8 @@ class LocalEquivarianceError(ModelMetric):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        asked = _local_equivariance_validate(
-            generators,
-            measure,
-            output,
-            function,
-            lee_output,
-            input_representation,
-            output_representation,
-            resampling,
-            method,
-            chunk_size,
-            seed,
-        )
+        options = Options(output, function, input_representation, output_representation, resampling, method, chunk_size)
+        asked = local_equivariance_validate(generators, measure, lee_output, seed, options)
         with_noise = measure == "sensitivity" if with_noise is None else with_noise
         if measure == "sensitivity" and not with_noise:
             raise ValueError("`with_noise` must be True when `measure` is 'sensitivity', got False.")
@@ -152,17 +134,10 @@ class LocalEquivarianceError(ModelMetric):
         parts = (len(output_representation),) if isinstance(output_representation, Mapping) else ()
         of_parts = {"gram": (count, count), "violation": (count,), "noise": (count,)} | MOMENTS
         shapes = {name: (*parts, *shape) for name, shape in of_parts.items()} | {"energy": (count, count)}
-        super().__init__(shapes, **kwargs)
+        super().__init__(shapes, options, **kwargs)
         self.generators = asked
         self.measure = measure
-        self.output = output
-        self.function = function
         self.lee_output = lee_output
-        self.input_representation = input_representation
-        self.output_representation = output_representation
-        self.resampling = resampling or Resampling()
-        self.method = method
-        self.chunk_size = chunk_size
         self.with_noise = with_noise
         self.seed = seed
         self.method_used: str | None = None
@@ -184,7 +159,7 @@ class LocalEquivarianceError(ModelMetric):
 
     def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
         """Every measure as a function of the sums; ``"sensitivity"`` only of a metric with noise."""
-        return {name: value for name, value in _STATISTICS.items() if name != "sensitivity" or self.with_noise}
+        return {name: value for name, value in STATISTICS.items() if name != "sensitivity" or self.with_noise}
 
     def update(self, model: Callable[..., Any], images: Any, groups: Sequence[int] | Tensor | None = None) -> None:
         """Adds a batch of images, or of what else the model takes.
@@ -199,17 +174,14 @@ class LocalEquivarianceError(ModelMetric):
             ValueError: If the outputs have another width than before.
         """
         indices = self._indices(images, groups, self.input_representation)
-        asked = self._given_options()
         # A method that was found right for this model and these options is kept; anything else is probed anew.
         setting = ""
         if indices:
             moved = moved_parts(images, self.input_representation)
             kinds = [(name, part.shape[1:], part.dtype, part.device) for name, part in moved.items()]
-            setting = told_apart([*asked.items(), kinds, configuration(model)])
+            setting = told_apart([*self._given_options().items(), kinds, configuration(model)])
         known = self._verified is not None and _same(self._verified[0](), model) and self._verified[1] == setting
-        if known:
-            asked["method"] = self.method_used
-        sums, result = self._by_what_is_expected(model, images, indices, known, asked)
+        sums, result = self._by_what_is_expected(model, images, indices, known)
         if not self._told and on_grid(self.input_representation):
             self._told = True
             tell_of_rough_stencil(result.inputs, result.carrier, self.generators, self.resampling)
@@ -220,17 +192,16 @@ class LocalEquivarianceError(ModelMetric):
             self._verified = _remembered(model, setting)
 
     def _by_what_is_expected(
-        self, model: Callable[..., Any], images: Any, indices: Sequence[int], known: bool, asked: dict[str, Any]
+        self, model: Callable[..., Any], images: Any, indices: Sequence[int], known: bool
     ) -> tuple[dict[str, Tensor], Linearisation]:
         """The sums of a batch, by the method that was right for an earlier state of the model if it still is."""
-        if not known and self._expected is not None and asked["method"] == "auto":
-            try:
-                return _local_equivariance_update(
-                    model, images, indices=indices, verify=True, **asked | {"method": self._expected}
-                )
-            except RuntimeError:
-                pass  # the model has changed: all methods have their turn
-        return _local_equivariance_update(model, images, indices=indices, verify=not known, **asked)
+        measured = partial(
+            local_equivariance_update, model, images, self.options, indices=indices, verify=not known, **self._own()
+        )
+        if not known and self._expected is not None and self.options.method == "auto":
+            with suppress(RuntimeError):  # the model has changed: all methods have their turn
+                return measured(known=self._expected)
+        return measured(known=self.method_used if known else None)
 
     def reset(self) -> None:
         """Forgets all images, and what was found out about the model."""
@@ -256,14 +227,14 @@ class LocalEquivarianceError(ModelMetric):
         Returns:
             For each generator's name a float64 number of no axes.
         """
-        return _local_equivariance_compute(self._sums(), self.measure, self.names)
+        return local_equivariance_compute(self._sums(), self.measure, self.names)
 
     def _named(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.names, values.unbind(), strict=True))
 
     def _needs_one_part(self) -> None:
         if isinstance(self.output_representation, Mapping):
-            raise ValueError(_ONE_PART)
+            raise ValueError(ONE_PART)
 
     def _needs_noise(self, measure: str) -> None:
         if measure == "sensitivity" and not self.with_noise:
@@ -286,7 +257,7 @@ class LocalEquivarianceError(ModelMetric):
                 no spread or is of another output.
         """
         scale, unit = self._scale(units), self._external(spread_from)
-        value = self._synced(lambda sums: _value(sums, _STATISTICS["relative"], "relative", self.names) * unit(sums))
+        value = self._synced(lambda sums: value_of(sums, STATISTICS["relative"], "relative", self.names) * unit(sums))
         return self._named(value * scale.to(value))
 
     def lee(self, units: Units = "t") -> dict[str, Tensor]:
@@ -299,7 +270,7 @@ class LocalEquivarianceError(ModelMetric):
             For each generator's name a float64 number of no axes.
         """
         scale = self._scale(units)
-        value = self._synced(lambda sums: _value(sums, _STATISTICS["lee"], "lee", self.names))
+        value = self._synced(lambda sums: value_of(sums, STATISTICS["lee"], "lee", self.names))
         return self._named(value * scale.to(value).square())
 
     def _scale(self, units: Units) -> Tensor:
@@ -342,7 +313,7 @@ class LocalEquivarianceError(ModelMetric):
             ValueError: If the metric was made without noise.
         """
         self._needs_noise("sensitivity")
-        return self._synced(lambda sums: _local_equivariance_compute(sums, "sensitivity", self.names))
+        return self._synced(lambda sums: local_equivariance_compute(sums, "sensitivity", self.names))
 
     def standard_error(self, measure: Measure | None = None, units: Units = "t") -> dict[str, Tensor]:
         """The standard error over images of a measure, in the measure's units.
@@ -358,10 +329,10 @@ class LocalEquivarianceError(ModelMetric):
             ValueError: If the measure is unknown, or needs noise and the metric was made without.
         """
         chosen = self.measure if measure is None else measure
-        if chosen not in _STATISTICS:
-            raise ValueError(f"`measure` must be one of {sorted(_STATISTICS)}, got {chosen!r}.")
+        if chosen not in STATISTICS:
+            raise ValueError(f"`measure` must be one of {sorted(STATISTICS)}, got {chosen!r}.")
         self._needs_noise(chosen)
-        errors = self._errors(_STATISTICS[chosen])
+        errors = self._errors(STATISTICS[chosen])
         scale = self._scale("t" if chosen == "sensitivity" else units).to(errors)
         return self._named(errors * (scale.square() if chosen == "lee" else scale))
 
@@ -371,13 +342,13 @@ class LocalEquivarianceError(ModelMetric):
         Returns:
             ``{"relative": {name: value}, "relative_standard_error": {name: value}, "lee": ..., ...}``.
         """
-        available = [name for name in _STATISTICS if name != "sensitivity" or self.with_noise]
+        available = [name for name in STATISTICS if name != "sensitivity" or self.with_noise]
 
         def read(sums: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             found = {}
             for name in available:
-                found[name] = _local_equivariance_compute(sums, name, self.names)
-                found[f"{name}_standard_error"] = self._named(standard_error(sums, _STATISTICS[name]))
+                found[name] = local_equivariance_compute(sums, name, self.names)
+                found[f"{name}_standard_error"] = self._named(standard_error(sums, STATISTICS[name]))
             return found
 
         return self._synced(read)
@@ -390,7 +361,7 @@ class LocalEquivarianceError(ModelMetric):
             ValueError: If the output has several parts.
         """
         self._needs_one_part()
-        return self._synced(lambda sums: _value(sums, _gram, "lee", self.names))
+        return self._synced(lambda sums: value_of(sums, gram_of, "lee", self.names))
 
     def directional(self, coefficients: Sequence[float] | Tensor) -> Tensor:
         """The LEE of the linear combination of generators with the given coefficients, cᵀGc.
@@ -429,10 +400,10 @@ class LocalEquivarianceError(ModelMetric):
         Raises:
             ValueError: If ``normalise`` is neither.
         """
-        _validate_normalise(normalise)
+        validate_normalise(normalise)
         self._needs_one_part()
-        gram, energy = self._synced(lambda sums: _value(sums, _gram_and_energy, "lee", self.names))
-        return _principal_directions(gram, energy, self.generators, normalise)
+        gram, energy = self._synced(lambda sums: value_of(sums, gram_and_energy, "lee", self.names))
+        return directions_of(gram, energy, self.generators, normalise)
 
 
 def _remembered(model: Callable[..., Any], setting: str) -> tuple[Callable[[], Any], str] | None:

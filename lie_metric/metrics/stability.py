@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lie_metric.functional.stability import (
     NAMES,
-    _stability_compute,
-    _stability_update,
-    _stability_validate,
-    _statistic,
+    stability_compute,
+    stability_statistic,
+    stability_update,
+    stability_validate,
 )
 from lie_metric.functional.sums import MOMENTS, Sums
-from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
+from lie_metric.options import Function, Options, Output
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 
@@ -51,16 +51,7 @@ class RelativeStability(ModelMetric):
     """
 
     measure = "relative_stability"
-    options: ClassVar[tuple[str, ...]] = (
-        "displacement",
-        "cut",
-        "output",
-        "function",
-        "input_representation",
-        "output_representation",
-        "resampling",
-        "seed",
-    )
+    own: ClassVar[tuple[str, ...]] = ("displacement", "cut", "seed")
 
     def __init__(
         self,
@@ -75,17 +66,11 @@ class RelativeStability(ModelMetric):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        _stability_validate(
-            displacement, cut, output, function, input_representation, output_representation, resampling, seed
-        )
-        super().__init__({"deformed": (), "noisy": ()} | MOMENTS, **kwargs)
+        options = Options(output, function, input_representation, output_representation, resampling)
+        stability_validate(displacement, cut, seed)
+        super().__init__({"deformed": (), "noisy": ()} | MOMENTS, options, **kwargs)
         self.displacement = displacement
         self.cut = cut
-        self.output = output
-        self.function = function
-        self.input_representation = input_representation
-        self.output_representation = output_representation
-        self.resampling = resampling or Resampling()
         self.seed = seed
 
     @property
@@ -95,7 +80,7 @@ class RelativeStability(ModelMetric):
 
     def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
         """The measure as a function of the sums."""
-        return {self.measure: _statistic}
+        return {self.measure: stability_statistic}
 
     def update(self, model: Callable[..., Any], images: Tensor, groups: Sequence[int] | Tensor | None = None) -> None:
         """Adds a batch of images.
@@ -107,7 +92,7 @@ class RelativeStability(ModelMetric):
                 jackknife leaves them out as one, by the number modulo 64. By default images are independent.
         """
         indices = self._indices(images, groups)
-        sums, described = _stability_update(model, images, indices=indices, **self._given_options())
+        sums, described = stability_update(model, images, self.options, indices=indices, **self._own())
         self._add(images, indices, sums, described)
 
     def compute(self) -> dict[str, Tensor]:
@@ -116,7 +101,7 @@ class RelativeStability(ModelMetric):
         Returns:
             Under "relative_stability", "deformation" and "noise" a float64 number each.
         """
-        return _stability_compute(self._sums())
+        return stability_compute(self._sums())
 
     def standard_error(self) -> dict[str, Tensor]:
         """The standard error over images of each number.
@@ -124,4 +109,4 @@ class RelativeStability(ModelMetric):
         Returns:
             For each name a number; NaN for fewer than two images.
         """
-        return dict(zip(NAMES, self._errors(_statistic).unbind(-1), strict=True))
+        return dict(zip(NAMES, self._errors(stability_statistic).unbind(-1), strict=True))

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from lie_metric.figures import unit_of
 from lie_metric.functional.stencil_error import (
-    _stencil_error,
-    _stencil_error_compute,
-    _stencil_error_update,
-    _stencil_error_validate,
+    stencil_error_compute,
+    stencil_error_statistic,
+    stencil_error_update,
+    stencil_error_validate,
 )
 from lie_metric.functional.sums import MOMENTS, Sums
 from lie_metric.jacobian import Method
 from lie_metric.lie import Generators
-from lie_metric.measured import Function, Output
 from lie_metric.metrics.base import ModelMetric
+from lie_metric.options import Function, Options, Output
 from lie_metric.representations import Representation
 from lie_metric.resampling import Resampling
 
@@ -50,16 +50,7 @@ class StencilError(ModelMetric):
     """
 
     measure = "stencil_error"
-    options: ClassVar[tuple[str, ...]] = (
-        "generators",
-        "output",
-        "function",
-        "input_representation",
-        "output_representation",
-        "resampling",
-        "method",
-        "chunk_size",
-    )
+    own: ClassVar[tuple[str, ...]] = ("generators",)
 
     def __init__(
         self,
@@ -74,25 +65,10 @@ class StencilError(ModelMetric):
         chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        asked = _stencil_error_validate(
-            generators,
-            output=output,
-            function=function,
-            input_representation=input_representation,
-            output_representation=output_representation,
-            resampling=resampling,
-            method=method,
-            chunk_size=chunk_size,
-        )
-        super().__init__({"error": (len(asked),)} | MOMENTS, **kwargs)
+        options = Options(output, function, input_representation, output_representation, resampling, method, chunk_size)
+        asked = stencil_error_validate(generators, options)
+        super().__init__({"error": (len(asked),)} | MOMENTS, options, **kwargs)
         self.generators = asked
-        self.output = output
-        self.function = function
-        self.input_representation = input_representation
-        self.output_representation = output_representation
-        self.resampling = resampling or Resampling()
-        self.method = method
-        self.chunk_size = chunk_size
         self._trusted: str | None = None
 
     def trust(self, method: str | None) -> None:
@@ -115,7 +91,7 @@ class StencilError(ModelMetric):
 
     def statistics(self) -> Mapping[str, Callable[[Sums], Tensor]]:
         """The measure as a function of the sums."""
-        return {self.measure: _stencil_error}
+        return {self.measure: stencil_error_statistic}
 
     def update(self, model: Callable[..., Any], images: Tensor, groups: Sequence[int] | Tensor | None = None) -> None:
         """Adds a batch of images.
@@ -129,10 +105,9 @@ class StencilError(ModelMetric):
             ValueError: If the outputs have another width than before.
         """
         indices = self._indices(images, groups)
-        asked = self._given_options()
-        if self._trusted is not None:
-            asked["method"] = self._trusted
-        sums, described = _stencil_error_update(model, images, indices=indices, verify=self._trusted is None, **asked)
+        sums, described = stencil_error_update(
+            model, images, self.options, indices=indices, known=self._trusted, **self._own()
+        )
         self._add(images, indices, sums, described)
 
     def compute(self) -> dict[str, Tensor]:
@@ -141,7 +116,7 @@ class StencilError(ModelMetric):
         Returns:
             For each generator's name a float64 number of no axes.
         """
-        return _stencil_error_compute(self._sums(), self.names)
+        return stencil_error_compute(self._sums(), self.names)
 
     def standard_error(self) -> dict[str, Tensor]:
         """The standard error over images, in the same units.
@@ -149,4 +124,4 @@ class StencilError(ModelMetric):
         Returns:
             For each generator's name a number; NaN for fewer than two images.
         """
-        return dict(zip(self.names, self._errors(_stencil_error).unbind(), strict=True))
+        return dict(zip(self.names, self._errors(stencil_error_statistic).unbind(), strict=True))

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lie_metric.layerwise import attributed
 from lie_metric.measured import function_of
 from lie_metric.metrics import LocalEquivarianceError
+from lie_metric.options import Options
 from lie_metric.orbits import uniform
 from lie_metric.records import Record
 from lie_metric.resampling import Resampling
@@ -266,9 +267,8 @@ def _layers(
             model,
             batch,
             settings.generators,
+            Options(output=selection(settings.output), resampling=settings.resampling),
             probes=settings.probes,
-            output=selection(settings.output),
-            resampling=settings.resampling,
             seed=settings.seed,
         )
     except Exception as error:  # the measurement of the whole stands without its parts

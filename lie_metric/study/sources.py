@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lie_metric.measured import Output
+from lie_metric.options import Output
 
 __all__ = ["Entry", "FromFile", "callable_from", "load_weights", "selection"]
 

@@ -15,6 +15,7 @@ import lie_metric as lm
 from lie_metric.jacobian import carrying, methods
 from lie_metric.jacobian.carrying import RULES, Dual, wrap
 from lie_metric.lie import linearise
+from lie_metric.options import Options
 from lie_metric.representations import Invariant
 
 GENERATORS = ("rotation", "translation_x", "scale")
@@ -62,9 +63,7 @@ def measured(model, dtype, method, verify, chunk_size=None):
             model,
             images(dtype),
             lm.generators(*GENERATORS),
-            output_representation=Invariant(),
-            method=method,
-            chunk_size=chunk_size,
+            Options(output_representation=Invariant(), method=method, chunk_size=chunk_size),
             verify=verify,
         )
     return result.lie_derivatives.double(), result.method

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 import lie_metric as lm
 from lie_metric.jacobian import push
 from lie_metric.lie import linearise
+from lie_metric.options import Options
 from lie_metric.representations import Image, Invariant
 from lie_metric.running import isolated
 
@@ -448,7 +449,7 @@ def _unchecked(function):
 
 
 def _auto(function):
-    found = linearise(function, images(), lm.generators(*GENERATORS), output_representation=Invariant())
+    found = linearise(function, images(), lm.generators(*GENERATORS), Options(output_representation=Invariant()))
     return found.lie_derivatives / 10, found.method
 
 

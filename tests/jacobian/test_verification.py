@@ -11,6 +11,7 @@ from torch import nn
 import lie_metric as lm
 from lie_metric.jacobian import methods, push
 from lie_metric.lie import _found_right, linearise
+from lie_metric.options import Options
 from lie_metric.representations import Invariant
 
 torch.manual_seed(0)
@@ -19,7 +20,9 @@ NET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 3
 
 def checked(model, images, method="auto"):
     with torch.no_grad():
-        result = linearise(model, images, lm.generators("affine"), output_representation=Invariant(), method=method)
+        result = linearise(
+            model, images, lm.generators("affine"), Options(output_representation=Invariant(), method=method)
+        )
     return result.method, result.check
 
 
@@ -285,15 +288,15 @@ def test_a_kink_at_the_image_itself_is_told():
     images[:, :, 3:6, 4:9] = 1
     rotation, pooled = lm.generators("rotation"), {"output": lambda y: y.mean(2), "output_representation": Invariant()}
     with torch.no_grad(), pytest.warns(UserWarning, match=r"kink, .* `method='difference'`") as seen:
-        found = linearise(model, images, rotation, **pooled)
+        found = linearise(model, images, rotation, Options(**pooled))
     with torch.no_grad():
-        mean = linearise(model, images, rotation, method="difference", **pooled).lie_derivatives
+        mean = linearise(model, images, rotation, Options(method="difference", **pooled)).lie_derivatives
     off = (found.lie_derivatives - mean).norm() / mean.norm()
     assert off > 0.01
     assert f"{off:.0%} off their mean" in str(seen[0].message)
     assert "kink" in str(found.check)
     smooth = nn.Sequential(model[0], nn.GELU(), model[2])
-    assert not linearise(smooth, images, rotation, **pooled).check.warning
+    assert not linearise(smooth, images, rotation, Options(**pooled)).check.warning
 
 
 def test_rounding_that_spoils_derivatives_is_told():

@@ -130,9 +130,9 @@ class TestVerification:
         calls = []
         real = local_equivariance.linearise
 
-        def spied(model, *args, **kwargs):
-            calls.append((kwargs["verify"], kwargs["method"]))
-            result = real(model, *args, **kwargs)
+        def spied(model, inputs, generators, options, **kwargs):
+            calls.append((kwargs["verify"], kwargs["known"] or options.method))
+            result = real(model, inputs, generators, options, **kwargs)
             check = Check("agrees", result.method, 1e-9, 1e-12) if kwargs["verify"] else None
             object.__setattr__(result, "check", check)
             return result
