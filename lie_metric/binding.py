@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lie_metric.algebra import Generator
 from lie_metric.algebra import generators as resolve
+from lie_metric.calling import call_of, select_output
 from lie_metric.holders import entry, held, recast, replaced, tensor_of, tensors
-from lie_metric.measured import call_of, carried, select_output, validate_inputs
+from lie_metric.measured import carried, validate_inputs
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.representations import Image, Invariant, Representation
 from lie_metric.representations.composite import Masked, Packed, Parts, common_dimension, samples

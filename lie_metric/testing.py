@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lie_metric import randomness
 from lie_metric.binding import Generators, bind, resolve_for, split_parts
+from lie_metric.calling import call_of, select_output
 from lie_metric.jacobian import Method
 from lie_metric.lattice import LatticeTransforms, check_reach, content_map, elements
 from lie_metric.lie import linearise
-from lie_metric.measured import call_of, carried, select_output, validate_inputs
+from lie_metric.measured import carried, validate_inputs
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.representations import Representation, grid_size, map_samples
 from lie_metric.resampling import Resampling, coordinate_dtype

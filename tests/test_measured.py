@@ -14,7 +14,8 @@ import lie_metric as lm
 from lie_metric import functional as F
 from lie_metric import representations as R
 from lie_metric import testing
-from lie_metric.measured import described, evaluated, function_of, select_output
+from lie_metric.calling import select_output
+from lie_metric.measured import described, evaluated, function_of
 from lie_metric.options import Options
 
 

@@ -7,8 +7,9 @@ import torch
 
 import lie_metric as lm
 from lie_metric import representations as R
+from lie_metric.calling import select_output
 from lie_metric.lie import linearise
-from lie_metric.measured import described, evaluated, select_output
+from lie_metric.measured import described, evaluated
 from lie_metric.options import Options
 
 GOOD = {

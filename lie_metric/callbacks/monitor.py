@@ -18,7 +18,8 @@ from lie_metric.callbacks.batches import describe, inputs_of, refusal
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import first_batch, is_fitting, refuse_sharded, validation_loaders
 from lie_metric.callbacks.weights import tensors_of
-from lie_metric.measured import call_of, function_of, part_of, validate_inputs
+from lie_metric.calling import call_of, part_of
+from lie_metric.measured import function_of, validate_inputs
 from lie_metric.options import Layout, Options
 from lie_metric.resampling import working_precision
 from lie_metric.running import isolated

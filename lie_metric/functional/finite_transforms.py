@@ -17,23 +17,19 @@ from torch import Tensor
 from lie_metric.binding import (
     Bound,
     bind_rows,
-    moved_parts,
-    off_grid,
-    resolve_for,
     sample_count,
     split_parts,
-    unnamed_parts,
 )
-from lie_metric.functional.sums import MOMENTS, Sums, defined, grouped, moments, spread, totals
+from lie_metric.functional.orbit_refusals import check_permuted, refuse_other_dimensions
+from lie_metric.functional.orbit_sums import SUMS, Loss, OrbitSums, finite_transforms_compute, of_frames
+from lie_metric.functional.sums import grouped, moments
 from lie_metric.measured import described, function_of, row_by_row
-from lie_metric.options import Layout, Options
+from lie_metric.options import Options
 from lie_metric.orbits import (
     Border,
     DisplacedOrbit,
     Element,
     Frame,
-    LatticeOrbit,
-    MatrixOrbit,
     Orbit,
     Orbits,
     PermutationOrbit,
@@ -45,81 +41,30 @@ from lie_metric.randomness import validate_seed
 from lie_metric.representations import (
     ChannelsLast,
     Field,
-    Image,
-    Masked,
     Parts,
     Representation,
     grid_size,
     map_grid,
     scalar_fields,
 )
-from lie_metric.representations.composite import common_dimension, present
 from lie_metric.resampling import coordinate_dtype, working_precision
 from lie_metric.running import isolated
 
 __all__ = [
-    "Loss",
     "Reference",
+    "consistency",
+    "default_curve",
+    "default_shifts",
     "finite_equivariance_error",
+    "finite_transforms_update",
+    "finite_transforms_validate",
     "lattice_equivariance_error",
     "orbit_variance",
     "prediction_consistency",
     "relaxed_equivariance_error",
 ]
 
-Loss = Callable[[Tensor, Any], Tensor]
 Reference = Literal["image", "pairs"]
-
-SUMS = ("violation", "distance", "agreement", "pairs", "variance", "loss", "parameter")
-"""Names of the sums that hold one number for each orbit."""
-
-
-def _refuse_other_dimensions(asked: Sequence[Orbit], layout: Layout | None) -> None:
-    """Refuses transforms of images for inputs that are none, and those of another dimension."""
-    wanted = common_dimension(dict(layout) if isinstance(layout, Mapping) else {"": layout or Image()})
-    for orbit in asked:
-        moving = [orbit.generator] if isinstance(orbit, DisplacedOrbit) else getattr(orbit, "generators", ())
-        if isinstance(orbit, (DisplacedOrbit, LatticeOrbit)) and off_grid(layout):
-            raise ValueError(
-                f"`transforms` must act on the inputs, got {orbit.name!r}, which moves pixels, for {layout!r}. Pass "
-                "e.g. `orbits.listed('rotation', (0.5,), dimension=3)`, `orbits.permutations()` or "
-                "`orbits.matrices({'inversion': ...})`."
-            )
-        if moving:
-            resolve_for(tuple(moving), layout)
-        if isinstance(orbit, MatrixOrbit) and wanted not in {None, len(orbit.maps[0])}:
-            raise ValueError(
-                f"`transforms` must be maps of {wanted} dimensions, got {orbit.name!r} with {len(orbit.maps[0])} rows."
-            )
-
-
-def _check_permuted(orbit: PermutationOrbit, inputs: Any, layout: Layout | None) -> None:
-    """Refuses permutations where it is not said which of several tensors stand at the points."""
-    if not isinstance(layout, Mapping):
-        return
-    named, unknown = moved_parts(inputs, layout), sorted(set(orbit.along) - set(layout))
-    if unknown:
-        raise ValueError(f"`along` must name moved parts, got {unknown} for {list(layout)}.")
-    along = orbit.along or (tuple(layout) if len(layout) == 1 else ())
-    padded = [name for name in along if isinstance(layout[name], Masked)]
-    counts = {name: named[name].shape[1] if named[name].ndim > 1 else 1 for name in along}
-    left = [
-        name
-        for name, part in unnamed_parts(inputs, layout).items()
-        if part.ndim > 1 and part.shape[1] in counts.values()
-    ]
-    if not along or left or padded or len(set(counts.values())) > 1:
-        got = (
-            f"{padded} with padding" if padded
-            else f"{left} beside {list(along)}, which are not moved" if left
-            else f"the parts {list(layout)}" if not along
-            else f"parts of {counts} points"
-        )  # fmt: skip
-        raise TypeError(
-            f"`transforms` must say by `orbits.permutations(along=...)` which parts stand at the points, all of them, "
-            f"got {got}. Name what stands there, numbers as floating-point `Invariant()` or `Tensors(3, 0)`; clouds "
-            "without padding."
-        )
 
 
 def default_curve() -> tuple[Orbit, ...]:
@@ -139,7 +84,7 @@ def finite_transforms_validate(
     found = resolve(transforms)
     validate_seed(seed)
     if options.input_representation is not None:  # a monitor may give its own later
-        _refuse_other_dimensions(found, options.input_representation)
+        refuse_other_dimensions(found, options.input_representation)
     short = [orbit.name for orbit in found if len(orbit) < 2]
     if several and short:
         raise ValueError(
@@ -166,10 +111,10 @@ def finite_transforms_update(
     ``indices`` are the images' running numbers, which fix their groups and transforms.
     """
     bound = bind_rows(model, images, options)
-    _refuse_other_dimensions(orbits, bound.carrier)
+    refuse_other_dimensions(orbits, bound.carrier)
     for orbit in orbits:
         if isinstance(orbit, PermutationOrbit):
-            _check_permuted(orbit, images, options.input_representation)
+            check_permuted(orbit, images, options.input_representation)
     if loss is not None and targets is None:
         raise ValueError(
             "`targets` must be given when there is a `loss`, got None. Pass `update(model, images, labels)`."
@@ -208,7 +153,7 @@ def finite_transforms_update(
             frame = elements[0].frame
             if frame is not None and frame not in shown:
                 shown[frame] = measured(map_grid(carrier, images, frame.of))
-            orbit_sums = _Orbit(shown[frame], representation, len(orbit), orbit.complete)
+            orbit_sums = OrbitSums(shown[frame], representation, len(orbit), orbit.complete)
             own.append(None if frame is None else shown[frame])
             for element in elements:
                 returned = measured(element.on(carrier, images))
@@ -217,7 +162,7 @@ def finite_transforms_update(
                 columns[name].append(values)
             t = orbit.parameter(size, resampling) if isinstance(orbit, DisplacedOrbit) else 0.0
             columns["parameter"].append(orbit_sums.zero + t**2)
-        rows = {name: torch.stack(values, 1) for name, values in columns.items()} | _of_frames(own, f, representation)
+        rows = {name: torch.stack(values, 1) for name, values in columns.items()} | of_frames(own, f, representation)
         rows["size"] = f.reshape(len(f), -1).to(coordinate_dtype(f.device)).norm(dim=1)
         sums = grouped(rows | moments(f, representation), indices)
         sums["rounding"] = torch.tensor(torch.finfo(f.dtype).eps, dtype=rows["size"].dtype, device=f.device)
@@ -227,26 +172,6 @@ def finite_transforms_update(
 # The part of the side up to which mirrored borders are nearer to the truth than a network that is run at another size:
 # on photographs and a pretrained efficientnet-lite0 within 2 % at 1 and 2 of 224 pixels, where crops are within 10 %.
 _MIRRORED = 0.01
-
-
-def _of_frames(outputs: Sequence[Tensor | None], f: Tensor, representation: Representation) -> dict[str, Tensor]:
-    """Moments of the outputs for parts of the images, by orbit; zeros for orbits that are compared with the whole."""
-    found = [None if output is None else moments(output, representation) for output in outputs]
-    known = next((each for each in found if each is not None), None)
-    wide, device = coordinate_dtype(f.device), f.device
-    width = 1 if known is None else known["total"].shape[1]
-    nothing = {
-        name: torch.zeros(len(f), *([width] if shape else []), dtype=wide, device=device)
-        for name, shape in MOMENTS.items()
-    }
-    return {f"frame_{name}": torch.stack([(each or nothing)[name] for each in found], 1) for name in nothing}
-
-
-def spreads(sums: Sums) -> Tensor:
-    """For each orbit the spread of the outputs that it is compared with."""
-    own = {name: sums[f"frame_{name}"] for name in MOMENTS}
-    found = spread(own | {"rounding": sums["rounding"], "images": sums["images"][..., None]})
-    return torch.where(own["entries"] > 0, found, spread(sums)[..., None])
 
 
 def _possible_border(
@@ -271,139 +196,6 @@ def _possible_border(
         return "reflect"
     shown[element.frame] = output
     return "crop"
-
-
-class _Orbit:
-    """What the elements of an orbit say together, one element after the other, for each image."""
-
-    def __init__(self, f: Tensor, representation: Representation, count: int, complete: bool) -> None:
-        self.f, self.representation, self.count, self.complete = f, representation, count, complete
-        self.wide = coordinate_dtype(f.device)
-        self.zero = torch.zeros(len(f), dtype=self.wide, device=f.device)
-        self.violation, self.distance, self.agreement, self.loss = (self.zero.clone() for _ in range(4))
-        # Differences from f, so that what is common to all cancels before it is squared.
-        self.first, self.second = torch.zeros_like(f), torch.zeros_like(f)
-        self.valid = torch.ones_like(f)
-        self.there = present(representation, f)
-        # Of each sample, without what fills up a batch.
-        kept = self.valid if self.there is None else self.there.expand_as(f)
-        self.entries = kept.reshape(len(f), -1).sum(1).to(self.wide)
-        self.classes: list[Tensor] = []
-
-    def add(self, returned: Tensor, element: Element, loss: Loss | None, targets: Any) -> None:
-        f = self.f
-        z = element.on(self.representation, returned, -1)
-        valid = element.valid(self.representation, f)
-        if self.there is not None:
-            z, valid = torch.where(self.there, z, f), torch.where(self.there, valid, 0.0)
-        difference = z - f
-        square = self._mean(difference.square(), valid) * self.entries
-        self.violation += square / self.count
-        self.distance += square.sqrt() / self.count
-        self.first += difference / self.count
-        self.second += difference.square() / self.count
-        self.valid *= valid
-        mine, theirs, weight = (self._scores(tensor) for tensor in (f, z, valid))
-        self.classes.append(theirs.argmax(-1))
-        same = self.classes[-1] == mine.argmax(-1)
-        share = self._share(same, weight[..., 0], mine.shape[-1])
-        # The largest of what is not finite is no class.
-        self.agreement += torch.where(torch.isfinite(square), share, torch.nan) / self.count
-        if loss is not None:
-            found = loss(z, targets)
-            if not isinstance(found, Tensor) or found.shape != self.zero.shape:
-                got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                raise ValueError(
-                    f"`loss` must return one number for each of the {len(f)} images, got {got}. Use e.g. "
-                    "`torch.nn.CrossEntropyLoss(reduction='none')`."
-                )
-            self.loss += found.to(self.wide) / self.count
-
-    def rows(self) -> dict[str, Tensor]:
-        classes = self._scores(self.f).shape[-1]
-        # Of one element there is neither; it is refused before where they are asked for.
-        pairs, variance = self.zero, self.zero
-        if self.count > 1:
-            weight = self._scores(self.valid)[..., 0]
-            total = self.zero.clone()
-            for i, one in enumerate(self.classes):
-                for other in self.classes[:i]:
-                    total += self._share(one == other, weight, classes)
-            pairs = total / (self.count * (self.count - 1) / 2)
-            pairs = torch.where(torch.isfinite(self.violation), pairs, torch.nan)
-            # A sample of K elements sees K - 1 of K parts of the variance; a whole group sees all.
-            correction = 1.0 if self.complete else self.count / (self.count - 1)
-            about_mean = self._mean(self.second - self.first.square(), self.valid)
-            variance = about_mean.clamp(min=0) * self.entries * correction
-        found = (self.violation, self.distance, self.agreement, pairs, variance, self.loss)
-        return dict(zip(SUMS[:-1], found, strict=True))
-
-    def _mean(self, values: Tensor, valid: Tensor) -> Tensor:
-        """The mean over the valid entries of each image; NaN if there is none."""
-        kept, count = ((part.reshape(len(part), -1).to(self.wide)).sum(1) for part in (values * valid, valid))
-        return kept / count
-
-    def _scores(self, tensor: Tensor) -> Tensor:
-        """Shape (B, positions, classes); no classes where no numbers stand for themselves, as of vectors."""
-        blocks = self.representation.components(tensor)
-        return blocks[-1] if blocks else tensor.reshape(len(tensor), -1, 1)
-
-    def _share(self, same: Tensor, weight: Tensor, classes: int) -> Tensor:
-        if classes < 2:
-            return self.zero + torch.nan
-        weight = weight.to(self.wide)
-        return (same.to(self.wide) * weight).sum(1) / weight.sum(1)
-
-
-def _finite_error(sums: Sums) -> Tensor:
-    return (sums["violation"] / (2 * spreads(sums))).sqrt()
-
-
-def _agreement(sums: Sums) -> Tensor:
-    return sums["agreement"] / sums["images"][..., None]
-
-
-def _pairs(sums: Sums) -> Tensor:
-    return sums["pairs"] / sums["images"][..., None]
-
-
-def _variance(sums: Sums) -> Tensor:
-    return sums["variance"] / sums["images"][..., None]
-
-
-def _share_of_loss(sums: Sums) -> Tensor:
-    return sums["variance"] / sums["loss"]
-
-
-def _relaxed(sums: Sums) -> Tensor:
-    return sums["distance"] / sums["images"][..., None]
-
-
-def _relaxed_normalised(sums: Sums) -> Tensor:
-    return sums["distance"] / sums["size"][..., None]
-
-
-STATISTICS: dict[str, tuple[Callable[[Sums], Tensor], str]] = {
-    "finite_equivariance_error": (_finite_error, "the output does not vary over the images, or nothing stays inside"),
-    "lattice_equivariance_error": (_finite_error, "the output does not vary over the images"),
-    "prediction_consistency": (_agreement, "the output has fewer than two classes, or nothing stays inside the frame"),
-    "pairwise_consistency": (_pairs, "the output has fewer than two classes, or the orbit fewer than two elements"),
-    "orbit_variance": (_variance, "no position stays inside the frame under all elements"),
-    "orbit_variance_share": (_share_of_loss, "the loss is zero or was not given"),
-    "relaxed_equivariance_error": (_relaxed, "nothing stays inside the frame"),
-    "relaxed_equivariance_error_normalised": (_relaxed_normalised, "the output is zero, or nothing stays inside"),
-}
-"""Each measure as a function of the sums, and why it may be undefined."""
-
-
-def finite_transforms_compute(sums: Sums, measure: str, names: Sequence[str]) -> dict[str, Tensor]:
-    """The measure of each orbit from the sums."""
-    statistic, reason = STATISTICS[measure]
-    total = totals(sums)
-    if not bool(torch.isfinite(total["square"])):
-        reason = "the model's outputs are not finite"
-    value = defined(statistic(total), measure, names, reason, total)
-    return dict(zip(names, value.unbind(), strict=True))
 
 
 def _measure(
@@ -528,6 +320,7 @@ def prediction_consistency(
 
 
 def consistency(reference: Reference) -> str:
+    """The measure by what a transformed image is compared with."""
     if reference not in get_args(Reference):
         raise ValueError(f"`reference` must be one of {get_args(Reference)}, got {reference!r}.")
     return "prediction_consistency" if reference == "image" else "pairwise_consistency"

@@ -10,18 +10,14 @@ from torch import Tensor
 
 from lie_metric.figures import Curve
 from lie_metric.functional.finite_transforms import (
-    STATISTICS,
-    SUMS,
-    Loss,
     Reference,
     consistency,
     default_curve,
     default_shifts,
-    finite_transforms_compute,
     finite_transforms_update,
     finite_transforms_validate,
-    spreads,
 )
+from lie_metric.functional.orbit_sums import STATISTICS, SUMS, Loss, finite_transforms_compute, spreads
 from lie_metric.functional.sums import MOMENTS, Replicates, Sums, defined, spread
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.metrics.local_equivariance import LocalEquivarianceError
