@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from lie_metric.jacobian.methods import METHODS, Function, alone, difference
 from lie_metric.jacobian.pushing import first_undefined
 from lie_metric.jacobian.refusals import Unsupported, WrittenInto
-from lie_metric.jacobian.verification import Check, Declared, Disagreement, Jump, Undefined, verify
+from lie_metric.jacobian.verdicts import Check, Declared, Disagreement, Jump, Undefined
+from lie_metric.jacobian.verification import verify
 from lie_metric.warning import warn
 
 __all__ = ["Method", "Products", "push"]
