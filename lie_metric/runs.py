@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lie_metric.compare import pandas
 from lie_metric.records import VERSION, Record
+from lie_metric.tables import pandas
 from lie_metric.warning import warn
 
 __all__ = ["Point", "Run", "read", "read_record", "read_runs"]

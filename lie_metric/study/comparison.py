@@ -9,24 +9,13 @@ from pathlib import Path
 
 import torch
 
-from lie_metric.compare import (
-    IMAGES,
-    SIZES,
-    Compared,
-    aligned,
-    around,
-    compare,
-    differences,
-    judged,
-    over_trainings,
-    short,
-    wrapped,
-)
+from lie_metric.compare import Compared, around, compare, judged, over_trainings
 from lie_metric.figures import Curve, regime_panels, unit_of
 from lie_metric.functional.sums import validated_level
-from lie_metric.records import Record, decibels_to_ratios
+from lie_metric.records import IMAGES, SIZES, Record, decibels_to_ratios, differences
 from lie_metric.runs import Point, Run, read
 from lie_metric.study.report import page_of
+from lie_metric.tables import aligned, short, wrapped
 
 __all__ = ["Regimes", "compare_runs", "write_comparison"]
 
