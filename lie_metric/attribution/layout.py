@@ -132,7 +132,15 @@ _ARGUMENTS = {
 
 
 def padding_of(args: tuple, kwargs: dict) -> tuple[list[int], tuple] | None:
-    """What a convolution pads its maps by, as `F.pad` takes it, and its arguments without; None if it does not."""
+    """What a convolution pads its maps by, as `F.pad` takes it, and its arguments without; None if it does not.
+
+    Args:
+        args: Arguments of the convolution.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        Widths of the padding, and all arguments by position without it.
+    """
     names = _ARGUMENTS["conv2d"]
     call: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     call |= dict(zip(names, args, strict=False)) | kwargs
@@ -157,6 +165,15 @@ def border(name: str, args: tuple, kwargs: dict, given: Sequence[Variable]) -> B
     """What becomes of borders around maps: a padding adds to them, and windows that reach over them take them away.
 
     Padded maps would otherwise be taken for maps of the whole image, and their padding for a change of scale.
+
+    Args:
+        name: Name of the torch function.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        given: The tensors among them that depend on the input.
+
+    Returns:
+        What makes of a suggested action the one that an output carries; None where there are no borders.
     """
     first = given[0].representation
     if name == "pad" and isinstance(first, (Image, ChannelsLast, Padded)):
@@ -204,6 +221,16 @@ def commutes(name: str, carrier: Representation, given: int, args: tuple, output
 
     Sums of fields do, and maps of the channels that are the same at every place. (A constant moves as well, but not its
     intensity, and not over an edge to zeros: see where this is used.)
+
+    Args:
+        name: Name of the torch function.
+        carrier: The action on all its fields.
+        given: How many of its tensors depend on the input.
+        args: Its arguments.
+        output: What it returned.
+
+    Returns:
+        Whether it does.
     """
     carrier = carrier.carrier if isinstance(carrier, Padded) else carrier
     if not isinstance(carrier, (Image, ChannelsLast, Tokens)):
