@@ -13,10 +13,11 @@ from torch import Tensor
 from lie_metric.functional.student import quantile, two_sided
 from lie_metric.functional.sums import Replicates, validated_level
 from lie_metric.metrics.base import ModelMetric
-from lie_metric.records import FREE, Record
+from lie_metric.records import Record, refuse_different
+from lie_metric.tables import aligned, pandas, short, wrapped
 from lie_metric.warning import warn
 
-__all__ = ["Compared", "Comparison", "compare", "holm", "over_trainings"]
+__all__ = ["Compared", "Comparison", "around", "compare", "holm", "judged", "over_trainings"]
 
 Side = ModelMetric | Record | Sequence[ModelMetric] | Sequence[Record]
 
@@ -336,64 +337,6 @@ def judged(rows: Sequence[Compared], level: float) -> tuple[Compared, ...]:
     return tuple(replace(row, p_holm=p, verdict=verdict(row, p)) for row, p in zip(rows, corrected, strict=True))
 
 
-def refuse_different(one: Record, other: Record) -> None:
-    """Refuses two records of which no ratio can be taken.
-
-    Args:
-        one: A record.
-        other: Another.
-
-    Raises:
-        ValueError: If measure, names, units, options or images differ.
-    """
-    for what, first, second, advice in differences(one, other):
-        where = f" (in {one.origin} and {other.origin})" if one.origin or other.origin else ""
-        raise ValueError(f"`a` and `b` must have the same {what}, got {first} and {second}{where}. {advice}")
-
-
-def differences(one: Record, other: Record) -> list[tuple[str, str, str, str]]:
-    """What keeps two records from being compared.
-
-    Args:
-        one: A record.
-        other: Another.
-
-    Returns:
-        For each reason what differs, how it is in one and in the other, and what to do.
-    """
-    found = []
-
-    def note(what: str, first: Any, second: Any, advice: str) -> None:
-        if first != second:
-            found.append((what, str(first), str(second), advice))
-
-    note("class", one.metric, other.metric, "Measure both with one class of metric.")
-    note("measure", one.measure, other.measure, "Pass `measure=`, or the records of one measure.")
-    note("generators", one.names, other.names, "Measure both with the same generators or transforms, in one order.")
-    note("units", one.units, other.units, "Measure both in the same units.")
-    for name in dict.fromkeys((*one.settings, *other.settings)):
-        first, second = one.settings.get(name), other.settings.get(name)
-        called = any(isinstance(value, str) and value.startswith("callable ") for value in (first, second))
-        if name not in FREE and not (called and first is not None and second is not None):
-            what = "stencil" if name == "resampling" else f"option `{name}`"
-            note(what, first, second, f"Measure both with the same `{name}=`.")
-    if None not in {one.input_shape, other.input_shape}:
-        note("size of images", one.input_shape, other.input_shape, SIZES)
-    if one.fingerprint != other.fingerprint:
-        counts = f"{one.images} images", f"{other.images} images"
-        if counts[0] == counts[1]:
-            counts = f"{one.images} images", "as many others, or the same in other groups"
-        found.append(("images", *counts, IMAGES))
-    return found
-
-
-IMAGES = (
-    "Pairing needs the same images in the same groups: measure both on one loader that does not shuffle, with one "
-    "normalisation and one `num_images`."
-)
-SIZES = "Errors per half side or radian are of other sizes in pixels there: measure both at one size."
-
-
 def _records(side: Side, name: str, measure: str | None) -> list[Record]:
     given: list[Any] = list(side) if isinstance(side, (tuple, list)) else [side]
     if not all(isinstance(one, (ModelMetric, Record)) for one in given):
@@ -429,68 +372,3 @@ def _mean(parts: Sequence[Replicates]) -> Replicates:
     count = len(parts)
     value = sum((part.value for part in parts), torch.zeros(())) / count
     return Replicates(value, sum((part.left_out for part in parts), torch.zeros(())) / count, parts[0].images)
-
-
-def short(value: float) -> str:
-    """A number with three digits.
-
-    Args:
-        value: The number.
-
-    Returns:
-        Its text.
-    """
-    return "–" if math.isnan(value) else f"{value:.3g}"
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns, the first and the last to the left, the others to the right.
-
-    Args:
-        lines: The rows.
-
-    Returns:
-        Lines.
-    """
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    last = len(widths) - 1
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if k in {0, last} else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def wrapped(text: str, width: int = 110) -> str:
-    """A text in lines.
-
-    Args:
-        text: The text.
-        width: Their length.
-
-    Returns:
-        Lines.
-    """
-    import textwrap
-
-    return textwrap.fill(text, width)
-
-
-def pandas() -> Any:
-    """The package, of which frames are made.
-
-    Returns:
-        The module.
-
-    Raises:
-        ModuleNotFoundError: If it is not installed.
-    """
-    try:
-        import pandas
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Frames need pandas, which is not installed. Run `pip install 'lie_metric[examples]'`."
-        ) from error
-    return pandas

@@ -1,4 +1,7 @@
-"""A measure of a model with all that a comparison needs: replicates, settings, and which images it is of."""
+"""A measure of a model with all that a comparison needs: replicates, settings, and which images it is of.
+
+Two of them can be compared, or it is said what keeps them from it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,18 @@ from torch import Tensor
 from lie_metric.functional.sums import Replicates, Sums
 from lie_metric.resampling import Resampling
 
-__all__ = ["VERSION", "Record", "decibels_to_ratios", "plain"]
+__all__ = [
+    "FREE",
+    "IMAGES",
+    "SIZES",
+    "VERSION",
+    "Record",
+    "decibels_to_ratios",
+    "differences",
+    "of_images",
+    "plain",
+    "refuse_different",
+]
 
 VERSION = 1
 """Of the files that hold records; one that is higher is refused."""
@@ -201,3 +215,61 @@ def of_images(sums: Sums) -> str:
     """
     told = torch.stack([sums["images"], sums["hash"]]).to("cpu", torch.int64)
     return hashlib.blake2b(repr(told.tolist()).encode(), digest_size=16).hexdigest()
+
+
+def refuse_different(one: Record, other: Record) -> None:
+    """Refuses two records of which no ratio can be taken.
+
+    Args:
+        one: A record.
+        other: Another.
+
+    Raises:
+        ValueError: If measure, names, units, options or images differ.
+    """
+    for what, first, second, advice in differences(one, other):
+        where = f" (in {one.origin} and {other.origin})" if one.origin or other.origin else ""
+        raise ValueError(f"`a` and `b` must have the same {what}, got {first} and {second}{where}. {advice}")
+
+
+def differences(one: Record, other: Record) -> list[tuple[str, str, str, str]]:
+    """What keeps two records from being compared.
+
+    Args:
+        one: A record.
+        other: Another.
+
+    Returns:
+        For each reason what differs, how it is in one and in the other, and what to do.
+    """
+    found = []
+
+    def note(what: str, first: Any, second: Any, advice: str) -> None:
+        if first != second:
+            found.append((what, str(first), str(second), advice))
+
+    note("class", one.metric, other.metric, "Measure both with one class of metric.")
+    note("measure", one.measure, other.measure, "Pass `measure=`, or the records of one measure.")
+    note("generators", one.names, other.names, "Measure both with the same generators or transforms, in one order.")
+    note("units", one.units, other.units, "Measure both in the same units.")
+    for name in dict.fromkeys((*one.settings, *other.settings)):
+        first, second = one.settings.get(name), other.settings.get(name)
+        called = any(isinstance(value, str) and value.startswith("callable ") for value in (first, second))
+        if name not in FREE and not (called and first is not None and second is not None):
+            what = "stencil" if name == "resampling" else f"option `{name}`"
+            note(what, first, second, f"Measure both with the same `{name}=`.")
+    if None not in {one.input_shape, other.input_shape}:
+        note("size of images", one.input_shape, other.input_shape, SIZES)
+    if one.fingerprint != other.fingerprint:
+        counts = f"{one.images} images", f"{other.images} images"
+        if counts[0] == counts[1]:
+            counts = f"{one.images} images", "as many others, or the same in other groups"
+        found.append(("images", *counts, IMAGES))
+    return found
+
+
+IMAGES = (
+    "Pairing needs the same images in the same groups: measure both on one loader that does not shuffle, with one "
+    "normalisation and one `num_images`."
+)
+SIZES = "Errors per half side or radian are of other sizes in pixels there: measure both at one size."

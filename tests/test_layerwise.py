@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import lie_metric as lm
 from lie_metric import layerwise
 from lie_metric import representations as R
+from lie_metric.attribution import flows as flows_
 from lie_metric.lie import linearise
 from lie_metric.options import Options
 
@@ -300,13 +301,13 @@ def test_the_residual_sees_a_flow_that_is_lost(probes, monkeypatch):
     """Half of what flows into the first calls is left out: shares no longer add up to 1, and by so much."""
     model, x = Tricky().double(), images(3)
     true = lm.layerwise_equivariance_error(model, x, "rotation", probes=probes)
-    right = layerwise._gradients
+    right = flows_._gradients
 
     def halved(flows, *rest):
         found = right(flows, *rest)
         return {flow: gradient / (2 if flow.variable.producer is None else 1) for flow, gradient in found.items()}
 
-    monkeypatch.setattr(layerwise, "_gradients", halved)
+    monkeypatch.setattr(flows_, "_gradients", halved)
     with pytest.warns(UserWarning, match=r"The contributions miss .* Shares do not add up to 1"):
         report = lm.layerwise_equivariance_error(model, x, "rotation", probes=probes)
     assert true.residual["rotation"] < 1e-11
@@ -524,8 +525,8 @@ def test_flows_that_follow_from_others(monkeypatch):
         counts.append((len(flows), len(layerwise_independent(flows, conserving)[0])))
         return list(flows), []
 
-    layerwise_independent = layerwise._independent
-    monkeypatch.setattr(layerwise, "_independent", all_of_them)
+    layerwise_independent = flows_._independent
+    monkeypatch.setattr(flows_, "_independent", all_of_them)
     wanted = lm.layerwise_equivariance_error(model, x, TWO, probes=2)
     assert counts[0][1] < counts[0][0]
     torch.testing.assert_close(spared.vectors, wanted.vectors, rtol=1e-9, atol=1e-12)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
-from lie_metric import runs
+from lie_metric import run_files, runs
 from lie_metric.callbacks.records import append
 from lie_metric.study.__main__ import main
 from lie_metric.study.comparison import compare_runs, write_comparison
@@ -159,11 +159,11 @@ def test_hyperparameters_of_any_kind(tmp_path):
     (tmp_path / "hparams.yaml").write_text(
         "seed: 3\nmodel:\n  name: cnn\nthing: !!python/object:some.Class\n  a: 1\nregime: null\n"
     )
-    assert runs._yaml(tmp_path / "hparams.yaml")["model/name"] == "cnn"
-    assert runs._yaml(tmp_path / "hparams.yaml")["seed"] == 3
+    assert run_files._yaml(tmp_path / "hparams.yaml")["model/name"] == "cnn"
+    assert run_files._yaml(tmp_path / "hparams.yaml")["seed"] == 3
     (tmp_path / "hparams.yaml").write_text("a: [1\nb")
-    assert runs._yaml(tmp_path / "hparams.yaml") == {}
-    assert runs._yaml(tmp_path / "none.yaml") == {}
+    assert run_files._yaml(tmp_path / "hparams.yaml") == {}
+    assert run_files._yaml(tmp_path / "none.yaml") == {}
 
 
 def written(path, rows):

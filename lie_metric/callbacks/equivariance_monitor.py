@@ -1,11 +1,11 @@
-"""Equivariance curves of the model under training, in every logger, each validation epoch."""
+"""Equivariance curves of the model under training, in every logger, each validation epoch.
+
+One class, a third of it the reference of its keys and arguments, which stands where users look it up: hence the length.
+"""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -13,45 +13,28 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lie_metric.algebra import Generator
 from lie_metric.binding import on_grid, resolve_for, sample_count
 from lie_metric.callbacks import tensorboard
+from lie_metric.callbacks.baseline import Untrained
 from lie_metric.callbacks.batches import inputs_of
+from lie_metric.callbacks.companions import beside, by_name
+from lie_metric.callbacks.keys import Keys, Measure
 from lie_metric.callbacks.measurements import LoaderMeasurements, Measurement, strides_of
 from lie_metric.callbacks.monitor import Function, Monitor
 from lie_metric.callbacks.records import keep
-from lie_metric.callbacks.selection import Gathering, Share, WholeBatches
+from lie_metric.callbacks.selection import Gathering, Share, WholeBatches, described
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, number_of_batches, validation_loaders
-from lie_metric.callbacks.weights import copies, exchanged, tensors_of
 from lie_metric.jacobian import Method
-from lie_metric.metrics import FiniteEquivarianceError, LocalEquivarianceError, StencilError
+from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.options import Layout
-from lie_metric.orbits import displaced
 from lie_metric.resampling import Resampling
-from lie_metric.warning import warn
 
 __all__ = ["EquivarianceMonitor"]
-
-Measure = Literal["relative", "lee", "sensitivity"]
-
-_FAMILIES: dict[str, tuple[str, str]] = {
-    "relative": ("", "relative error: output standard deviations per unit of t"),
-    "lee": ("_lee", "LEE: mean squared Lie derivative"),
-    "sensitivity": ("_sensitivity", "error relative to noise of the same size: 1 = nothing learned"),
-}
-
-_TITLES = {
-    "finite": "finite error at",
-    "linearity": "linearity at 1 px: what is left of the first order",
-    "floor": "stencil's own error, in units of the relative error",
-}
-# The displacement at which the first order is compared with what happens.
-_LINEAR = 1.0
 
 
 class EquivarianceMonitor(Monitor):
@@ -193,7 +176,6 @@ class EquivarianceMonitor(Monitor):
 
     failure = "The equivariance of the model could not be measured"
     _loaders: list[LoaderMeasurements]
-    _untrained: dict[str, Tensor] | None
 
     def __init__(
         self,
@@ -249,15 +231,19 @@ class EquivarianceMonitor(Monitor):
         self._options = shared | {"lee_output": lee_output, "method": method, "chunk_size": chunk_size}
         self._metric()  # refuses bad options now rather than after the first epoch
         self.displacement, self.floor = displacement, floor
-        beside = self._beside(input_representation)
-        self._built_in = frozenset(beside)
-        self.metrics = {name: metric.inheriting(**shared) for name, metric in (beside | _by_name(metrics)).items()}
+        built_in = beside(self.generators, input_representation, displacement, floor)
+        self._built_in = frozenset(built_in)
+        self.metrics = {name: metric.inheriting(**shared) for name, metric in (built_in | by_name(metrics)).items()}
+        self._keys = Keys(
+            prefix, self.measures, self.generators, output_representation, self.metrics, self._built_in, displacement
+        )
+        self._untrained = Untrained()
         self._forget()
 
     @override
     def words(self) -> set[str]:
         """The texts before the slash of the keys."""
-        families = {family for family, _ in self._families().values()}
+        families = {family for family, _ in self._keys.families().values()}
         return {self.prefix} | families | {f"{family}_se" for family in families}
 
     @override
@@ -292,7 +278,7 @@ class EquivarianceMonitor(Monitor):
         """
         if not trainer.is_global_zero:
             return
-        families = self._families()
+        families = self._keys.families()
         settings = {
             f"{self.prefix}_resampling": str(self.resampling),
             f"{self.prefix}_num_images": self.num_images,
@@ -300,7 +286,7 @@ class EquivarianceMonitor(Monitor):
         for logger in trainer.loggers:
             if is_a(logger, "TensorBoardLogger"):
                 monitors = [each for each in trainer.callbacks if isinstance(each, EquivarianceMonitor)]  # type: ignore[attr-defined]
-                tensorboard.write_layout(logger, {each.prefix: each._families() for each in monitors})
+                tensorboard.write_layout(logger, {each.prefix: each._keys.families() for each in monitors})
                 tags = [f"{family}/{name}" for family, names in families.values() for name in names]
                 tensorboard.write_hyperparameters(trainer, logger, settings, tags)
 
@@ -321,7 +307,7 @@ class EquivarianceMonitor(Monitor):
                 f"`EquivarianceMonitor` must have validation images, got validation loaders of {batches} batches. "
                 "Check the length of the validation set, `drop_last` and `limit_val_batches`."
             )
-        self._measuring_start = self.baseline and trainer.global_step == 0
+        self._untrained.wanted = self.baseline and trainer.global_step == 0
         super().on_train_start(trainer, pl_module)
 
     @override
@@ -332,12 +318,7 @@ class EquivarianceMonitor(Monitor):
             trainer: The trainer.
             pl_module: The module.
         """
-        if self._measuring_start and self._untrained is None:
-            tensors = tensors_of(pl_module)
-            if any(map(is_lazy, tensors.values())):
-                self._give_up_baseline("it has lazy modules that have not been called yet")
-            else:
-                self._untrained = copies(tensors)
+        self._untrained.keep(pl_module)
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -351,12 +332,12 @@ class EquivarianceMonitor(Monitor):
         self._loaders = []
         count = max((trainer.current_epoch + 1) // self.every_n_epochs, 1)
         seldom = frozenset() if count & (count - 1) == 0 else self._built_in & {"linearity", "floor"}
-        if self._measuring or self._untrained is not None:
+        if self._measuring or self._untrained.is_kept:
             self._loaders = [
                 LoaderMeasurements(
                     each,
                     Measurement(self._metrics(pl_module.device, seldom)) if self._measuring else None,
-                    Measurement(self._metrics(pl_module.device)) if self._untrained is not None else None,
+                    Measurement(self._metrics(pl_module.device)) if self._untrained.is_kept else None,
                 )
                 for each in validation_loaders(trainer)
             ]
@@ -411,9 +392,9 @@ class EquivarianceMonitor(Monitor):
             with silence(trainer, pl_module):
                 if loader.curve is not None:
                     loader.curve.update(pl_module, chosen, numbers)
-                if loader.start is not None and self._untrained is not None:
+                if loader.start is not None and self._untrained.is_kept:
                     measure = partial(loader.start.update, pl_module, chosen, numbers)
-                    self._measure_start(pl_module, loader.start, measure)
+                    self._untrained.measure(pl_module, loader.start, measure)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -428,19 +409,21 @@ class EquivarianceMonitor(Monitor):
             with silence(trainer, pl_module):
                 if loader.curve is not None:
                     loader.curve.finish(pl_module)
-                if loader.start is not None and self._untrained is not None:
-                    self._measure_start(pl_module, loader.start, partial(loader.start.finish, pl_module))
-        baseline = self._untrained is not None
+                if loader.start is not None and self._untrained.is_kept:
+                    self._untrained.measure(pl_module, loader.start, partial(loader.start.finish, pl_module))
+        baseline = self._untrained.is_kept
         if baseline:
-            self._untrained, self._measuring_start = None, False
+            self._untrained.forget()
             starts = [loader.start for loader in self._loaders]
-            start = {key: value.item() for key, value in self._values(trainer, pl_module, starts).items()}
+            values = self._keys.values(trainer, pl_module, starts, self._tell)
+            start = {key: value.item() for key, value in values.items()}
             for logger in trainer.loggers:
                 logger.log_metrics({**start, "epoch": 0}, step=0)
         if self._measuring:
             # Every process holds the same values: the mean over processes is no change, and asking for it keeps
             # Lightning from warning that values might differ.
-            values = self._values(trainer, pl_module, [loader.curve for loader in self._loaders])
+            curves = [loader.curve for loader in self._loaders]
+            values = self._keys.values(trainer, pl_module, curves, self._tell)
             pl_module.log_dict(values, sync_dist=True, batch_size=1, add_dataloader_idx=False)
         keep(trainer, pl_module, self.prefix, self.measures, self._loaders, baseline=baseline)
         self._measuring, self._loaders = False, []
@@ -458,29 +441,12 @@ class EquivarianceMonitor(Monitor):
 
     def _forget(self) -> None:
         """Frees what was kept; also called first, because an interrupted run is not torn down."""
-        self._loaders, self._untrained = [], None
-        self._measuring = self._measuring_start = False
+        self._loaders, self._measuring = [], False
+        self._untrained.forget()
         self._checked: LocalEquivarianceError | None = None
 
     def _metric(self) -> LocalEquivarianceError:
         return LocalEquivarianceError(self.generators, with_noise="sensitivity" in self.measures, **self._options)
-
-    def _beside(self, input_representation: Layout | None) -> dict[str, ModelMetric]:
-        """What stands beside the Lie derivatives by default."""
-        found: dict[str, ModelMetric] = {}
-        moving = [each for each in self.generators if any(map(any, each.matrix)) and not each.intensity]
-        pixels_move = on_grid(input_representation) and all(each.dimension == 2 for each in moving)
-        if self.displacement is not None and pixels_move:
-            distances = {"finite": self.displacement, "linearity": _LINEAR}
-            for name, pixels in distances.items():
-                orbits = (
-                    [replace(one, name=one.generator.name) for one in displaced(moving, (pixels,))] if moving else []
-                )
-                if orbits:
-                    found[name] = FiniteEquivarianceError(orbits)
-        if self.floor and moving and pixels_move:
-            found["floor"] = StencilError(moving)
-        return found
 
     def _metrics(self, device: torch.device, without: frozenset[str] = frozenset()) -> dict[str, ModelMetric]:
         """Empty metrics, the Lie derivatives under no name and the companions, but for some, under theirs."""
@@ -491,22 +457,6 @@ class EquivarianceMonitor(Monitor):
         found |= {name: metric.inheriting() for name, metric in self.metrics.items() if name not in without}
         # The sums are float64, which MPS has not: there they stay in main memory.
         return found if device.type == "mps" else {name: metric.to(device) for name, metric in found.items()}
-
-    def _families(self) -> dict[str, tuple[str, Sequence[str]]]:
-        """For the title of each family of curves the text before the slash of its keys, and what stands behind."""
-        generators = [generator.name for generator in self.generators]
-        layout = self._options["output_representation"]
-        parts = [f"_{part}" for part in layout] if isinstance(layout, Mapping) else [""]
-        found: dict[str, tuple[str, Sequence[str]]] = {
-            _FAMILIES[measure][1] + (part and f": {part[1:]}"): (self.prefix + part + _FAMILIES[measure][0], generators)
-            for measure in self.measures
-            for part in parts
-        }
-        titles = _TITLES | {"finite": f"{_TITLES['finite']} {self.displacement or 0:g} px: 1 = as far as another image"}
-        for name, metric in self.metrics.items():
-            title = titles[name] if name in self._built_in else name.replace("_", " ")
-            found[title] = (f"{self.prefix}_{name}", metric.names)
-        return found
 
     @override
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Any, dataloader_idx: int) -> str:
@@ -540,129 +490,21 @@ class EquivarianceMonitor(Monitor):
         self._checked = local if isinstance(local, LocalEquivarianceError) else None
         loader = validation_loaders(trainer)[dataloader_idx]
         size = getattr(loader, "batch_size", None) or sample_count(images, self._input_representation)
-        share = Share.of(loader, trainer, dataloader_idx, self.num_images, size)
-        counted = f"{len(share)} images"
-        if isinstance(self._input_representation, Mapping):
-            whole = WholeBatches(share, size, number_of_batches(trainer, dataloader_idx), self.num_images)
-            counted = f"{len(whole.chosen)} batches of {size}"
-        batches = number_of_batches(trainer, dataloader_idx)
-        where = "at the beginning of" if loader is None or math.isinf(batches) else "spread over"
+        chosen = described(
+            loader, trainer, dataloader_idx, self.num_images, size, isinstance(self._input_representation, Mapping)
+        )
         parts = [
             f"{measured}: output {getattr(local, 'described', None) or 'as declared'}",
             f"method {check}" if (check := getattr(local, "check", None)) else f"method {local.method_used}",
             *([f"stencil {self.resampling}"] if on_grid(self._input_representation) else []),
-            f"{counted} {where} the validation set",
+            chosen,
         ]
         return "; ".join(parts)
 
-    def _measure_start(self, pl_module: LightningModule, start: Measurement, measure: Callable[[], None]) -> None:
-        try:
-            with exchanged(pl_module, self._untrained or {}):
-                measure()
-        except ValueError:
-            self._give_up_baseline("its parameters or buffers were replaced in training")
-        except Exception as error:
-            start.errors = dict.fromkeys(start.metrics, error)
-
-    def _values(
-        self, trainer: Trainer, pl_module: LightningModule, measurements: Sequence[Measurement | None]
-    ) -> dict[str, Tensor]:
-        """The values under their keys, alike on all processes; NaN for what could not be measured."""
-        known = [measurement for measurement in measurements if measurement is not None]
-        # Always the same collective operations on every process, whatever failed where.
-        outcomes = torch.tensor(
-            [[m.images, *(name in m.errors for name in m.metrics)] for m in known], device=pl_module.device
-        ).float()
-        outcomes = trainer.strategy.reduce(outcomes, reduce_op="sum")
-        values: dict[str, Tensor] = {}
-        for index, (measurement, (images, *failures)) in enumerate(zip(known, outcomes.tolist(), strict=True)):
-            measured: dict[str, Mapping[str, Tensor]] = {}
-            if not images and not any(failures):
-                warn(f"No image of validation loader {index} was seen: its equivariance is NaN.")
-            for name, failed in zip(measurement.metrics, failures, strict=True):
-                error = measurement.errors.get(name)
-                if not failed and images:
-                    found, error = self._read(name, measurement.metrics[name], measurement.local)
-                    measured |= found
-                # What stands beside by default falls with the measurement itself, which is told.
-                if (failed or error is not None) and not (name in self._built_in and failures[0]):
-                    companion = f"The companion {name!r} of `{self._name}` could not be measured"
-                    self.report(companion if name else self.failure, error)
-            suffix = f"/dataloader_idx_{index}" if len(known) > 1 else ""
-            left_out = {f"{self.prefix}_{name}" for name in set(self.metrics) - set(measurement.metrics)}
-            for family, names in self._families().values():
-                for key in (family, f"{family}_se") if family not in left_out else ():
-                    for name in names:
-                        value = torch.as_tensor(measured.get(key, {}).get(name, torch.nan), dtype=torch.float32)
-                        values[f"{key}/{name}{suffix}"] = value.to(pl_module.device)
-        return values
-
-    def _read(
-        self, name: str, metric: ModelMetric, local: LocalEquivarianceError
-    ) -> tuple[dict[str, dict[str, Tensor]], Exception | None]:
-        """All values and standard errors of a metric, by the text before the slash of their keys, and what failed.
-
-        Each reading adds up over processes before it does anything else: all of them are made, whatever fails.
-        """
-        family = f"{self.prefix}_{name}"
-        found: dict[str, dict[str, Tensor]] = {}
-        error: Exception | None = None
-        try:
-            if not name and isinstance(metric, LocalEquivarianceError):
-                for kind, by_name in metric.measures().items():
-                    measure = kind.removesuffix("_standard_error")
-                    behind = _FAMILIES[measure][0] + ("_se" if kind != measure else "")
-                    for key, value in by_name.items():
-                        part, _, generator = key.rpartition("/")
-                        family_of = self.prefix + (part and f"_{part}") + behind
-                        found.setdefault(family_of, {})[generator] = value
-                return found, None
-            if name == "linearity" and isinstance(metric, FiniteEquivarianceError):
-                found[family], found[f"{family}_se"] = metric.linearity(local)
-                return found, None
-            found[family] = metric.compute()
-        except Exception as failure:
-            error = failure
-        if name:
-            try:
-                found[f"{family}_se"] = metric.standard_error()
-            except Exception as failure:
-                error = error or failure
-        return found, error
-
-    def _give_up_baseline(self, reason: str) -> None:
-        self._untrained, self._measuring_start = None, False
-        warn(f"No baseline: the untrained model cannot be kept, because {reason}.")
-
-
-def _by_name(metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric]) -> dict[str, ModelMetric]:
-    """Metrics under their names, which become a part of keys."""
-    if isinstance(metrics, Mapping):
-        found = dict(metrics)
-    elif isinstance(metrics, (tuple, list)):
-        names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(metric).__name__).lower() for metric in metrics]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(
-                f"`metrics` must be a mapping from names when two are of one kind, got {repeated} more than once. Pass "
-                "e.g. {'small': ..., 'large': ...}."
-            )
-        found = dict(zip(names, metrics, strict=True))
-    else:
-        raise TypeError(f"`metrics` must be a sequence or a mapping of metrics, got {metrics!r}. Put it into a list.")
-    taken = {suffix.strip("_") for suffix, _ in _FAMILIES.values()} | {"se", *_TITLES}
-    for name, metric in found.items():
-        if not isinstance(metric, ModelMetric):
-            raise TypeError(
-                f"`metrics` must be metrics of this library, got {metric!r} for {name!r}. Pass e.g. "
-                "`lie_metric.PredictionConsistency()`."
-            )
-        if not isinstance(name, str) or not re.fullmatch(r"\w+", name) or name in taken or name.endswith("_se"):
-            raise ValueError(
-                f"`metrics` must have names of letters, digits and '_', that are not among {sorted(taken)} and do not "
-                f"end in '_se', got {name!r}. They become a part of the logged keys."
-            )
-    return found
+    def _tell(self, name: str, error: Exception | None) -> None:
+        """Tells that a metric could not be read: the Lie derivatives, or the companion of this name."""
+        companion = f"The companion {name!r} of `{self._name}` could not be measured"
+        self.report(companion if name else self.failure, error)
 
 
 def _check_positive(name: str, value: object, advice: str) -> None:

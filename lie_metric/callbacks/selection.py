@@ -15,7 +15,7 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lie_metric.callbacks.trainers import number_of_batches
 
-__all__ = ["Gathering", "Share", "WholeBatches", "spread"]
+__all__ = ["Gathering", "Share", "WholeBatches", "described", "spread"]
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -224,3 +224,29 @@ class WholeBatches:
             return [(inputs, [start + row for row in range(count)])]
         places = [(start + row) * self.share.processes + self.share.rank for row in range(count)]
         return [(inputs, [place if place < self.share.total else -1 for place in places])]
+
+
+def described(
+    loader: object, trainer: Trainer, dataloader_idx: int, num_images: int, size: int, whole_batches: bool
+) -> str:
+    """Which images of a loader are measured, in words.
+
+    Args:
+        loader: The loader; None for several that run side by side.
+        trainer: The trainer.
+        dataloader_idx: Number of the loader.
+        num_images: How many images all processes measure together.
+        size: How many images a batch holds.
+        whole_batches: Whether batches are taken as they come.
+
+    Returns:
+        A part of a sentence.
+    """
+    share = Share.of(loader, trainer, dataloader_idx, num_images, size)
+    batches = number_of_batches(trainer, dataloader_idx)
+    counted = f"{len(share)} images"
+    if whole_batches:
+        whole = WholeBatches(share, size, batches, num_images)
+        counted = f"{len(whole.chosen)} batches of {size}"
+    where = "at the beginning of" if loader is None or math.isinf(batches) else "spread over"
+    return f"{counted} {where} the validation set"

@@ -2,7 +2,7 @@ r"""Forward mode for many tangents at once: tensors that carry their tangents th
 
 A :class:`Dual` is a tensor with K tangents, and has no memory of its own. Every operation of ATen that meets one, from
 wherever it is called (torch functions, C++, scripted code, ``vmap`` and ``grad`` of :mod:`torch.func`, backward passes
-inside the function), arrives at :func:`_dispatch`, below all that torch does to tensors. There its value is computed as
+inside the function), arrives at :func:`dispatch`, below all that torch does to tensors. There its value is computed as
 always, and its tangents by a rule; an operation without a rule is differentiated on its own by ``vmap`` over ``jvp``.
 What is no operation of ATen, reads or writes memory otherwise, or takes a number out of torch, is refused
 (:class:`Unsupported`): nothing can use the value of a carrying tensor and lose its tangents.
@@ -16,27 +16,30 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_iter, tree_unflatten
 
-from lie_metric.jacobian.memory import Tangents, same_memory
+from lie_metric.jacobian.memory import Tangents, Unknown, same_memory
+from lie_metric.jacobian.refusals import NumberTaken, Unsupported, WrittenInto
 
 __all__ = [
+    "FUSED",
+    "IN_PLACE",
+    "RULES",
+    "WITHOUT_DERIVATIVE",
     "Dual",
-    "Unsupported",
-    "WrittenInto",
+    "Rule",
+    "above",
     "any_operation",
     "carries",
-    "first_undefined",
+    "dispatch",
     "motionless",
     "plain",
-    "push_forward",
+    "stands_for_a_view",
     "wrap",
     "wrap_all",
 ]
@@ -54,54 +57,6 @@ FUSED: dict[Any, Rule] = {}
 
 WITHOUT_DERIVATIVE: set[str] = set()
 """Operations whose value does not move, or moves by jumps alone: their results carry no tangents."""
-
-
-class Unsupported(RuntimeError):
-    """A function does something that tangents carried by tensors cannot follow."""
-
-
-class NumberTaken(Unsupported):
-    """A number is taken out of torch.
-
-    Attributes:
-        happened: Whether it was in this run: a function may catch the error and go on as if nothing had happened.
-    """
-
-    happened: ClassVar[bool]
-
-    def __init__(self) -> None:
-        super().__init__("a number is taken out of torch (`.item()`, `float()`)")
-        NumberTaken.happened = True
-
-
-class WrittenInto(Unsupported):
-    """Tangents come into a tensor that carries none: it must carry some from its beginning."""
-
-
-class Unknown(Tangents):
-    """Tangents that are not known, of a tensor that is mostly not used: to use it is refused."""
-
-    __slots__ = ("source",)
-
-    def __init__(self, raw: Tensor, source: str) -> None:
-        super().__init__(raw)
-        self.source = source
-
-    def get(self) -> Tensor:
-        """Refuses.
-
-        Raises:
-            Unsupported: Always.
-        """
-        raise Unsupported(f"a side result of {self.source} is used, of which torch knows no derivative")
-
-    def scaled(self, factor: Tensor | float | None = None) -> Tangents:
-        """As unknown.
-
-        Returns:
-            Itself.
-        """
-        return self
 
 
 class Dual(Tensor):
@@ -129,7 +84,7 @@ class Dual(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # type: ignore[override]
         """Computes an operation of dual tensors, and the tangents of its result."""
-        return _dispatch(func, args, kwargs or {})
+        return dispatch(func, args, kwargs or {})
 
     def _refuse_memory(self, *args: Any, **kwargs: Any) -> Any:
         """Refuses: whoever reads or shares memory by its address loses the tangents."""
@@ -268,134 +223,21 @@ def motionless(value: Tensor, count: int) -> Tensor:
     return value.new_zeros(()).expand(count, *value.shape)
 
 
-def push_forward(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor, created: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The value of a function and its derivatives along K tangents, from one run of the function.
-
-    Args:
-        function: A function of one tensor, built of operations of torch, which may write into the tensor. Gradients
-            must be disabled.
-        inputs: Any shape S.
-        tangents: Shape (K, *S).
-        created: Whether tensors that the function creates carry tangents, so that moving ones can be written into them;
-            it takes longer.
-
-    Returns:
-        The value, shape S', and the derivatives, shape (K, *S').
-
-    Raises:
-        Unsupported: If the function does what tangents cannot follow.
-
-    Example:
-        >>> x = torch.tensor([1.0, 2.0])
-        >>> push_forward(lambda v: v.square(), x, torch.eye(2))[1].tolist()
-        [[2.0, 0.0], [0.0, 4.0]]
-    """
-    moving = Tangents(tangents)
-    moving.sharing.append(lambda: tangents)  # the caller's, who may still need them
-    start = wrap(inputs, moving)
-    NumberTaken.happened = False
-    with _Created(len(tangents)) if created else _Fused():
-        result = function(start)
-    del start
-    if NumberTaken.happened:
-        raise NumberTaken
-    if not isinstance(result, Tensor):
-        raise Unsupported(f"the function returns {type(result).__name__}")
-    if not isinstance(result, Dual):
-        if torch._C._functorch.is_functorch_wrapped_tensor(result):
-            raise Unsupported("the function returns a tensor of a transform that has ended")
-        return result, result.new_zeros((len(tangents), *result.shape))
-    return result.value, result.tangents.expand(len(tangents), *result.shape)
-
-
-def first_undefined(function: Callable[[Tensor], Tensor], inputs: Tensor, tangents: Tensor) -> str:
-    """The first operation whose result is finite and whose derivative is not.
-
-    Args:
-        function: As in :func:`push_forward`.
-        inputs: As in :func:`push_forward`.
-        tangents: As in :func:`push_forward`.
-
-    Returns:
-        Its name, as ``"sqrt"``; empty if there is none, or the function cannot be followed that far.
-
-    Example:
-        >>> first_undefined(lambda x: x.square().sqrt().exp(), torch.zeros(2), torch.ones(1, 2))
-        'sqrt'
-    """
-    seen = _Undefined()
-    try:
-        with torch.no_grad(), seen:
-            function(wrap(inputs, tangents))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        pass  # what was seen before counts
-    return seen.name
-
-
-class _Undefined(TorchDispatchMode):
-    """Looks for the first operation by which tangents are lost to NaN or infinity."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.name = ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if not any(isinstance(leaf, Dual) for leaf in tree_iter((args, kwargs))):
-            return func(*args, **kwargs)
-        result = _dispatch(func, args, kwargs)
-        for leaf in tree_iter(result):
-            if self.name or not isinstance(leaf, Dual) or isinstance(leaf.moving, Unknown):
-                continue
-            if bool(torch.isfinite(leaf.value).all()) and not bool(torch.isfinite(leaf.tangents).all()):
-                self.name = func._overloadpacket.__name__
-        return result
-
-
-class _Fused(TorchFunctionMode):
-    """Lets torch functions that have a rule as a whole use it; whatever does not pass here is right as well."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        rule = FUSED.get(func)
-        if rule is not None:
-            result = rule(func, args, kwargs or {})
-            if result is not NotImplemented:
-                return result
-        return func(*args, **(kwargs or {}))
-
-
-class _Created(TorchDispatchMode):
-    """Tensors that are created carry tangents: zeros, into which others can be written."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        moving = any(isinstance(leaf, Dual) for leaf in tree_iter((args, kwargs)))
-        result = _dispatch(func, args, kwargs) if moving else func(*args, **kwargs)
-        if func._overloadpacket.__name__ in _CREATING and type(result) is Tensor and carries(result):
-            return wrap(result, motionless(result, self.count))
-        return result
-
-
-_CREATING = {
-    "zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones",
-    "new_empty", "new_full", "empty_strided", "new_empty_strided", "clone", "scalar_tensor", "linspace", "eye",
-    "arange", "_to_copy", "lift_fresh",
-}  # fmt: skip
-
-
 _TABLE: dict[Any, Rule] = {}
 """What is done for each operation that was met; there are as many as torch and its extensions register."""
 
 
-def _dispatch(func: Any, args: tuple, kwargs: dict) -> Any:
+def dispatch(func: Any, args: tuple, kwargs: dict) -> Any:
+    """An operation of dual tensors, by what is done for it.
+
+    Args:
+        func: The operation.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        What the operation returns, as dual tensors where it moves.
+    """
     rule = _TABLE.get(func)
     if rule is None:
         rule = _TABLE[func] = _chosen(func)
@@ -473,7 +315,7 @@ def _in_place(twin: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     if rule is not None and not family and target.moving.alone():
         result = rule(twin, args, kwargs, target.moving)
     if result is NotImplemented:
-        result = _dispatch(twin, args, kwargs)
+        result = dispatch(twin, args, kwargs)
     if not isinstance(result, Dual):
         result = wrap(result, motionless(result, len(target.moving.raw)))
     if result.shape != target.shape or result.dtype != target.dtype:

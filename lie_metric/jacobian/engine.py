@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lie_metric.jacobian.carrying import Unsupported, WrittenInto, first_undefined
 from lie_metric.jacobian.methods import METHODS, Function, alone, difference
-from lie_metric.jacobian.verification import Check, Declared, Disagreement, Jump, Undefined, verify
+from lie_metric.jacobian.pushing import first_undefined
+from lie_metric.jacobian.refusals import Unsupported, WrittenInto
+from lie_metric.jacobian.verdicts import Check, Declared, Disagreement, Jump, Undefined
+from lie_metric.jacobian.verification import verify
 from lie_metric.warning import warn
 
 __all__ = ["Method", "Products", "push"]
@@ -257,7 +259,12 @@ def _is_defect(error: Exception) -> bool:
     if isinstance(error, (Unsupported, NotImplementedError)):
         return False
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).name in {"carrying.py", "memory.py", "rules.py"}
+    last = Path(frames[-1].filename) if frames else None
+    return last is not None and (last in _CARRYING_FILES or last.parent == _HERE / "rules")
+
+
+_HERE = Path(__file__).parent
+_CARRYING_FILES = {_HERE / name for name in ("carrying.py", "memory.py", "pushing.py")}
 
 
 def _line(error: Exception) -> str:

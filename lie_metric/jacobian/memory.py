@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["Tangents", "same_memory"]
+from lie_metric.jacobian.refusals import Unsupported
+
+__all__ = ["Tangents", "Unknown", "same_memory"]
 
 
 class Tangents:
@@ -71,6 +73,32 @@ class Tangents:
         mine = [other for other in self.sharing if other() is self]
         self.sharing[:] = [other for other in self.sharing if other() is not self]
         self.raw, self.sharing = raw, mine
+
+
+class Unknown(Tangents):
+    """Tangents that are not known, of a tensor that is mostly not used: to use it is refused."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, raw: Tensor, source: str) -> None:
+        super().__init__(raw)
+        self.source = source
+
+    def get(self) -> Tensor:
+        """Refuses.
+
+        Raises:
+            Unsupported: Always.
+        """
+        raise Unsupported(f"a side result of {self.source} is used, of which torch knows no derivative")
+
+    def scaled(self, factor: Tensor | float | None = None) -> Tangents:
+        """As unknown.
+
+        Returns:
+            Itself.
+        """
+        return self
 
 
 def same_memory(first: Tensor, second: Tensor) -> bool:

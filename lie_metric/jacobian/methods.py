@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lie_metric.jacobian import rules  # noqa: F401  # they register themselves
-from lie_metric.jacobian.carrying import Unsupported, push_forward
 from lie_metric.jacobian.precision import coarsest
+from lie_metric.jacobian.pushing import push_forward
+from lie_metric.jacobian.refusals import Unsupported
 from lie_metric.running.gradients import GraphsKept
 from lie_metric.warning import warn
 

@@ -9,92 +9,30 @@ areas), and along a random combination of all tangents and noise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import Literal, NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from lie_metric.jacobian.differences import (
+    DOUBTFUL,
+    LEVELS,
+    Level,
+    Line,
+    compared,
+    finite,
+    kinks,
+    level_of,
+    relative,
+)
 from lie_metric.jacobian.methods import Function, alone, raised, size_of
-from lie_metric.jacobian.precision import coarsest
+from lie_metric.jacobian.verdicts import Check, Declared, Disagreement, Jump, Undefined
 from lie_metric.running.gradients import GraphsKept
 
-__all__ = ["Check", "Declared", "Disagreement", "Jump", "Undefined", "verify"]
+__all__ = ["verify"]
 
-
-@dataclass(frozen=True)
-class Check:
-    """What a comparison of a method's products with the function itself found.
-
-    Attributes:
-        status: ``"agrees"``; ``"inconclusive"``, where differences do not converge; or ``"not made"``.
-        method: The method that was checked.
-        difference: Norm of products less central differences, relative to the latter; NaN where there are none.
-        transposition: ``|⟨u, J t⟩ - ⟨Jᵀu, t⟩|`` for random u and t, relative; NaN where there is no reverse mode.
-        reason: Why it is inconclusive, or what else there is to know; mostly empty.
-        warning: What makes the products doubtful although they agree: ties at the image itself, or rounding.
-    """
-
-    status: Literal["agrees", "inconclusive", "not made"]
-    method: str
-    difference: float = float("nan")
-    transposition: float = float("nan")
-    reason: str = ""
-    warning: str = ""
-
-    def __str__(self) -> str:
-        added = "; ".join(part for part in (self.reason, self.warning) if part)
-        added = f" ({added})" if added else ""
-        if self.status == "agrees":
-            return f"{self.method} agrees with central differences to {self.difference:.0e}{added}"
-        return f"{self.method}, check {self.status}{added}"
-
-
-class Disagreement(RuntimeError):
-    """A method's products are not derivatives of the function."""
-
-
-class Jump(Disagreement):
-    """The function jumps beside the inputs, so that no derivative says how it changes."""
-
-
-class Undefined(RuntimeError):
-    """Products are not finite although the function is."""
-
-
-class Declared(Disagreement):
-    """Forward and reverse mode of autograd agree on a derivative that is not the function's."""
-
-
-class _Level(NamedTuple):
-    """What differences can tell of a function that is computed in some precision.
-
-    Attributes:
-        eps: The relative rounding of one operation.
-        steps: Steps of central differences, as parts of the norm of the inputs.
-        tolerance: The relative error of products that a sound method has.
-        finest: The interval that the search for a jump ends at: inputs still tell its ends apart.
-        rounding: How many times ``eps`` of its norm rounding changes a value at most.
-    """
-
-    eps: float
-    steps: tuple[float, ...]
-    tolerance: float
-    finest: float
-    rounding: float
-
-
-# In float64 the tolerance is the rounding of differences, in float32 that of deep networks.
-_LEVELS = (
-    _Level(torch.finfo(torch.float64).eps, (1e-6, 1e-5, 1e-4, 1e-7), 1e-6, 1e-13, 1e6),
-    _Level(torch.finfo(torch.float32).eps, (3e-3, 1e-2, 1e-3), 2e-2, 5e-6, 1e2),
-    _Level(torch.finfo(torch.bfloat16).eps, (3e-2, 1e-1, 1e-2), 1e-1, 1e-3, 1e1),
-)
 # Below it derivatives in float32 need no second look in float64.
 _CLEAR = 1e-4
-# Differences that are further apart than this say nothing.
-_UNSURE = 5e-2
 # A transposition that is off by more is no rounding.
 _COARSE = 2e-2
 # A change that is off the derivative by half of it within a thousandth of the image's norm is looked at for jumps: that
@@ -107,8 +45,6 @@ _OFF_KINKS, _NOISE = 1e-3, 0.3
 _INWARDS = 5e-2
 # A number that is lost, such as a maximum taken out of torch, may be at rest along one direction.
 _DIRECTIONS = 3
-# Ties and rounding that change derivatives by less than this are not worth a warning.
-_DOUBTFUL = 1e-2
 _OTHERWISE = "reverse mode gives another derivative: the model detaches a part, or declares its own"
 
 Run = Callable[[Function, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -148,9 +84,9 @@ def verify(
     """
     if len(tangents) == 0 or products.numel() == 0:
         return Check("not made", method, reason="there is nothing to compare")
-    if not _finite(value):
+    if not finite(value):
         return Check("not made", method, reason="outputs are not finite")
-    if not _finite(products):
+    if not finite(products):
         raise Undefined("its derivatives are not finite")
     with torch.no_grad():
         apart = _value_apart(function, inputs, value)
@@ -171,70 +107,6 @@ def verify(
 
 class _BatchesDiffer(Exception):
     """Products of all generators at once are not those of one combination, which they are linear in."""
-
-
-class _Line:
-    """A function along a line, f(x + s a).
-
-    Args:
-        function: f.
-        point: x.
-        along: a.
-        alone: Whether x is one image, and images do not influence one another: then several s make one batch.
-    """
-
-    def __init__(self, function: Function, point: Tensor, along: Tensor, alone: bool) -> None:
-        self.function, self.point, self.along, self.alone = function, point, along, alone
-
-    def at(self, *places: float) -> tuple[Tensor, ...]:
-        """Values at several s."""
-        points = [self.point + place * self.along for place in places]
-        if self.alone and len(points) > 1:
-            try:
-                values = self.function(torch.cat(points))
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:
-                pass  # a model may insist on the size of a batch
-            else:
-                if len(values) == len(points):
-                    return values.split(1)
-        return tuple(self.function(point) for point in points)
-
-    def differences(self, *steps: float) -> list[Tensor]:
-        """Central differences of several steps."""
-        values = self.at(*steps, *(-step for step in steps))
-        ahead, behind = values[: len(steps)], values[len(steps) :]
-        return [(a - b) / (2 * step) for a, b, step in zip(ahead, behind, steps, strict=True)]
-
-    def jumps(self, reach: float, slope: float, level: _Level) -> bool:
-        """Whether f jumps between -reach and reach, by halving the interval towards the larger change.
-
-        Args:
-            reach: Half of the interval.
-            slope: A rate of change that is no jump.
-            level: The precision.
-
-        Returns:
-            Whether a change remains that neither a slope nor rounding nor noise explains.
-        """
-        places, (start, end) = (-reach, reach), self.at(-reach, reach)
-        rounding = level.rounding * level.eps * float(torch.maximum(start.norm(), end.norm()))
-        while places[1] - places[0] > level.finest:
-            if not bool((end - start).norm() > rounding):
-                return False
-            middle = sum(places) / 2
-            (between,) = self.at(middle)
-            if bool((between - start).norm() >= (end - between).norm()):
-                places, end = (places[0], middle), between
-            else:
-                places, start = (middle, places[1]), between
-        change, length = float((end - start).norm()), places[1] - places[0]
-        if not change > max(rounding, 100 * slope * length):
-            return False
-        # Noise changes as much everywhere, a jump does so in one place.
-        values = self.at(-reach, length - reach, reach - length, reach)
-        return change > 10 * float(torch.maximum((values[1] - values[0]).norm(), (values[3] - values[2]).norm()))
 
 
 class _Comparison:
@@ -280,8 +152,8 @@ class _Comparison:
         apart = float((found - again).norm()) - 1e3 * torch.finfo(value.dtype).eps * float(value.norm() / size_of(x))
         # The same sums in another order.
         if apart > (1e-6 if found.dtype == torch.float64 else 1e-3) * scale:
-            level = _level(self.function, x)
-            if level is _LEVELS[0] or apart > 30 * level.eps * scale:
+            level = level_of(self.function, x)
+            if level is LEVELS[0] or apart > 30 * level.eps * scale:
                 raise _BatchesDiffer
         try:
             return self._at_once(x, along, product) or self._at_length(t, again)
@@ -289,7 +161,7 @@ class _Comparison:
             raise
         except Exception:
             try:
-                _Line(self.function, x, along, False).differences(*_LEVELS[0].steps[:1], _JUMP_STEP)
+                Line(self.function, x, along, False).differences(*LEVELS[0].steps[:1], _JUMP_STEP)
             except Exception as error:
                 return self._within(t, error)
             raise
@@ -324,18 +196,18 @@ class _Comparison:
             return None
         exact, point = (self.function, x) if x.dtype == torch.float64 else (self.precise or self.function, x.double())
         try:
-            near, far = _Line(exact, point, along.to(point), self.alone).differences(_LEVELS[0].steps[0], _JUMP_STEP)
+            near, far = Line(exact, point, along.to(point), self.alone).differences(LEVELS[0].steps[0], _JUMP_STEP)
         except torch.OutOfMemoryError:
             raise
         except Exception:
             return None  # weights that stay in float32
-        error = _relative(product.to(near), near)
-        if not error <= (_LEVELS[0].tolerance if wide else _CLEAR) or near.dtype != torch.float64:
+        error = relative(product.to(near), near)
+        if not error <= (LEVELS[0].tolerance if wide else _CLEAR) or near.dtype != torch.float64:
             return None
         if not bool(product.any()) or bool((far - product).norm() > _JUMP * product.norm()):
             return None
         transposition, why = _by_transposition(self.function, x, along, product)
-        if transposition > _LEVELS[0 if wide else 1].tolerance:
+        if transposition > LEVELS[0 if wide else 1].tolerance:
             return None
         return Check("agrees", self.method, error, transposition, why)
 
@@ -345,14 +217,14 @@ class _Comparison:
         noise, size = self._noise(point), _OFF_KINKS * size_of(point)
         # The second is inside where black is on the border, as of roots and powers.
         beside = (point + size * _unit(direction, point) for direction in (noise, 1 + noise.abs()))
-        near = next((place for place in beside if _finite(function(place))), point)
+        near = next((place for place in beside if finite(function(place))), point)
         try:
             self.run(function, near, t.to(point)[None])
         except Exception:
             if function is self.function:
                 raise
             function, point, near = self.function, self.x, self.x
-        inside = _level(function, near)
+        inside = level_of(function, near)
         directions = [self._along(near, t.to(near)) for _ in range(_DIRECTIONS)]
         if self.thorough:
             directions.append(size_of(near) * _unit(t, near))
@@ -363,14 +235,14 @@ class _Comparison:
         rounded, warning = self._doubts(function, point, t.to(point), given, inside)
         return replace(worst, difference=max(worst.difference, rounded), warning=warning)
 
-    def _along_one(self, function: Function, point: Tensor, along: Tensor, inside: _Level) -> Check:
+    def _along_one(self, function: Function, point: Tensor, along: Tensor, inside: Level) -> Check:
         product = self.run(function, point, along[None])[1][0]
-        line = _Line(function, point, along, self.alone)
+        line = Line(function, point, along, self.alone)
         size = float(function(point).norm())
-        for level in (each for each in _LEVELS if torch.finfo(product.dtype).eps <= each.eps <= inside.eps):
+        for level in (each for each in LEVELS if torch.finfo(product.dtype).eps <= each.eps <= inside.eps):
             found = [part.to(product) for part in line.differences(*level.steps, _JUMP_STEP)]
             far = found.pop()
-            status, error = _compared(product, found, size, level)
+            status, error = compared(product, found, size, level)
             nearest = min(float((product - part).norm()) for part in found)
             settled = all(float((part - found[0]).norm()) < 0.3 * nearest for part in found)
             if status == "agrees" or settled:
@@ -378,7 +250,7 @@ class _Comparison:
         if status == "agrees" and level is not inside:
             # A number that leaves torch and comes back in float32, say, is at rest for the small steps of float64.
             large = line.differences(*inside.steps)
-            if _compared(product, [part.to(product) for part in large], size, inside)[0] == "differs":
+            if compared(product, [part.to(product) for part in large], size, inside)[0] == "differs":
                 raise _what_differs(product, False)
         transposition, why = _by_transposition(function, point, along, product)
         otherwise = transposition > level.tolerance
@@ -392,17 +264,17 @@ class _Comparison:
             raise _what_differs(product, not otherwise)
         if status == "inconclusive":
             why = "central differences do not converge, as where a network rounds" + (
-                " in half precision" if inside is _LEVELS[2] else " or uses a straight-through estimator"
+                " in half precision" if inside is LEVELS[2] else " or uses a straight-through estimator"
             )
-            if not any(map(_finite, found)):
+            if not any(map(finite, found)):
                 why = "the function is not finite beside the inputs"
             return Check("inconclusive", self.method, error, transposition, why)
         return Check("agrees", self.method, error, transposition, _OTHERWISE if otherwise else why)
 
     def _jumps(
         self,
-        line: _Line,
-        level: _Level,
+        line: Line,
+        level: Level,
         product: Tensor,
         differences: list[tuple[float, Tensor]],
         size: float,
@@ -419,7 +291,7 @@ class _Comparison:
             or float((part - product).norm()) > max(_JUMP * slope, resolved / step)
         )
 
-    def _doubts(self, function: Function, point: Tensor, t: Tensor, given: Tensor, inside: _Level) -> tuple[float, str]:
+    def _doubts(self, function: Function, point: Tensor, t: Tensor, given: Tensor, inside: Level) -> tuple[float, str]:
         """How far the products are from precise ones at the image itself, and what makes them doubtful there.
 
         Args:
@@ -432,7 +304,7 @@ class _Comparison:
         Returns:
             What rounding changes, relatively, and what is to be told, or nothing.
         """
-        line = _Line(function, point, size_of(point) * _unit(t, point), self.alone)
+        line = Line(function, point, size_of(point) * _unit(t, point), self.alone)
         exact = self.run(function, point, line.along[None])[1][0]
         value = function(point)
         if not _near(self.function(self.x).to(value), value):
@@ -441,83 +313,22 @@ class _Comparison:
                 "one draw"
             )
         rounded = 0.0
-        if t.any() and float(exact.norm()) > _LEVELS[1].eps * float(value.norm()):
-            rounded = _relative(given.to(exact) * (line.along.norm() / t.norm()), exact)
-        if inside is _LEVELS[2] or _level(self.function, self.x) is _LEVELS[2]:
+        if t.any() and float(exact.norm()) > LEVELS[1].eps * float(value.norm()):
+            rounded = relative(given.to(exact) * (line.along.norm() / t.norm()), exact)
+        if inside is LEVELS[2] or level_of(self.function, self.x) is LEVELS[2]:
             return rounded, (
                 "a part of it runs in half precision whatever its weights are in (autocast within `forward`?): its "
                 "derivatives hold to a few hundredths alone"
             )
         doubts = []
-        if rounded > _DOUBTFUL:
+        if rounded > DOUBTFUL:
             doubts.append(
                 f"rounding in {str(given.dtype).removeprefix('torch.')} changes its derivatives by {rounded:.0%}: "
                 "measure it in float64 (`model.double()`, `images.double()`)"
             )
-        if inside is _LEVELS[0] and point.dtype == torch.float64:
-            doubts += _kinks(line, exact)
+        if inside is LEVELS[0] and point.dtype == torch.float64:
+            doubts += kinks(line, exact)
         return rounded, "; ".join(doubts)
-
-
-def _kinks(line: _Line, exact: Tensor) -> list[str]:
-    """What central differences at the image itself say of a derivative there, if it is not theirs."""
-    kinks, off, level = [], [], _LEVELS[0]
-    for step in level.steps[0], level.steps[-1]:
-        behind, at, ahead = line.at(-step, 0.0, step)
-        if not bool((ahead - behind).norm() > 1e4 * level.eps * at.norm()):
-            return []  # it is at rest
-        kinks.append(_relative(ahead - at, at - behind))
-        mean = (ahead - behind) / (2 * step)
-        off.append(float((exact - mean).norm() / mean.norm()))
-    if min(off) <= _DOUBTFUL:
-        return []
-    if min(kinks) <= _DOUBTFUL:
-        return [
-            f"at the image itself its derivative is {min(off):.0%} off the change that is seen on both sides, as where "
-            "what is exactly zero is masked: `method='difference'` measures that change"
-        ]
-    return [
-        "at the image itself it has a kink, as a maximum or ReLU has on areas that are exactly constant: the "
-        f"derivatives on the two sides differ by {min(kinks):.0%}, and the one given is {min(off):.0%} off their mean, "
-        "which `method='difference'` measures"
-    ]
-
-
-def _compared(
-    product: Tensor, found: list[Tensor], size: float, level: _Level
-) -> tuple[Literal["agrees", "inconclusive", "differs"], float]:
-    """Whether a product is among the differences of several steps, and how far the nearest is.
-
-    Args:
-        product: The product.
-        found: Central differences of the level's steps.
-        size: The norm of the function's value.
-        level: The precision.
-
-    Returns:
-        The verdict, and the relative distance.
-    """
-    found = [part for part in found if _finite(part)]
-    if not found:
-        return "inconclusive", float("nan")
-    errors = [_relative(product, part) for part in found]
-    if min(errors) <= level.tolerance:
-        return "agrees", min(errors)
-    step = max(level.steps)
-    rounding = 10 * level.eps * size / step
-    if min(float((product - part).norm()) for part in found) <= rounding and level is not _LEVELS[2]:
-        return "agrees", min(errors)  # both are zero as far as can be told
-    # What the rounding of the two values makes of a difference, and what differences of other steps make of it.
-    scale = max(float(product.norm()), *(float(part.norm()) for part in found))
-    pairs = combinations(found, 2)
-    nearest = min(
-        (float((a - b).norm()) / max(float(product.norm()), float(a.norm()), float(b.norm())) for a, b in pairs),
-        default=float("inf"),
-    )
-    unsure = max(level.eps * size / step / scale, nearest)
-    if not unsure <= _UNSURE:
-        return "inconclusive", min(errors)
-    return ("differs" if min(errors) > 10 * unsure else "agrees"), min(errors)
 
 
 _JUMPS = (
@@ -538,11 +349,6 @@ def _what_differs(product: Tensor, sound: bool) -> Disagreement:
             "detached branch, or a backward pass of its own?"
         )
     return Disagreement("a part of the derivative is lost or changed")
-
-
-def _level(function: Function, x: Tensor) -> _Level:
-    eps = coarsest(function, x)
-    return next((level for level in _LEVELS if eps <= level.eps), _LEVELS[-1])
 
 
 def _unit(direction: Tensor, like: Tensor) -> Tensor:
@@ -573,17 +379,8 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).norm() <= 1e4 * torch.finfo(other.dtype).eps * other.norm())
 
 
-def _finite(values: Tensor) -> bool:
-    return bool(torch.isfinite(values).all())
-
-
 def _near(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).norm() <= _COARSE * other.norm())
-
-
-def _relative(one: Tensor, other: Tensor) -> float:
-    size = float(torch.maximum(one.norm(), other.norm()))
-    return float((one - other).norm()) / size if size != 0 else 0.0
 
 
 def _by_transposition(function: Function, x: Tensor, along: Tensor, product: Tensor) -> tuple[float, str]:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import array
-import collections
-import operator
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors as _flat
 
+from lie_metric.running.between import Between
+from lie_metric.running.containers import MUTABLE, Saved, contents, give_back, names_of_slots, write_back
 from lie_metric.running.draws import RandomStates
 from lie_metric.running.modules import OWN, Found
+from lie_metric.running.tensors import Kept, address_of, different, equal, version_of
 
 __all__ = ["State"]
 
-_MUTABLE = (dict, list, set, collections.deque)
 # What most attributes of modules are: nothing in them can be changed.
 _ATOMS = frozenset({bool, int, float, str, type(None)})
 
@@ -35,47 +33,6 @@ _LARGEST = 2**24
 
 
 _HOOKS = OWN - {"_parameters", "_buffers", "_modules"}
-
-_TENSORS = {Tensor, nn.Parameter, nn.Buffer}
-
-
-def _is_ordinary(tensor: Tensor) -> bool:
-    """Whether a tensor has a memory of its own, and can be compared and copied without asking other processes."""
-    return type(tensor) in _TENSORS and tensor.layout == torch.strided and not tensor.is_quantized
-
-
-@dataclass(slots=True)
-class _Kept:
-    """A tensor that a model holds.
-
-    Attributes:
-        path: Where.
-        tensor: The tensor.
-        memory: What shares its memory and keeps its shape, whatever is done to the tensor.
-        version: How often it had been written to.
-        value: A copy; None until something is about to write to it.
-    """
-
-    path: str
-    tensor: Tensor
-    memory: Tensor
-    version: int
-    value: Tensor | None = None
-    recorded: bool = False
-
-    def restore(self) -> None:
-        """Puts the tensor back into its memory, and its values into that."""
-        if self.tensor.is_inference():
-            return  # a copy stood in its place
-        if _is_ordinary(self.tensor) and (
-            self.tensor.data_ptr() != self.memory.data_ptr() or self.tensor.shape != self.memory.shape
-        ):
-            self.tensor.data = self.memory
-        if self.value is not None:
-            with torch.no_grad():
-                self.tensor.copy_(self.value)
-        if self.tensor.grad_fn is not None and not self.recorded:
-            self.tensor.detach_()  # autograd took note of what a call wrote into it
 
 
 class State:
@@ -108,7 +65,7 @@ class State:
         # Frozen scripted modules have no mode.
         self._modes = [(module, module.training) for _, module in modules if hasattr(module, "training")]
         self._packages = {cls.__module__.partition(".")[0] for cls in classes} - _FOREIGN
-        self._references: list[tuple[Any, _Saved]] = []
+        self._references: list[tuple[Any, Saved]] = []
         self._slots: list[tuple[Any, str, Any]] = []
         self._arrays: list[tuple[Any, Any]] = []
         self._classes = [
@@ -126,12 +83,12 @@ class State:
             for path, module in modules
             for name, _ in module._buffers.items()
         ]
-        self._buffers: dict[int, _Kept] = {}
+        self._buffers: dict[int, Kept] = {}
         self._standing: list[tuple[str, nn.Module, str, Tensor | None, int]] = []
-        self._tensors: dict[int, _Kept] = {}
+        self._tensors: dict[int, Kept] = {}
         self._gradients: list[tuple[str, Tensor, bool, Tensor | None, int]] = []
-        self._memories: dict[int, list[_Kept]] | None = None
-        self._between: _Between | None = None
+        self._memories: dict[int, list[Kept]] | None = None
+        self._between: Between | None = None
         for path, module in modules:
             self._keep_module(f"{path}." if path else "", module)
         for value in found.objects:
@@ -151,12 +108,12 @@ class State:
             if buffer is not None and id(buffer) not in self._buffers:
                 memory = buffer.detach()
                 value = None if buffer.is_meta else memory.clone()
-                self._buffers[id(buffer)] = _Kept(prefix + name, buffer, memory, _version(buffer), value)
+                self._buffers[id(buffer)] = Kept(prefix + name, buffer, memory, version_of(buffer), value)
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
             gradient = None if self._sharded else parameter.grad
-            version = 0 if gradient is None else _version(gradient)
+            version = 0 if gradient is None else version_of(gradient)
             self._gradients.append((f"{prefix}{name}.grad", parameter, parameter.requires_grad, gradient, version))
             self._keep_tensor(prefix + name, parameter, module._parameters, name)
 
@@ -164,21 +121,21 @@ class State:
         if value.is_inference() and not isinstance(holder, tuple):
             self._inference.append((holder, name))
         if not self._sharded:
-            kept = _Kept(path, value, value.detach(), _version(value), recorded=value.grad_fn is not None)
+            kept = Kept(path, value, value.detach(), version_of(value), recorded=value.grad_fn is not None)
             self._tensors.setdefault(id(value), kept)
 
     def _keep_entries(self, prefix: str, container: Any, depth: int) -> None:
         """Keeps what a container holds: references, and what stands behind those that can change."""
         if not isinstance(container, tuple):
-            self._references.append((container, _saved(container)))
+            self._references.append((container, contents(container)))
         for key, value in container.items() if isinstance(container, dict) else enumerate(container):
             if type(value) in _ATOMS:
                 continue
             if isinstance(value, Tensor):
                 self._keep_tensor(f"{prefix}{key}", value, container, key)
             elif key in OWN and isinstance(value, dict) and value:
-                self._references.append((value, _saved(value)))  # what is in them is looked at by itself
-            elif isinstance(value, _MUTABLE) or type(value) is tuple:
+                self._references.append((value, contents(value)))  # what is in them is looked at by itself
+            elif isinstance(value, MUTABLE) or type(value) is tuple:
                 # Most containers of a module are empty: those are not copied, for the garbage collector's sake.
                 if not value:
                     self._empty.append(value)
@@ -202,7 +159,7 @@ class State:
             self._met.add(id(value))
             if isinstance(getattr(value, "__dict__", None), dict):
                 self._keep_entries(prefix, value.__dict__, depth)
-            for name in (name for cls in type(value).__mro__ for name in _names_of_slots(cls)):
+            for name in (name for cls in type(value).__mro__ for name in names_of_slots(cls)):
                 if hasattr(value, name):
                     self._slots.append((value, name, getattr(value, name)))
 
@@ -219,15 +176,15 @@ class State:
     def evaluated(self) -> None:
         """Takes everything as it stands for the state of evaluation: what ``eval()`` made of it is no change."""
         self._stand()
-        moved = _different(self._buffers.values())
+        moved = different(self._buffers.values())
         same = {key: kept.value for key, kept in self._buffers.items() if key not in moved}
-        self._between = _Between(self._modules, same)
+        self._between = Between(self._modules, same)
 
     def _stand(self) -> None:
         self._standing = []
         for path, module, name in self._places:
             buffer = _buffer(module, name)
-            self._standing.append((path, module, name, buffer, 0 if buffer is None else _version(buffer)))
+            self._standing.append((path, module, name, buffer, 0 if buffer is None else version_of(buffer)))
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -262,8 +219,8 @@ class State:
         if self._memories is None:
             self._memories = {}
             for kept in self._tensors.values():
-                self._memories.setdefault(_address(kept.tensor), []).append(kept)
-        address = _address(tensor)
+                self._memories.setdefault(address_of(kept.tensor), []).append(kept)
+        address = address_of(tensor)
         for kept in self._memories.get(address, ()):
             if kept.value is None:
                 kept.value = kept.memory.clone()
@@ -276,14 +233,16 @@ class State:
         Returns:
             Paths of the buffers that were changed since :meth:`evaluated`, and of what could not be given back.
         """
-        moved = _different([kept for kept in self._buffers.values() if kept.value is not None])
+        moved = different([kept for kept in self._buffers.values() if kept.value is not None])
         changed = [
             path
             for path, module, name, buffer, version in self._standing
             if _changed(module, name, buffer, version, moved)
         ]
         lost = [
-            kept.path for kept in self._tensors.values() if kept.value is None and _version(kept.tensor) != kept.version
+            kept.path
+            for kept in self._tensors.values()
+            if kept.value is None and version_of(kept.tensor) != kept.version
         ]
         for kept in (*moved.values(), *self._tensors.values()):
             kept.restore()
@@ -292,7 +251,7 @@ class State:
                 parameter.requires_grad_(required)
             if not self._sharded and parameter.grad is not gradient:
                 parameter.grad = gradient
-            if gradient is not None and _version(gradient) != version:
+            if gradient is not None and version_of(gradient) != version:
                 lost.append(path)
         for scripted, attributes in self._scripted:
             for name, value in attributes.items():
@@ -302,7 +261,7 @@ class State:
             if container:  # an empty tuple stays so
                 container.clear()
         for container, saved in self._references:
-            _give_back(container, saved, self._sharded)
+            give_back(container, saved, self._sharded)
         for holder, name, value in self._slots:
             if getattr(holder, name, None) is not value:
                 object.__setattr__(holder, name, value)
@@ -311,7 +270,7 @@ class State:
                 if vars(cls).get(name) is not value:
                     setattr(cls, name, value)
         for values, copy in self._arrays:
-            _write_back(values, copy)
+            write_back(values, copy)
         for module, mode in self._modes:
             if module.training != mode:
                 module.training = mode
@@ -319,197 +278,21 @@ class State:
         return changed, lost
 
 
-class _Between:
-    """What a model holds between two calls of one measurement: attributes by reference, buffers by value.
-
-    A buffer counts as changed when its count of writes moved, or when torch was seen to write to its memory, as by way
-    of ``.data``. What is written to by other means (through ``.numpy()``, or by compiled code that does not count) is
-    given back after the measurement, but not between its calls.
-
-    Args:
-        modules: The modules.
-        values: Copies of buffers that there are already, by ``id`` of the buffer.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module], values: Mapping[int, Tensor | None]) -> None:
-        self._attributes: list[tuple[dict[str, Any], _Saved]] = []
-        self._containers: list[tuple[Any, _Saved]] = []
-        self._buffers: list[tuple[dict[str, Any], str, Any]] = []
-        self._tensors: dict[int, list[Any]] = {}
-        self._memories: dict[int, list[list[Any]]] = {}
-        for module in modules:
-            self._attributes.append((module.__dict__, _saved(module.__dict__)))
-            for key, value in module.__dict__.items():
-                if key not in OWN and isinstance(value, _MUTABLE):
-                    self._containers.append((value, _saved(value)))
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # its buffers stand in no dictionary
-            for name, buffer in module._buffers.items():
-                self._buffers.append((module._buffers, name, buffer))
-                if buffer is not None and _is_ordinary(buffer) and not buffer.is_meta and not buffer.is_inference():
-                    copy = values.get(id(buffer))
-                    copy = buffer.detach().clone() if copy is None else copy
-                    self._tensors[id(buffer)] = [buffer, copy, buffer._version, buffer.data_ptr()]
-
-    def before_write(self, address: int) -> None:
-        """Marks buffers as changed.
-
-        Args:
-            address: Of the memory that is about to be written to.
-        """
-        if not address:
-            return  # a tensor without memory shares none, and a buffer without entries is at 0
-        if not self._memories:
-            for kept in self._tensors.values():
-                self._memories.setdefault(_address(kept[0]), []).append(kept)
-        for kept in self._memories.get(address, ()):
-            kept[2] = -1
-
-    def restore(self) -> None:
-        """Gives back what a call has changed."""
-        for container, saved in self._containers:
-            _give_back(container, saved, False)
-        for attributes, saved in self._attributes:
-            if _holds(attributes, saved):
-                continue
-            own = {key: value for key, value in zip(*saved, strict=True) if key not in OWN}
-            for key in attributes.keys() - own.keys() - OWN:
-                del attributes[key]
-            attributes.update(own)
-        for place, name, buffer in self._buffers:
-            if place.get(name) is not buffer:
-                place[name] = buffer
-        for kept in self._tensors.values():
-            buffer, value, version, pointer = kept
-            if buffer.data_ptr() != pointer or buffer.shape != value.shape:
-                buffer.data = value.clone()  # its own memory is given back after the measurement
-                kept[2:] = buffer._version, buffer.data_ptr()
-            elif buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
-                kept[2] = buffer._version
-
-
 def _buffer(module: nn.Module, name: str) -> Tensor | None:
     # Those of scripted modules stand in no dictionary.
     return module._buffers[name] if name in module._buffers else None  # noqa: SIM401
 
 
-def _changed(module: nn.Module, name: str, standing: Tensor | None, version: int, moved: dict[int, _Kept]) -> bool:
+def _changed(module: nn.Module, name: str, standing: Tensor | None, version: int, moved: dict[int, Kept]) -> bool:
     if standing is None:
         return False
-    if _version(standing) != version:
+    if version_of(standing) != version:
         return True
     kept = moved.get(id(standing))
     if kept is not None and kept.version == version:  # written to behind the count, as by way of `.data`
         return True
     present = _buffer(module, name)
-    return present is not standing and (present is None or not _equal(present, standing))
-
-
-# Keys and values; a copy of a dictionary would be several times as large.
-_Saved = tuple[tuple[Any, ...], tuple[Any, ...]]
-
-
-def _saved(container: Any) -> _Saved:
-    """What a container holds; a list or set has no keys."""
-    return (tuple(container), tuple(container.values())) if isinstance(container, dict) else ((), tuple(container))
-
-
-def _holds(container: Any, saved: _Saved) -> bool:
-    """Whether a container has the same objects under the same keys, in the same order."""
-    keys, values = saved
-    if len(container) != len(values):
-        return False
-    if not isinstance(container, dict):
-        return all(map(operator.is_, container, values))
-    return all(map(operator.is_, container.values(), values)) and all(map(operator.is_, container, keys))
-
-
-def _give_back(container: Any, saved: _Saved, sharded: bool) -> None:
-    if _holds(container, saved):
-        return
-    keys, values = saved
-    if not isinstance(container, dict):
-        container.clear()
-        (container.update if isinstance(container, set) else container.extend)(values)
-        return
-    entries = dict(zip(keys, values, strict=True))
-    if sharded:
-        present = {key: value for key, value in container.items() if isinstance(value, Tensor)}
-        entries = {key: value for key, value in entries.items() if not isinstance(value, Tensor)} | present
-    if list(container) != list(entries):
-        container.clear()
-    for key, value in entries.items():  # some, as counters, add what `update` is given
-        container[key] = value
-
-
-def _names_of_slots(cls: type) -> tuple[str, ...]:
-    names = cls.__dict__.get("__slots__", ())
-    names = (names,) if isinstance(names, str) else tuple(names)
-    return tuple(name for name in names if name not in {"__dict__", "__weakref__"})
-
-
-def _write_back(values: Any, copy: Any) -> None:
-    """Gives an array its values back, and its length."""
-    if isinstance(values, (array.array, bytearray)):
-        if values != copy:
-            values[:] = copy
-    elif values.shape != copy.shape or values.tobytes() != copy.tobytes():
-        if values.shape != copy.shape:
-            values.resize(copy.shape, refcheck=False)
-        values[...] = copy
-
-
-def _different(buffers: Iterable[_Kept]) -> dict[int, _Kept]:
-    """Those whose values are no longer those that were kept, with one wait for each device."""
-    found: dict[int, _Kept] = {}
-    alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor, _Kept]]] = {}
-    for kept in buffers:
-        tensor, value = kept.tensor, kept.value
-        if value is None or tensor.is_inference():
-            continue
-        if not _is_ordinary(tensor):
-            if _version(tensor) != kept.version:
-                found[id(tensor)] = kept
-        elif tensor.shape != value.shape or tensor.dtype != value.dtype or tensor.device != value.device:
-            found[id(tensor)] = kept
-        else:
-            alike.setdefault((tensor.device, tensor.dtype), []).append((tensor, value, kept))
-    unequal: dict[torch.device, list[tuple[list[tuple[Tensor, Tensor, _Kept]], Tensor]]] = {}
-    with torch.no_grad():
-        for (device, _), group in alike.items():
-            # Networks have many small buffers: all of a kind are compared at once.
-            present, values, _ = map(list, zip(*group, strict=True))
-            unequal.setdefault(device, []).append((group, (_flat(present) != _flat(values)).any()))
-    for groups in unequal.values():
-        flags = torch.stack([flag for _, flag in groups]).tolist()
-        for (group, _), flag in zip(groups, flags, strict=True):
-            if flag:
-                found |= {id(tensor): kept for tensor, value, kept in group if not _equal(tensor, value)}
-    return found
-
-
-def _equal(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same values, NaN among them; False for one that carries tangents."""
-    if not _is_ordinary(tensor) or tensor.shape != other.shape or tensor.dtype != other.dtype:
-        return False
-    try:
-        return bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
-    except (RuntimeError, NotImplementedError):  # one that a transform of torch.func has left behind
-        return False
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _address(tensor: Tensor) -> int:
-    """Of the memory that it shares with its views; 0 if it has none."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0
+    return present is not standing and (present is None or not equal(present, standing))
 
 
 def _keeps_a_protocol(cls: type) -> bool:

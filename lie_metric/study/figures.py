@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lie_metric.figures import UNITS, _cycle, _matplotlib
+from lie_metric.figures import UNITS
+from lie_metric.figures.canvas import cycle, matplotlib_parts
 
 __all__ = ["draw"]
 
@@ -53,7 +54,7 @@ def draw(
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
     """
-    _, figure_type, canvas = _matplotlib()
+    _, figure_type, canvas = matplotlib_parts()
     figures = {f"{measure}.png": _scatter(figure_type, models, measure, x) for measure in _LABELS}
     figures["correlations.png"] = _forest(figure_type, [one for one in correlations if one["against"] == "accuracy"])
     figures["layers.png"] = _layers(figure_type, models, layers)
@@ -200,6 +201,6 @@ def _mean_share(models: Sequence[Mapping[str, Sequence[tuple[float, float]]]], k
 
 def _colours(count: int) -> list[Any]:
     """The house's palette; where it is too short, hues at the golden angle."""
-    if count <= len(set(_cycle(count))):
-        return list(_cycle(count))
+    if count <= len(set(cycle(count))):
+        return list(cycle(count))
     return [colorsys.hsv_to_rgb(index * 0.618 % 1, 0.75, 0.5 + 0.15 * (index % 3)) for index in range(count)]

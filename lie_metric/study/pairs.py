@@ -17,10 +17,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lie_metric.compare import Compared, around, differences, judged
+from lie_metric.compare import Compared, around, judged
 from lie_metric.figures import unit_of
 from lie_metric.functional.student import quantile
-from lie_metric.records import Record
+from lie_metric.records import Record, differences
 
 __all__ = ["ALL", "PAIR_COLUMNS", "Deviations", "deviations", "kinds", "means_of", "pairs", "steps"]
 

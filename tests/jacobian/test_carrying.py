@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import lie_metric as lm
-from lie_metric.jacobian.carrying import Dual, Unsupported, push_forward
+from lie_metric.jacobian.carrying import Dual
+from lie_metric.jacobian.pushing import push_forward
+from lie_metric.jacobian.refusals import Unsupported
 from lie_metric.lie import linearise
 from lie_metric.running import isolated
 

@@ -14,8 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from lie_metric.jacobian import carrying
-from lie_metric.jacobian.carrying import Dual, _Fused, wrap
+from lie_metric.jacobian.carrying import Dual, wrap
 from lie_metric.jacobian.memory import Tangents
+from lie_metric.jacobian.pushing import Fused, push_forward
 
 SHAPE = (2, 3, 4, 4)
 COUNT = 2
@@ -465,7 +466,7 @@ def hold(function, x, tangents, tolerance=1e-10):
     given = x.clone(), tangents.clone()
     moving = Tangents(given[1])
     moving.sharing.append(lambda: given)
-    with _Fused():
+    with Fused():
         found = tree_leaves(function(wrap(given[0], moving)))
     assert len(found) == len(want[0][0])
     for index, result in enumerate(found):
@@ -507,7 +508,7 @@ def ways(function, x, tangents, monkeypatch):
         told = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *a, told=told, name=name, **k: (used.add(name), told(*a, **k))[1])
     monkeypatch.setattr(carrying, "_TABLE", {})
-    with _Fused():
+    with Fused():
         function(wrap(x, tangents))
     return used
 
@@ -611,7 +612,7 @@ def test_backward_passes(name):
     x, gradient = fixed(*SHAPE), backward(BACKWARD[name])
     tangents = fixed(COUNT, *SHAPE, seed=3)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        value, found = carrying.push_forward(gradient, x, tangents)
+        value, found = push_forward(gradient, x, tangents)
         assert not found.requires_grad
     with sdpa_kernel(SDPBackend.MATH):
         for tangent, product in zip(tangents, found.detach(), strict=True):
@@ -639,7 +640,7 @@ TOGETHER = {
 def test_linear_operations_that_torch_has_no_forward_rule_of(name):
     x, tangents, operation = fixed(*SHAPE), fixed(COUNT, *SHAPE, seed=3), TOGETHER[name]
     with torch.no_grad():
-        value, found = carrying.push_forward(operation, x, tangents)
+        value, found = push_forward(operation, x, tangents)
         torch.testing.assert_close(value, operation(x))
         for tangent, product in zip(tangents, found, strict=True):
             torch.testing.assert_close(product, (operation(x + tangent) - operation(x - tangent)) / 2)

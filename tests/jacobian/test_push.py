@@ -8,9 +8,10 @@ import torch
 from torch.autograd.functional import jacobian
 
 from lie_metric.jacobian import carrying, engine, push
-from lie_metric.jacobian.carrying import Unsupported, WrittenInto
 from lie_metric.jacobian.methods import METHODS, alone, central_difference, difference, raised
-from lie_metric.jacobian.verification import Check, Disagreement, Jump, verify
+from lie_metric.jacobian.refusals import Unsupported, WrittenInto
+from lie_metric.jacobian.verdicts import Check, Disagreement, Jump
+from lie_metric.jacobian.verification import verify
 
 
 def fixed(*shape, seed=0, dtype=torch.float64):

@@ -1,4 +1,4 @@
-"""The calls of a model as a graph: which tensor goes into which call, by the torch functions and by autograd's graph.
+"""Which tensor goes into which call of a model, by the torch functions and by autograd's graph.
 
 Torch functions tell names, modules and values; autograd's graph tells what depends on what, and misses nothing that a
 derivative can follow: tensors that come from elsewhere (a `torch.autograd.Function`, scripted code, a view of a tensor
@@ -8,11 +8,10 @@ that was changed) are calls as well, under the names of their nodes.
 from __future__ import annotations
 
 import inspect
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,73 +20,11 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lie_metric.representations import (
-    ChannelsLast,
-    Field,
-    Image,
-    Invariant,
-    Padded,
-    Representation,
-    Tokens,
-    declared_grid,
-    grid_size,
-)
+from lie_metric.attribution.graph import Flow, Operation, Variable
+from lie_metric.attribution.layout import Actions, Border, border, commutes, padding_of
+from lie_metric.representations import Image, Padded, Representation
 
-__all__ = ["Flow", "Operation", "Recorder", "Variable", "recorded"]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One recorded torch function call.
-
-    Attributes:
-        path: Path of the innermost module it was called in; "" is the model itself.
-        function: Name of the torch function.
-        kind: Its type in the sense of ``by("type")``.
-        shape: Shape of its (first) output.
-        representation: The action its output was assumed to carry.
-        commutes: Whether it is one that moves with its input, so that its Lie derivative is zero by construction.
-    """
-
-    path: str
-    function: str
-    kind: str
-    shape: tuple[int, ...]
-    representation: str
-    commutes: bool = False
-
-
-@dataclass(eq=False)
-class Variable:
-    """A tensor of the forward pass that depends on the input.
-
-    Attributes:
-        value: The tensor as it was then, even if it was written to later.
-        representation: The action it is assumed to carry.
-        producer: Index of the operation it comes from; None for the input.
-        version: How often the memory of ``value`` had been written to.
-    """
-
-    value: Tensor
-    representation: Representation
-    producer: int | None
-    version: int
-
-
-@dataclass(eq=False)
-class Flow:
-    """A tensor's way into one operation.
-
-    Attributes:
-        variable: The tensor.
-        operation: Index of the operation.
-        sockets: Nodes of autograd's graph and the places of their ``next_functions`` by which the tensor enters; the
-            gradients that leave there add up to the tensor's gradient through this operation alone.
-    """
-
-    variable: Variable
-    operation: int
-    sockets: list[tuple[Any, int]] = field(default_factory=list)
+__all__ = ["Recorder", "recorded"]
 
 
 class Recorder(TorchFunctionMode):
@@ -119,13 +56,7 @@ class Recorder(TorchFunctionMode):
         overrides: Mapping[str, Representation],
     ) -> None:
         super().__init__()
-        # Of points nothing tells a table of pairs (B, N, N, C) from an image: what moves has to be declared.
-        self.on_grid = callable(getattr(representation, "map", None)) or not hasattr(representation, "dimension")
-        self.size = tuple(inputs.shape[-2:])
-        self.layout = representation
         self.images = len(inputs)
-        self.overrides = sorted(overrides.items(), key=lambda item: len(item[0]), reverse=True)
-        self.grids = [grid for grid in map(declared_grid, modules) if grid is not None]
         self.stack: list[tuple[str, str | None]] = []
         self.operations: list[Operation] = []
         self.cut: set[str] = set()
@@ -134,6 +65,7 @@ class Recorder(TorchFunctionMode):
         self._variables: dict[tuple[int, int], Variable | None] = {}
         self._owners: dict[int, int] = {}
         self._sharing: dict[int, list[Variable]] = {}
+        self._actions = Actions(inputs, representation, modules, overrides)
         # Edges are known by the identity of their nodes, which must therefore live.
         self._nodes: list[Any] = []
         self.start = inputs.clone()
@@ -205,7 +137,7 @@ class Recorder(TorchFunctionMode):
         if not given:
             return func(*args, **kwargs)
         if name == "conv2d" and torch.is_grad_enabled() and isinstance(given[0].representation, (Image, Padded)):
-            split = _padding(args, kwargs)
+            split = padding_of(args, kwargs)
             if split is not None:
                 padding, (image, *rest) = split
                 padded = self.__torch_function__(F.pad, types, (image, padding))
@@ -226,8 +158,8 @@ class Recorder(TorchFunctionMode):
         index = self._operation(name, _kind(name, self._path(), args, kwargs), outputs[0])
         # The tensor that a view belongs to changes with it.
         base = None if written is None else written._base
-        border = _border(name, args, kwargs, given)
-        made = [self._made(value, index, border) for value in ([base, *outputs] if base is not None else outputs)]
+        follow = border(name, args, kwargs, given)
+        made = [self._made(value, index, follow) for value in ([base, *outputs] if base is not None else outputs)]
         first = next((variable for variable in made[-len(outputs) :] if variable is not None), given[0])
         same = all(
             variable is None or variable.representation == given[0].representation for variable in (*given, *made)
@@ -235,7 +167,7 @@ class Recorder(TorchFunctionMode):
         self.operations[index] = replace(
             self.operations[index],
             representation=repr(first.representation),
-            commutes=same and base is None and _commutes(name, given[0].representation, len(given), args, outputs[0]),
+            commutes=same and base is None and commutes(name, given[0].representation, len(given), args, outputs[0]),
         )
         return result
 
@@ -256,7 +188,7 @@ class Recorder(TorchFunctionMode):
         key = id(edge.node), edge.output_nr
         return self._variables[key] if key in self._variables else self._made(tensor, None)
 
-    def _made(self, tensor: Tensor, operation: int | None, border: Border | None = None) -> Variable | None:
+    def _made(self, tensor: Tensor, operation: int | None, follow: Border | None = None) -> Variable | None:
         """A tensor as the output of an operation; of one of its own, if it is None."""
         edge = get_gradient_edge(tensor)
         key = id(edge.node), edge.output_nr
@@ -276,7 +208,7 @@ class Recorder(TorchFunctionMode):
         self._owners |= {id(node): operation for node in nodes}
         for variable, node, place in sockets:
             self._flow(variable, operation).sockets.append((node, place))
-        return self._keep(tensor, None, operation, border)
+        return self._keep(tensor, None, operation, follow)
 
     def _trace(self, node: Any) -> tuple[list[Any], list[tuple[Variable, Any, int]], int | None]:
         """The nodes between a tensor and the nearest variables, where those enter, and an operation met on the way."""
@@ -313,14 +245,14 @@ class Recorder(TorchFunctionMode):
         tensor: Tensor,
         representation: Representation | None,
         operation: int | None,
-        border: Border | None = None,
+        follow: Border | None = None,
     ) -> Variable:
         edge = get_gradient_edge(tensor)
         value = tensor.detach()
-        representation = representation or self._override(value)
+        representation = representation or self._actions.given(value, self._path())
         if representation is None:
-            assumed = self._assume(value)
-            representation = assumed if border is None else border(value, assumed)
+            suggested = self._actions.suggested(value)
+            representation = suggested if follow is None else follow(value, suggested)
         variable = Variable(value, representation, operation, value._version)
         self._nodes.append(edge.node)
         self._variables[id(edge.node), edge.output_nr] = variable
@@ -331,60 +263,6 @@ class Recorder(TorchFunctionMode):
         for variable in self._sharing.pop(tensor.untyped_storage().data_ptr(), []):
             variable.value = variable.value.clone()
             variable.version = variable.value._version
-
-    def _override(self, tensor: Tensor) -> Representation | None:
-        path = self._path()
-        for name, representation in self.overrides:
-            if path == name or path.startswith(f"{name}.") or not name:
-                try:
-                    representation.check(tensor, "tensor")
-                except ValueError:
-                    continue
-                return representation
-        return None
-
-    def _assume(self, tensor: Tensor) -> Representation:
-        """The action that the layout suggests; nothing else in the sum depends on whether it is the right one."""
-        shape = tuple(tensor.shape)
-        if tensor.is_complex() or not self.on_grid:
-            return Invariant()
-        dimension = getattr(self.layout, "dimension", None) or 2
-        if dimension != 2:
-            return self._assume_field(tensor, dimension)
-        if tensor.ndim == 4:
-            first, last = self._is_map(shape[2:]), self._is_map(shape[1:3])
-            if first and not (last and shape[3] > shape[1] == shape[2]):
-                return Image()
-            if last:
-                return ChannelsLast()
-        if tensor.ndim == 3 and shape[0] == self.images:
-            return self._tokens(shape[1]) or Invariant()
-        return Invariant()
-
-    def _assume_field(self, tensor: Tensor, dimension: int) -> Representation:
-        """Signals and volumes of the inputs' proportions, with channels first; anything else is taken as invariant."""
-        size, whole = tensor.shape[2:], self.start.shape[2:]
-        if len(size) != dimension or dimension not in {1, 3} or len(whole) != dimension or min(size) < 2:
-            return Invariant()
-        ratios = [own / full for own, full in zip(size, whole, strict=True)]
-        # To within a sample of rounding, along the axis where it counts most.
-        alike = max(ratios) - min(ratios) < 1 / min(whole) and max(ratios) <= 2
-        return Field(dimension, getattr(self.layout, "spacing", ())) if alike else Invariant()
-
-    def _is_map(self, size: Sequence[int]) -> bool:
-        (h, w), (height, width) = size, self.size
-        return min(h, w) > 1 and abs(h * width - w * height) < max(height, width) and h <= 2 * height
-
-    def _tokens(self, count: int) -> Tokens | None:
-        for grid in self.grids:
-            if grid.prefix + grid.grid_size[0] * grid.grid_size[1] == count:
-                return grid
-        height, width = self.size
-        for prefix in (0, 1, 2):
-            rows = round(math.sqrt((count - prefix) * height / width)) if count > prefix else 0
-            if rows > 1 and (count - prefix) % rows == 0 and self._is_map((rows, (count - prefix) // rows)):
-                return Tokens((rows, (count - prefix) // rows), prefix)
-        return None
 
 
 @contextmanager
@@ -468,105 +346,6 @@ _SYNONYMS = {
     "swapaxes": "transpose",
     "swapdims": "transpose",
 }
-
-
-Border = Callable[[Tensor, Representation], Representation]
-"""From an output and the action that its layout suggests to the one that it is assumed to carry."""
-
-
-_ARGUMENTS = {
-    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation"),
-    "avg_pool2d": ("input", "kernel_size"),
-}
-
-
-def _padding(args: tuple, kwargs: dict) -> tuple[list[int], tuple] | None:
-    """What a convolution pads its maps by, as `F.pad` takes it, and its arguments without; None if it does not."""
-    names = _ARGUMENTS["conv2d"]
-    call: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    call |= dict(zip(names, args, strict=False)) | kwargs
-    image, weight, _, _, padding, dilation, _ = without = [call[name] for name in names]
-    if padding == "valid" or not image.requires_grad or image.ndim != 4:
-        return None
-    if padding == "same":
-        added = [(size - 1) * step for size, step in zip(weight.shape[2:], _pair(dilation), strict=True)]
-        rows, columns = ((extent // 2, extent - extent // 2) for extent in added)
-    else:
-        rows, columns = ((extent, extent) for extent in _pair(padding))
-    without[4] = 0
-    return ([*columns, *rows], tuple(without)) if any((*columns, *rows)) else None
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    """What torch takes for height and width: one number for both, or one for each."""
-    return (value[0], value[-1]) if isinstance(value, (tuple, list)) else (value, value)
-
-
-def _border(name: str, args: tuple, kwargs: dict, given: Sequence[Variable]) -> Border | None:
-    """What becomes of borders around maps: a padding adds to them, and windows that reach over them take them away.
-
-    Padded maps would otherwise be taken for maps of the whole image, and their padding for a change of scale.
-    """
-    first = given[0].representation
-    if name == "pad" and isinstance(first, (Image, ChannelsLast, Padded)):
-        layout, sides = (first.carrier, first.sides) if isinstance(first, Padded) else (first, (0, 0, 0, 0))
-        pads = [*(args[1] if len(args) > 1 else kwargs["pad"]), 0, 0, 0, 0, 0, 0]
-        pads = pads[2:6] if isinstance(layout, ChannelsLast) else pads[:4]
-        widened = _within(layout, [side + pad for side, pad in zip(sides, pads, strict=True)])
-        return lambda value, assumed: widened
-    borders = {
-        grid_size(variable.representation.carrier, variable.value): variable.representation
-        for variable in given
-        if isinstance(variable.representation, Padded)
-    }
-    if not borders:
-        return None
-
-    def follow(value: Tensor, assumed: Representation) -> Representation:
-        if not isinstance(assumed, (Image, ChannelsLast)):
-            return assumed
-        same = borders.get(grid_size(assumed, value))
-        if same is not None:
-            return _within(assumed, same.sides)
-        if isinstance(first, Padded) and name in _ARGUMENTS:
-            # Padding goes with the windows that it was made for; what they leave of it is in pixels of the output.
-            call = dict(zip(_ARGUMENTS[name], args, strict=False)) | kwargs
-            kernel = _pair(call["weight"].shape[2:] if name == "conv2d" else call["kernel_size"])
-            down, across = ((n - 1) * step / 2 for n, step in zip(kernel, _pair(call.get("dilation", 1)), strict=True))
-            stride = (grid_size(first.carrier, given[0].value)[0] - 2 * down) / grid_size(assumed, value)[0]
-            reaches = (across, across, down, down)
-            left = [max(side - reach, 0) / stride for side, reach in zip(first.sides, reaches, strict=True)]
-            return _within(assumed, left)
-        return assumed
-
-    return follow
-
-
-def _within(layout: Representation, sides: Sequence[float]) -> Representation:
-    """The action of maps with borders, if they have any."""
-    left, right, top, bottom = sides
-    return Padded(layout, (left, right, top, bottom)) if any(sides) else layout
-
-
-def _commutes(name: str, carrier: Representation, given: int, args: tuple, output: Tensor) -> bool:
-    """Whether a call on fields of one kind moves with them, so that its Lie derivative is zero by construction.
-
-    Sums of fields do, and maps of the channels that are the same at every place. (A constant moves as well, but not its
-    intensity, and not over an edge to zeros: see where this is used.)
-    """
-    carrier = carrier.carrier if isinstance(carrier, Padded) else carrier
-    if not isinstance(carrier, (Image, ChannelsLast, Tokens)):
-        return False
-    if name in {"add", "add_", "sub", "sub_"}:
-        tensors = [arg for arg in args[:2] if isinstance(arg, Tensor)]
-        return len(tensors) == given and all(arg.shape == output.shape for arg in tensors)
-    if name == "conv2d":
-        image, weight = args[0], args[1] if len(args) > 1 else None
-        return weight is not None and tuple(weight.shape[2:]) == (1, 1) and image.shape[2:] == output.shape[2:]
-    if name == "linear":
-        return isinstance(carrier, (Tokens, ChannelsLast)) and given == 1
-    return name == "batch_norm" and isinstance(carrier, Image)
 
 
 # Values that go on where no derivative follows.

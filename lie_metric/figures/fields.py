@@ -1,0 +1,81 @@
+"""Velocities with which generators move content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lie_metric.algebra import Generator
+from lie_metric.figures.canvas import COLOURS, matplotlib_parts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["vector_field"]
+
+
+def vector_field(
+    generators: Generator | Sequence[Generator], image: Tensor | None = None, *, titles: Sequence[str] | None = None
+) -> Figure:
+    """The velocities with which generators move the content of an image, one panel for each.
+
+    Convention:
+        T_t reads the image at exp(tA)p, so the content at p moves with the velocity -Ap: the arrows. x points right, y
+        points down, the origin is the image centre and 1 is half of the shorter side. Arrows of different panels are
+        not to one scale.
+
+    Args:
+        generators: One or several, e.g. ``lm.Generator.combination("least", metric.generators, directions[0])``.
+        image: Shape (C, H, W) or (H, W), drawn below the arrows; the first channel unless there are three. The default
+            is an empty square.
+        titles: Headings; the default are the generators' names.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        ValueError: If there is nothing to draw, the image has other axes, or the titles are not one for each.
+
+    Example:
+        >>> from lie_metric import generators
+        >>> figure = vector_field(generators("rotation", "saturation"), torch.rand(1, 8, 12))
+        >>> [axis.get_title() for axis in figure.axes]
+        ['rotation', 'saturation']
+    """
+    asked = (generators,) if isinstance(generators, Generator) else tuple(generators)
+    headings = [generator.name for generator in asked] if titles is None else list(titles)
+    if not asked or len(headings) != len(asked):
+        raise ValueError(
+            f"`generators` must hold at least one, and `titles` one for each, got {len(asked)} and {len(headings)}."
+        )
+    if image is not None and image.ndim not in {2, 3}:
+        raise ValueError(f"`image` must have axes (C, H, W) or (H, W), got shape {tuple(image.shape)}.")
+    _, Figure, FigureCanvasAgg = matplotlib_parts()
+    picture = torch.zeros(1, 1, 1) if image is None else image.detach().cpu().float().reshape(-1, *image.shape[-2:])
+    height, width = picture.shape[-2:]
+    half_width, half_height = width / min(height, width), height / min(height, width)
+    count = 15
+    x = torch.linspace(-1, 1, count) * half_width * (1 - 1 / count)
+    y = torch.linspace(-1, 1, count) * half_height * (1 - 1 / count)
+    points = torch.stack([x.expand(count, count), y[:, None].expand(count, count), torch.ones(count, count)], dim=-1)
+    figure = Figure(figsize=(3.2 * len(asked) * half_width / half_height, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, generator, heading in zip(figure.subplots(1, len(asked), squeeze=False)[0], asked, headings, strict=True):
+        if image is not None:
+            low, high = picture.min(), picture.max()
+            shown = (picture - low) / (high - low).clamp(min=1e-12)
+            shown = shown.movedim(0, -1) if len(shown) == 3 else shown[0]
+            extent = (-half_width, half_width, half_height, -half_height)
+            axis.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, extent=extent, alpha=0.6)
+        velocity = -(points @ torch.tensor(generator.matrix).mT)
+        if bool(velocity.any()):
+            axis.quiver(*points[..., :2].unbind(-1), *velocity.unbind(-1), angles="xy", color=COLOURS[2], pivot="mid")
+        axis.set(xlim=(-half_width, half_width), ylim=(half_height, -half_height), aspect="equal")
+        axis.set_title(heading, fontsize=10)
+        axis.set_xlabel(f"intensities × exp({generator.intensity:.2g} t)" if generator.intensity else "", fontsize=8)
+        axis.tick_params(labelsize=7)
+    return figure
