@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator
+from lie_metric.algebra import Generator, flow_rows, velocity
 from lie_metric.functional.noise_floor import below_floor
 
 if TYPE_CHECKING:
@@ -104,10 +104,12 @@ def unit_of(generator: str, *, pixels: bool = True) -> str:
         ('half side', 'unit of length', 'radian', 'unit of t')
     """
     kind = generator.split("_")[0]
-    if not pixels and kind == "translation":
-        return "unit of length"
+    if not pixels and kind in _OF_LENGTH:
+        return _OF_LENGTH[kind]
     return UNITS.get(generator) or _UNITS_IN_SPACE.get(kind, "unit of t")
 
+
+_OF_LENGTH = {"translation": "unit of length", "perspective": "inverse unit of length"}
 
 _UNITS_IN_SPACE = {
     "translation": "half side",
@@ -116,6 +118,7 @@ _UNITS_IN_SPACE = {
     "shear": "slope",
     "stretch": "log factor",
     "boost": "unit of velocity",
+    "perspective": "inverse half side",
     "brightness": "range of values",
     "contrast": "log factor",
     "chroma": "log factor",
@@ -455,9 +458,9 @@ def vector_field(
     """The velocities with which generators move the content of an image, one panel for each.
 
     Convention:
-        T_t reads the image at exp(tA)p, so the content at p moves with the velocity -Ap: the arrows. x points right, y
-        points down, the origin is the image centre and 1 is half of the shorter side. Arrows of different panels are
-        not to one scale.
+        T_t reads the image at exp(tA)p, so the content at p moves with the velocity -Ap: the arrows (of projective
+        generators -Ap + (w·p) p). x points right, y points down, the origin is the image centre and 1 is half of the
+        shorter side. Arrows of different panels are not to one scale.
 
     Args:
         generators: One or several, e.g. ``lm.Generator.combination("least", metric.generators, directions[0])``.
@@ -503,9 +506,9 @@ def vector_field(
             shown = shown.movedim(0, -1) if len(shown) == 3 else shown[0]
             extent = (-half_width, half_width, half_height, -half_height)
             axis.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, extent=extent, alpha=0.6)
-        velocity = -(points @ torch.tensor(generator.matrix).mT)
-        if bool(velocity.any()):
-            axis.quiver(*points[..., :2].unbind(-1), *velocity.unbind(-1), angles="xy", color=_COLOURS[2], pivot="mid")
+        arrows = -velocity(torch.tensor(flow_rows(generator)), points)
+        if bool(arrows.any()):
+            axis.quiver(*points[..., :2].unbind(-1), *arrows.unbind(-1), angles="xy", color=_COLOURS[2], pivot="mid")
         axis.set(xlim=(-half_width, half_width), ylim=(half_height, -half_height), aspect="equal")
         axis.set_title(heading, fontsize=10)
         axis.set_xlabel(f"intensities × exp({generator.intensity:.2g} t)" if generator.intensity else "", fontsize=8)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
-from lie_metric.algebra import Generator
+from lie_metric.algebra import Generator, moves
 from lie_metric.binding import on_grid, resolve_for, sample_count
 from lie_metric.callbacks import tensorboard
 from lie_metric.callbacks.batches import inputs_of
@@ -77,7 +77,8 @@ class EquivarianceMonitor(Monitor):
     ``equivariance_<metric>/<name>``        each of ``metrics`` and, with ``_se``, its standard error, for each orbit
     ======================================  ==========================================================================
 
-    Units of t: half of the shorter side (translation), radian (rotation), log factor or slope (scale, stretch, shear).
+    Units of t: half of the shorter side (translation) or its inverse (perspective), radian (rotation), log factor or
+    slope (scale, stretch, shear).
     ``equivariance`` tells how the function bends at the image, ``equivariance_finite`` what a moved image meets; where
     ``equivariance_linearity`` is far from 1 the first says little of the second. ``equivariance_lee`` grows with the
     square of the outputs, and with
@@ -468,7 +469,7 @@ class EquivarianceMonitor(Monitor):
     def _beside(self, input_representation: Layout | None) -> dict[str, ModelMetric]:
         """What stands beside the Lie derivatives by default."""
         found: dict[str, ModelMetric] = {}
-        moving = [each for each in self.generators if any(map(any, each.matrix)) and not each.intensity]
+        moving = [each for each in self.generators if moves(each) and not each.intensity]
         pixels_move = on_grid(input_representation) and all(each.dimension == 2 for each in moving)
         if self.displacement is not None and pixels_move:
             distances = {"finite": self.displacement, "linearity": _LINEAR}
