@@ -113,7 +113,7 @@ def parameter_of(generator: Generator, pixels: float, size: tuple[int, ...], res
         t.
 
     Raises:
-        ValueError: If a projective generator moves the horizon into the frame before it moves pixels so far.
+        ValueError: If a projective generator does not move pixels so far while the horizon is outside of the frame.
 
     Example:
         >>> parameter_of(generators("translation_x")[0], 2.0, (8, 8), Resampling())  # half sides
@@ -144,8 +144,9 @@ def parameter_of(generator: Generator, pixels: float, size: tuple[int, ...], res
         low, high = (low, middle) if distance(middle) >= pixels else (middle, high)
     if not abs(distance(low) - pixels) < 1e-6 * pixels:
         raise ValueError(
-            f"`pixels` must be reached before the horizon enters the frame, got {pixels:g} for {generator.name!r} and "
-            f"images of {'×'.join(map(str, size))}, of which it moves pixels by {distance(low):.3g}. Pass fewer."
+            f"`pixels` must be a distance by which the generator moves pixels while the horizon is outside of the frame, "
+            f"got {pixels:g} for {generator.name!r} and images of {'×'.join(map(str, size))}, where it comes to "
+            f"{distance(low):.3g}. Pass fewer."
         )
     return low
 
