@@ -40,6 +40,8 @@ UNITS: dict[str, str] = {
     "shear_y": "slope",
     "stretch_x": "log factor",
     "stretch_y": "log factor",
+    "perspective_x": "inverse half side",
+    "perspective_y": "inverse half side",
     "saturation": "log factor",
 }
 """The unit of the group parameter of each named generator."""
@@ -118,7 +120,6 @@ _UNITS_IN_SPACE = {
     "shear": "slope",
     "stretch": "log factor",
     "boost": "unit of velocity",
-    "perspective": "inverse half side",
     "brightness": "range of values",
     "contrast": "log factor",
     "chroma": "log factor",

@@ -144,9 +144,9 @@ def parameter_of(generator: Generator, pixels: float, size: tuple[int, ...], res
         low, high = (low, middle) if distance(middle) >= pixels else (middle, high)
     if not abs(distance(low) - pixels) < 1e-6 * pixels:
         raise ValueError(
-            f"`pixels` must be a distance by which the generator moves pixels while the horizon is outside of the frame, "
-            f"got {pixels:g} for {generator.name!r} and images of {'×'.join(map(str, size))}, where it comes to "
-            f"{distance(low):.3g}. Pass fewer."
+            f"`pixels` must be a distance that is reached while the horizon is outside of the frame, got {pixels:g} "
+            f"for {generator.name!r} and images of {'×'.join(map(str, size))}, where it comes to {distance(low):.3g}. "
+            "Pass fewer."
         )
     return low
 
