@@ -5,6 +5,11 @@
 trains a small convolutional network and a small vision transformer on handwritten digits without augmentation and with
 random translations, rotations, scalings, and all three, with three seeds each and `EquivarianceMonitor`, two runs at a
 time. It prints tables and what they say, seed by seed, writes one picture, and leaves a TensorBoard run for each.
+
+    python examples/compare_augmentations.py --regimes none perspective
+    python examples/compare_augmentations.py --regimes none colour --data cifar10
+
+measure the transforms of two further regimes too, changes of perspective, and of the colours of images that have them.
 """
 
 from __future__ import annotations
@@ -43,9 +48,18 @@ REGIMES: dict[str, tuple[str, ...]] = {
     "rotation": ("rotation",),
     "scale": ("scale",),
     "all": GENERATORS,
+    # On demand, with their transforms measured.
+    "perspective": ("perspective_x", "perspective_y"),
+    "colour": ("brightness", "contrast", "chroma", "hue"),
 }
-# Largest parameter drawn: 2.4 of 32 pixels, 23 degrees, a factor of 1.22.
+DEFAULT = tuple(REGIMES)[:5]
+# Largest parameter drawn: 2.4 of 32 pixels, 23 degrees, a factor of 1.22; a horizon four half sides away, which moves
+# pixels by 2.4 in the root mean square; a tenth of the range of values, factors of 1.35, 17 degrees of hue.
 STRENGTH = {"translation_x": 0.15, "translation_y": 0.15, "rotation": 0.4, "scale": 0.2}
+STRENGTH |= {"perspective_x": 0.25, "perspective_y": 0.25}
+STRENGTH |= {"brightness": 0.1, "contrast": 0.3, "chroma": 0.3, "hue": 0.3}
+# What images of three channels are normalised by, for the generators of colour.
+PHOTOGRAPH = lm.representations.Photograph((0.5,) * 3, (0.25,) * 3)
 SIZE = 32
 FAMILIES = ("equivariance", "equivariance_finite", "equivariance_lee", "equivariance_floor")
 # What TensorBoard shows: two errors of each generator. The rest is in the monitor's own file, and in the table.
@@ -75,8 +89,9 @@ class Augmentation:
 
     def draw(self, count: int) -> dict[str, Tensor]:
         """Parameters uniform in ± strength, 0 for what the regime does not move: {generator: (count,)}."""
-        drawn = {name: torch.rand(count, generator=self.source) * 2 - 1 for name in GENERATORS}
-        return {name: drawn[name] * STRENGTH[name] * (name in self.generators) for name in GENERATORS}
+        names = dict.fromkeys((*GENERATORS, *self.generators))
+        drawn = {name: torch.rand(count, generator=self.source) * 2 - 1 for name in names}
+        return {name: drawn[name] * STRENGTH[name] * (name in self.generators) for name in names}
 
     def __call__(self, images: Tensor) -> Tensor:
         """The transformed batch, (N, C, H, W)."""
@@ -84,14 +99,32 @@ class Augmentation:
         if self.backend == "torchvision":
             return self._torchvision(images, t)
         for name in self.generators:
-            images = lm.transforms.apply(images, name, t[name].to(images.device), lm.Resampling("bilinear", "border"))
+            stencil, step = lm.Resampling("bilinear", "border"), t[name].to(images.device)
+            if name in REGIMES["colour"]:
+                images = PHOTOGRAPH.act(images, lm.generators(name)[0], step, stencil)
+            else:
+                images = lm.transforms.apply(images, name, step, stencil)
         return images
 
     def _torchvision(self, images: Tensor, t: Mapping[str, Tensor]) -> Tensor:
         from torchvision.transforms.v2 import InterpolationMode
-        from torchvision.transforms.v2.functional import affine
+        from torchvision.transforms.v2.functional import affine, perspective
 
         half = min(images.shape[-2:]) / 2
+        if self.generators and set(self.generators) <= set(REGIMES["perspective"]):
+            height, width = images.shape[-2:]
+            corners = torch.tensor([[0.0, 0.0], [width, 0.0], [width, height], [0.0, height]])
+            frame = lm.representations.Points(2, half, (width / 2, height / 2))  # from the edge of the first pixel
+            ends = corners.expand(len(images), 4, 2)
+            for name in self.generators:
+                ends = frame.act(ends, lm.generators(name)[0], t[name], lm.Resampling())
+            kind = InterpolationMode.BILINEAR
+            return torch.stack(
+                [
+                    perspective(image, corners.tolist(), end.tolist(), kind, [float(v) for v in image.amin((1, 2))])
+                    for image, end in zip(images, ends, strict=True)
+                ]
+            )
         return torch.stack(
             [
                 affine(
@@ -189,18 +222,19 @@ class Charts(Callback):
     Args:
         models: Names of all models of the job.
         seeds: How many there are of each.
+        generators: Names of what is measured.
     """
 
-    def __init__(self, models: Sequence[str], seeds: int) -> None:
-        self.models, self.seeds = models, seeds
+    def __init__(self, models: Sequence[str], seeds: int, generators: Sequence[str] = GENERATORS) -> None:
+        self.models, self.seeds, self.generators = models, seeds, generators
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the layout; the monitor, which stands before, has written its own, and the last one counts."""
-        trainer.loggers[0].experiment.add_custom_scalars(layout(self.models, self.seeds))
+        trainer.loggers[0].experiment.add_custom_scalars(layout(self.models, self.seeds, self.generators))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Declares accuracy and finite errors as what HPARAMS compares, at the step of the last validation."""
-        keys = ["val_accuracy", *(f"equivariance_finite/{generator}" for generator in GENERATORS)]
+        keys = ["val_accuracy", *(f"equivariance_finite/{generator}" for generator in moving(self.generators))]
         final = {key: float(trainer.callback_metrics[key]) for key in keys if key in trainer.callback_metrics}
         trainer.loggers[0].log_hyperparams(dict(pl_module.hparams), final, step=max(trainer.global_step - 1, 0))
 
@@ -210,7 +244,19 @@ def limits(key: str, value: float, error: float) -> dict[str, float]:
     return {f"limits/{key}/lower": value - error, f"limits/{key}/upper": value + error}
 
 
-def layout(models: Sequence[str], seeds: int) -> dict[str, dict[str, list[Any]]]:
+def measured(regimes: Sequence[str]) -> tuple[str, ...]:
+    """What is measured: four generators, and those of the regimes that are chosen."""
+    return tuple(dict.fromkeys((*GENERATORS, *(name for regime in regimes for name in REGIMES[regime]))))
+
+
+def moving(generators: Sequence[str]) -> list[str]:
+    """Those that move pixels, of which there are finite errors at two pixels, and floors."""
+    return [name for name in generators if name not in REGIMES["colour"]]
+
+
+def layout(
+    models: Sequence[str], seeds: int, generators: Sequence[str] = GENERATORS
+) -> dict[str, dict[str, list[Any]]]:
     """Margin charts (value, lower, upper), one for each generator: means over seeds by model, then single runs."""
 
     def margin(key: str) -> list[Any]:
@@ -218,11 +264,13 @@ def layout(models: Sequence[str], seeds: int) -> dict[str, dict[str, list[Any]]]
 
     what = f"mean of {seeds} seeds ± standard error" if seeds > 1 else "one seed ± standard error over images"
     means = {
-        f"{model}: finite error at 2 px over epochs, {what}": {g: margin(f"{model}/{g}") for g in GENERATORS}
+        f"{model}: finite error at 2 px over epochs, {what}": {g: margin(f"{model}/{g}") for g in moving(generators)}
         for model in models
     }
     single = {
-        f"Single runs over steps ± standard error over images: {title}": {g: margin(f"{key}/{g}") for g in GENERATORS}
+        f"Single runs over steps ± standard error over images: {title}": {
+            g: margin(f"{key}/{g}") for g in (generators if key == "equivariance" else moving(generators))
+        }
         for key, title in CHARTS.items()
     }
     return means | single
@@ -376,8 +424,10 @@ def train(task: Task, options: argparse.Namespace) -> float:
     )
     folder = folder_of(options, name, regime, seed)
     board = Board(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
+    generators = measured(options.regimes)
     monitor = lm.EquivarianceMonitor(
-        GENERATORS,
+        generators,
+        input_representation=PHOTOGRAPH if "colour" in options.regimes else None,
         num_images=options.num_images,
         every_n_epochs=measured_every(options.epochs),
         lee_output="probabilities",  # as in the paper; it is compared with `relative` below
@@ -388,7 +438,7 @@ def train(task: Task, options: argparse.Namespace) -> float:
         loaders,
         folder,
         options.epochs,
-        [monitor, Charts(options.models, options.seeds)],
+        [monitor, Charts(options.models, options.seeds, generators)],
         accelerator="auto",
         logger=board,
     )
@@ -515,11 +565,11 @@ def sentence(model: str, runs: Mapping[str, Sequence[Run]]) -> str:
     return f"{model}: " + ".\n  ".join(parts) + "."
 
 
-def table(results: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
+def table(results: Mapping[str, Mapping[str, dict]], generators: Sequence[str] = GENERATORS) -> list[list[str]]:
     """Rows of text: model, regime, accuracy, then relative, finite and raw LEE ± standard error for each generator."""
     header = ["model", "regime", "accuracy"]
-    header += [f"{g} / {unit_of(g)}" for g in GENERATORS]
-    header += [f"{g} at 2 px" for g in GENERATORS] + [f"LEE {g}" for g in GENERATORS]
+    header += [f"{g} / {unit_of(g)}" for g in generators]
+    header += [f"{g} at 2 px" for g in moving(generators)] + [f"LEE {g}" for g in generators]
     rows = [header]
     for model, regimes in results.items():
         for regime, result in regimes.items():
@@ -527,22 +577,23 @@ def table(results: Mapping[str, Mapping[str, dict]]) -> list[list[str]]:
             fixed, short = (".3f", ".3f"), (".1e", ".0e")
             for family, (form, error) in zip(FAMILIES, (fixed, fixed, short), strict=False):
                 curves = result["curves"][family]
-                row += [f"{curves[g].values[-1]:{form}} ± {curves[g].errors[-1]:{error}}" for g in GENERATORS]
+                known = moving(generators) if family == "equivariance_finite" else generators
+                row += [f"{curves[g].values[-1]:{form}} ± {curves[g].errors[-1]:{error}}" for g in known]
             rows.append(row)
     return rows
 
 
-def ratios(runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> list[list[str]]:
+def ratios(runs: Mapping[str, Mapping[str, Sequence[Run]]], generators: Sequence[str] = GENERATORS) -> list[list[str]]:
     """Rows of text: what each regime left of the errors without augmentation, by :func:`lie_metric.compare`."""
-    rows = [["model", "regime", "measure", *(f"{g}, of none" for g in GENERATORS)]]
+    rows = [["model", "regime", "measure", *(f"{g}, of none" for g in generators)]]
     for model, regimes in runs.items():
         for regime in regimes if "none" in regimes else ():
             for family, words in (("equivariance_finite", "at 2 px"), ("equivariance", "relative")):
                 a, b = ([run.records[family, 0][-1][1] for run in regimes[name]] for name in (regime, "none"))
                 if regime != "none":
                     found = lm.compare(a, b, level=LEVEL) if len(a) > 1 else lm.compare(a[0], b[0], level=LEVEL)
-                    cells = [f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f})" for one in found]
-                    rows.append([model, regime, words, *cells])
+                    cells = {one.name: f"{one.ratio:.2f} ({one.low:.2f} to {one.high:.2f})" for one in found}
+                    rows.append([model, regime, words, *(cells.get(name, "-") for name in generators)])
     return rows
 
 
@@ -551,7 +602,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
     add("--models", nargs="+", default=["cnn", "vit"], help="cnn, vit, or timm names")
-    add("--regimes", nargs="+", default=list(REGIMES), choices=list(REGIMES))
+    add("--regimes", nargs="+", default=list(DEFAULT), choices=list(REGIMES))
     add("--data", default="digits", help="digits, mnist, cifar10, or folder:PATH with train/ and val/")
     add("--augmentation", default="lie_metric", choices=["lie_metric", "torchvision"], help="who transforms the images")
     add("--interpolation", default="bspline", choices=["bspline", "cubic", "bilinear", "fourier"], help="the stencil")
@@ -561,6 +612,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     at_least(parser, options, num_images=1)
     if options.data not in {"digits", "mnist", "cifar10"} and not options.data.startswith("folder:"):
         parser.error(f"--data must be digits, mnist, cifar10 or folder:PATH, got {options.data!r}")
+    if "colour" in options.regimes and options.data in {"digits", "mnist"}:
+        parser.error(
+            f"--regimes colour needs images with colours, got --data {options.data}, whose digits are grey: they have "
+            "no hue, and one brightness. Pass --data cifar10 or folder:PATH, or leave the regime out"
+        )
+    if "colour" in options.regimes and options.augmentation == "torchvision":
+        parser.error(
+            "--regimes colour needs --augmentation lie_metric: torchvision changes colours by products, and in hue, "
+            "saturation and value, which is not what is measured"
+        )
     return options
 
 
@@ -579,6 +640,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict]]:
     dataset = options.data.split(":")[0]
     folder = options.out / dataset
     data = data_of(options.data, options.out / "data")  # before any process begins: what cannot be had shows here
+    generators = measured(options.regimes)
     names = [(m, r, s) for m in options.models for r in options.regimes for s in range(options.seeds)]
     accuracies: dict[Task, float] = {}
     try:
@@ -598,12 +660,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, dict]]:
         m: {r: [read(folder_of(options, m, r, s))[0] for s in range(options.seeds)] for r in options.regimes}
         for m in options.models
     }
+    shown = dict.fromkeys(FAMILIES, generators) | {
+        family: moving(generators) for family in ("equivariance_finite", "equivariance_floor")
+    }
     results = {
         m: {
             r: {
                 "accuracy": fmean(accuracies[m, r, s] for s in range(options.seeds)),
                 "curves": {
-                    family: {g: average([curve_of(run, family, g) for run in found]) for g in GENERATORS}
+                    family: {g: average([curve_of(run, family, g) for run in found]) for g in shown[family]}
                     for family in FAMILIES
                 },
             }
@@ -635,12 +700,16 @@ def report(
     folder = options.out / dataset
     over = f"{options.seeds} seeds" if options.seeds > 1 else f"{images} images"
     stencil = lm.Resampling(options.interpolation)
-    rows, left = table(results), ratios(runs)
+    generators = measured(options.regimes)
+    rows, left = table(results, generators), ratios(runs, generators)
+    further = "".join(
+        f", {name.replace('_', ' ')} ±{STRENGTH[name]} ({unit_of(name)})" for name in generators[len(GENERATORS) :]
+    )
     caption = (
         f"Relative Lie derivative of the logits ± standard error over {over} of {dataset} (validation), "
         f"in output standard deviations per unit of t; 0 = invariant to first order.\n"
         f"Stencil: {stencil}. Augmentation ranges: translation ±{STRENGTH['translation_x']} half sides, rotation "
-        f"±{STRENGTH['rotation']} rad, scale ±{STRENGTH['scale']} (log factor)."
+        f"±{STRENGTH['rotation']} rad, scale ±{STRENGTH['scale']} (log factor){further}."
     )
     explained = (
         "At 2 px: what moving the image by two pixels does to the logits, 1 = as much as another image. LEE: mean "
@@ -666,14 +735,15 @@ def report(
         for family in FAMILIES
     }
     floors = {
-        model: {regime: {g: found[g].values[-1] for g in GENERATORS} for regime, found in regimes.items()}
+        model: {regime: {g: found[g].values[-1] for g in moving(generators)} for regime, found in regimes.items()}
         for model, regimes in curves["equivariance_floor"].items()
     }
     # The monitor measures floors ever more seldom, so that theirs may be of an earlier epoch than the last.
     when = curve_of(runs[options.models[0]][options.regimes[0]][0], "equivariance_floor", GENERATORS[0]).epochs[-1]
+    count = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}[len(set(options.regimes))]
     figure = comparison(
         curves["equivariance"],
-        title="Equivariance error under five augmentation regimes",
+        title=f"Equivariance error under {count} augmentation regimes",
         caption=f"{caption}\nGrey: at or below the stencil's own error on the network and images as of epoch {when:g} "
         "(band: the least of the regimes).",
         floors=floors,
@@ -696,7 +766,7 @@ def write_means(
     shutil.rmtree(folder, ignore_errors=True)
     for regime in options.regimes:
         with SummaryWriter(str(folder / regime)) as writer:
-            writer.add_custom_scalars(layout(options.models, options.seeds))
+            writer.add_custom_scalars(layout(options.models, options.seeds, measured(options.regimes)))
             for model in options.models:
                 for generator, curve in curves[model][regime].items():
                     for epoch, value, error in zip(curve.epochs, curve.values, curve.errors, strict=True):

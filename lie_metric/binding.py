@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator
+from lie_metric.algebra import PERSPECTIVE, Generator
 from lie_metric.algebra import generators as resolve
 from lie_metric.calling import call_of, select_output
 from lie_metric.holders import entry, held, recast, replaced, tensor_of, tensors
@@ -396,7 +396,8 @@ def resolve_for(generators: Generators, representation: Layout | None) -> tuple[
         The generators.
 
     Raises:
-        ValueError: If they are of another dimension, or have a charge that no part reads.
+        ValueError: If they are of another dimension, have a charge that no part reads, or move places otherwise than a
+            part can.
 
     Example:
         >>> from lie_metric.representations import Points
@@ -418,7 +419,19 @@ def resolve_for(generators: Generators, representation: Layout | None) -> tuple[
                 raise ValueError(
                     f"`generators` must act on the inputs, got {one.name!r} with {unread}, which none of "
                     f"{list(layouts.values())} reads. Leave it out, or give a representation that does, e.g. "
-                    "`Velocities` for boosts, `Image` for intensities and `Photograph` for colours."
+                    "`Velocities` for boosts, `Image` for intensities and perspectives, and `Photograph` for colours."
+                )
+            # A perspective moves places: what stands in the plane and does not read it would move wrongly.
+            slanted = frozenset(PERSPECTIVE) & one.charges.keys()
+            left = {
+                name: layout
+                for name, layout in layouts.items()
+                if getattr(layout, "dimension", None) == 2 and not slanted <= layout.charges  # type: ignore[attr-defined]
+            }
+            if left:
+                raise ValueError(
+                    f"`generators` must act on all parts of the inputs, got {one.name!r} with {sorted(slanted)}, which "
+                    f"{left} do not read. Move places, as `Image` or `Points(2)`, or leave it out."
                 )
     return found
 

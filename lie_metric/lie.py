@@ -78,8 +78,8 @@ def lie_derivative(
 
     Convention:
         Isotropic coordinates centred at the image centre, x to the right, y down; units of t: half of the shorter
-        side (translation), radian (rotation), rapidity (hyperbolic rotation), log factor or slope (scale, stretch,
-        shear, saturation).
+        side (translation) and its inverse (perspective), radian (rotation), rapidity (hyperbolic rotation), log factor
+        or slope (scale, stretch, shear, saturation).
 
     Args:
         model: A module or any callable from a tensor to a tensor, a dict or dataclass with ``logits``, or a tuple whose

@@ -6,20 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from lie_metric.algebra import GENERATORS
-from lie_metric.motion import (
-    Parameter,
-    apply,
-    check_image,
-    check_spacing,
-    from_slopes,
-    move,
-    pixels_per_unit,
-    reads_inside,
-    tangents,
-    warp,
-)
+from lie_metric.algebra import GENERATORS, named
+from lie_metric.motion import Parameter, check_image, check_spacing, from_slopes, pixels_per_unit, tangents
 from lie_metric.resampling import Resampling
+from lie_metric.warping import apply, move, parameter_of, reads_inside, warp
 
 __all__ = [
     "apply",
@@ -28,6 +18,8 @@ __all__ = [
     "from_slopes",
     "hyperbolic_rotate",
     "move",
+    "parameter_of",
+    "perspective",
     "pixels_per_unit",
     "reads_inside",
     "rotate",
@@ -171,6 +163,32 @@ def hyperbolic_rotate(image: Tensor, t: Parameter, resampling: Resampling | None
         True
     """
     return apply(image, GENERATORS["hyperbolic_rotation"], t, resampling)
+
+
+def perspective(image: Tensor, t: Parameter, axis: Axis = "x", resampling: Resampling | None = None) -> Tensor:
+    """The image as seen when its plane is turned away on one side: (T_t x)(p) = x(p / (1 + t p_x)) for ``axis="x"``.
+
+    Convention:
+        A positive t enlarges the content at the right ("x") or below ("y"), which comes nearer, and shrinks that at the
+        other side; the centre stays as it is. The content at p goes to p / (1 - t p_x). All points with t p_x = -1
+        are read infinitely far away: they must be outside of the frame, for square images |t| < 1.
+
+    Args:
+        image: Shape (C, H, W) or (N, C, H, W).
+        t: The inverse of the distance of the horizon from the centre, in halves of the shorter side.
+        axis: ``"x"`` or ``"y"``.
+        resampling: The stencil and padding.
+
+    Returns:
+        The transformed image.
+
+    Example:
+        >>> import torch
+        >>> row = torch.arange(4.0).expand(1, 4, 4)
+        >>> [round(value, 3) for value in perspective(row, 0.5, resampling=Resampling("bilinear"))[0, 0].tolist()]
+        [0.0, 0.929, 1.944, 2.591]
+    """
+    return apply(image, named(2)[0][f"perspective_{_axis(axis)}"], t, resampling)
 
 
 def saturate(image: Tensor, t: Parameter) -> Tensor:

@@ -27,11 +27,19 @@ class Generator:
     a point moves as the content of an image does. Charges are numbers by name that mean what a representation makes of
     them, such as "boost_x", by which velocities grow.
 
+    In the plane the charges "perspective_x" and "perspective_y" are the last row of the homogeneous matrix M, of which
+    A is the upper part: points are divided by their last coordinate,
+
+    .. math:: \varphi_t(p) = \frac{(e^{tM} \tilde p)_{xy}}{(e^{tM} \tilde p)_3}, \qquad
+        M = \begin{pmatrix} A \\ w_x\ w_y\ 0 \end{pmatrix}, \qquad
+        X \cdot p = -A \tilde p + (w \cdot p)\, p
+
     Convention:
         x points right, y down and z away, right-handed; the origin is the image centre and 1 is half of the shorter
         side. The matrix maps output coordinates to input coordinates, as in :func:`torch.nn.functional.affine_grid`: a
         positive translation moves the content to the left (x) or up (y), a positive scale enlarges it, and a positive
-        rotation turns it by the right hand about its axis, which is clockwise as displayed in the plane.
+        rotation turns it by the right hand about its axis, which is clockwise as displayed in the plane. A positive
+        perspective enlarges the content at the right (x) or below (y) and shrinks it at the other side.
 
     Generators of one dimension form a vector space: they can be added, subtracted and multiplied by numbers.
 

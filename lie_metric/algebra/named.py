@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lie_metric.algebra.generator import Generator
+from lie_metric.algebra.projective import PERSPECTIVE
 
 __all__ = ["GENERATORS", "GROUPS", "generators", "named"]
 
@@ -100,9 +101,12 @@ def named(dimension: int) -> tuple[Mapping[str, Generator], Mapping[str, tuple[s
     groups["boost"] = tuple(boost.name for boost in boosts)
     groups["galilean"] = (*groups["rigid"], *groups["boost"])
     if dimension == 2:
+        groups["perspective"] = PERSPECTIVE
+        groups["projective"] = (*groups["affine"], *PERSPECTIVE)
         groups["photometric"] = ("brightness", "contrast", "chroma", "hue", "blur")
-    colours = [of(name, charges={name: 1.0}) for name in groups.get("photometric", ())]
-    return by_name | {one.name: one for one in (*boosts, *colours)}, groups
+    charged = [*groups.get("perspective", ()), *groups.get("photometric", ())]
+    of_images = [of(name, charges={name: 1.0}) for name in charged]
+    return by_name | {one.name: one for one in (*boosts, *of_images)}, groups
 
 
 def generators(*names: str | Generator | Iterable[str | Generator], dimension: int = 2) -> tuple[Generator, ...]:
@@ -111,7 +115,8 @@ def generators(*names: str | Generator | Iterable[str | Generator], dimension: i
     Args:
         names: Names of generators ("rotation"), of groups, :class:`Generator` objects, or sequences of them. Groups of
             the plane: "translation", "shear", "stretch" (both axes), "rigid", "similarity"; "affine": the nine named
-            affine generators; "all": these and "saturation"; "boost" and "galilean", for velocities; "photometric", for
+            affine generators; "all": these and "saturation"; "perspective" (both axes) and "projective": "affine" with
+            these; "boost" and "galilean", for velocities; "photometric", for
             :class:`~lie_metric.representations.Photograph`. In space there are "rotation" (about three axes) and
             "hyperbolic" besides.
         dimension: In which the names are meant: 1, 2 or 3 for names, any for generators.

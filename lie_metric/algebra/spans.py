@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra.generator import Generator, coefficients, layout_of
+from lie_metric.algebra.projective import horizon
 
 __all__ = ["exponential", "simplest_basis", "spanning_set"]
 
@@ -74,13 +75,14 @@ def simplest_basis(asked: Sequence[Generator]) -> tuple[tuple[Generator, ...], T
 
 
 def exponential(asked: Generator | Sequence[Generator], t: Tensor) -> Tensor:
-    """The affine maps exp(tA), or exp(Σ_k t_k A_k), in homogeneous coordinates.
+    """The affine or projective maps exp(tM), or exp(Σ_k t_k M_k), in homogeneous coordinates.
 
     A true one-parameter group: ``exponential(g, s) @ exponential(g, t) == exponential(g, s + t)`` up to rounding, and
     the identity exactly at t = 0.
 
     Args:
-        asked: A generator with its d×(d + 1) matrix A, or K of them.
+        asked: A generator, or K of them. M is its d×(d + 1) matrix with a row below of zeros, or in the plane of its
+            charges of perspective.
         t: Group parameter, any shape, floating point; gradients flow to it. With K generators its last axis is K.
 
     Returns:
@@ -96,6 +98,8 @@ def exponential(asked: Generator | Sequence[Generator], t: Tensor) -> Tensor:
     """
     if isinstance(asked, Generator):
         asked, t = (asked,), t[..., None]
-    matrices = [[*generator.matrix, (0.0,) * (generator.dimension + 1)] for generator in asked]
+    matrices = [
+        [*generator.matrix, (*(horizon(generator) or (0.0,) * generator.dimension), 0.0)] for generator in asked
+    ]
     total = (t[..., None, None] * torch.tensor(matrices, dtype=t.dtype, device=t.device)).sum(-3)
     return torch.linalg.matrix_exp(total)

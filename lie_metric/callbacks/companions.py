@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lie_metric.algebra import Generator
+from lie_metric.algebra import Generator, moves
 from lie_metric.binding import on_grid
 from lie_metric.callbacks.keys import FAMILIES, TITLES
-from lie_metric.measured import Layout
 from lie_metric.metrics import FiniteEquivarianceError, StencilError
 from lie_metric.metrics.base import ModelMetric
+from lie_metric.options import Layout
 from lie_metric.orbits import displaced
 
 __all__ = ["beside", "by_name"]
@@ -35,7 +35,7 @@ def beside(
         Metrics by name.
     """
     found: dict[str, ModelMetric] = {}
-    moving = [each for each in generators if any(map(any, each.matrix)) and not each.intensity]
+    moving = [each for each in generators if moves(each) and not each.intensity]
     pixels_move = on_grid(input_representation) and all(each.dimension == 2 for each in moving)
     if displacement is not None and pixels_move:
         distances = {"finite": displacement, "linearity": _LINEAR}

@@ -60,7 +60,8 @@ class EquivarianceMonitor(Monitor):
     ``equivariance_<metric>/<name>``        each of ``metrics`` and, with ``_se``, its standard error, for each orbit
     ======================================  ==========================================================================
 
-    Units of t: half of the shorter side (translation), radian (rotation), log factor or slope (scale, stretch, shear).
+    Units of t: half of the shorter side (translation) or its inverse (perspective), radian (rotation), log factor or
+    slope (scale, stretch, shear).
     ``equivariance`` tells how the function bends at the image, ``equivariance_finite`` what a moved image meets; where
     ``equivariance_linearity`` is far from 1 the first says little of the second. ``equivariance_lee`` grows with the
     square of the outputs, and with

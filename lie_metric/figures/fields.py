@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator
+from lie_metric.algebra import Generator, flow_rows, velocity
 from lie_metric.figures.canvas import COLOURS, matplotlib_parts
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ def vector_field(
     """The velocities with which generators move the content of an image, one panel for each.
 
     Convention:
-        T_t reads the image at exp(tA)p, so the content at p moves with the velocity -Ap: the arrows. x points right, y
-        points down, the origin is the image centre and 1 is half of the shorter side. Arrows of different panels are
-        not to one scale.
+        T_t reads the image at exp(tA)p, so the content at p moves with the velocity -Ap: the arrows (of projective
+        generators -Ap + (w·p) p). x points right, y points down, the origin is the image centre and 1 is half of the
+        shorter side. Arrows of different panels are not to one scale.
 
     Args:
         generators: One or several, e.g. ``lm.Generator.combination("least", metric.generators, directions[0])``.
@@ -71,9 +71,9 @@ def vector_field(
             shown = shown.movedim(0, -1) if len(shown) == 3 else shown[0]
             extent = (-half_width, half_width, half_height, -half_height)
             axis.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, extent=extent, alpha=0.6)
-        velocity = -(points @ torch.tensor(generator.matrix).mT)
-        if bool(velocity.any()):
-            axis.quiver(*points[..., :2].unbind(-1), *velocity.unbind(-1), angles="xy", color=COLOURS[2], pivot="mid")
+        arrows = -velocity(torch.tensor(flow_rows(generator)), points)
+        if bool(arrows.any()):
+            axis.quiver(*points[..., :2].unbind(-1), *arrows.unbind(-1), angles="xy", color=COLOURS[2], pivot="mid")
         axis.set(xlim=(-half_width, half_width), ylim=(half_height, -half_height), aspect="equal")
         axis.set_title(heading, fontsize=10)
         axis.set_xlabel(f"intensities × exp({generator.intensity:.2g} t)" if generator.intensity else "", fontsize=8)

@@ -15,6 +15,8 @@ UNITS: dict[str, str] = {
     "shear_y": "slope",
     "stretch_x": "log factor",
     "stretch_y": "log factor",
+    "perspective_x": "inverse half side",
+    "perspective_y": "inverse half side",
     "saturation": "log factor",
 }
 """The unit of the group parameter of each named generator."""
@@ -35,10 +37,12 @@ def unit_of(generator: str, *, pixels: bool = True) -> str:
         ('half side', 'unit of length', 'radian', 'unit of t')
     """
     kind = generator.split("_")[0]
-    if not pixels and kind == "translation":
-        return "unit of length"
+    if not pixels and kind in _OF_LENGTH:
+        return _OF_LENGTH[kind]
     return UNITS.get(generator) or _UNITS_IN_SPACE.get(kind, "unit of t")
 
+
+_OF_LENGTH = {"translation": "unit of length", "perspective": "inverse unit of length"}
 
 _UNITS_IN_SPACE = {
     "translation": "half side",

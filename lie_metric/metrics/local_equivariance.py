@@ -65,8 +65,8 @@ class LocalEquivarianceError(ModelMetric):
 
     Convention:
         Isotropic coordinates centred at the image centre, x right, y down; units of t: half of the shorter side
-        (translation), radian, rapidity, log factor, slope. 0 means equivariance to first order at these images. A value
-        is bound to its stencil; a lower raw ``lee`` does not rank networks.
+        (translation) and its inverse (perspective), radian, rapidity, log factor, slope. 0 means equivariance to first
+        order at these images. A value is bound to its stencil; a lower raw ``lee`` does not rank networks.
 
     Args:
         generators: Names, groups, :class:`~lie_metric.Generator` objects, or a sequence of them; K in all.

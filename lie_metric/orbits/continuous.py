@@ -10,14 +10,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator
+from lie_metric.algebra import Generator, horizon, moves
 from lie_metric.algebra import generators as resolve
 from lie_metric.orbits.element import Element, Frame
 from lie_metric.randomness import source
 from lie_metric.representations import Representation
 from lie_metric.representations.composite import taken
 from lie_metric.resampling import Resampling, coordinate_dtype
-from lie_metric.transforms import pixels_per_unit, reads_inside, warp
+from lie_metric.transforms import parameter_of, reads_inside, warp
 
 __all__ = ["Border", "DisplacedOrbit", "RandomOrbit", "displaced", "listed", "uniform"]
 
@@ -156,7 +156,7 @@ class DisplacedOrbit:
         Returns:
             t, in the generator's units.
         """
-        return self.pixels / pixels_per_unit(self.generator, size, resampling)
+        return parameter_of(self.generator, self.pixels, tuple(size), resampling)
 
     def draw(self, indices: Sequence[int], size: tuple[int, ...], seed: int, resampling: Resampling) -> list[Element]:
         """The element, the same for every image; refused where half of the image would leave."""
@@ -194,7 +194,7 @@ class DisplacedOrbit:
 def _axis(generator: Generator) -> int | None:
     """0, 1 or 2 for a shift along x, y or z, None for any other generator."""
     moved = [axis for axis, row in enumerate(generator.matrix) if row[-1]]
-    if generator.intensity or len(moved) != 1 or any(any(row[:-1]) for row in generator.matrix):
+    if generator.intensity or len(moved) != 1 or any(any(row[:-1]) for row in generator.matrix) or horizon(generator):
         return None
     return moved[0]
 
@@ -299,7 +299,7 @@ def displaced(
     if not distances or not all(0 < distance < math.inf for distance in distances):
         raise ValueError(f"`pixels` must hold positive distances, got {pixels!r}. Pass e.g. (1, 2, 8).")
     found = resolve(generators, dimension=dimension)
-    unmoved = [generator.name for generator in found if generator.intensity or not any(map(any, generator.matrix))]
+    unmoved = [generator.name for generator in found if generator.intensity or not moves(generator)]
     if unmoved:
         raise ValueError(
             f"`generators` must move pixels and nothing else, got {unmoved}. Use "

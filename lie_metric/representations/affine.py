@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator, coefficients, exponential, generators
+from lie_metric.algebra import PERSPECTIVE, Generator, coefficients, exponential, generators, refuse_perspective
 from lie_metric.resampling import Resampling
 
 __all__ = ["Affine", "DirectSum", "Linear", "combined", "content_map", "without_step"]
@@ -216,10 +216,14 @@ def content_map(generator: Generator, t: Tensor) -> Tensor:
     Returns:
         Shape (*t.shape, d, d + 1).
 
+    Raises:
+        ValueError: If the generator is projective.
+
     Example:
         >>> content_map(generators("translation_x")[0], torch.tensor(0.5)).tolist()
         [[1.0, 0.0, -0.5], [0.0, 1.0, 0.0]]
     """
+    refuse_perspective([generator], "points by a matrix", "Take `Points(2).act`, or `exponential(generator, -t)`.")
     return exponential(generator, -t)[..., :-1, :]
 
 
@@ -260,8 +264,8 @@ class DirectSum(Affine):
 
     @property
     def charges(self) -> frozenset[str]:  # type: ignore[override]
-        """Those of any kind."""
-        return frozenset().union(*(one.charges for one in self.of))
+        """Those of any kind, but for perspectives, of which no matrix of the whole axis is the action."""
+        return frozenset().union(*(one.charges for one in self.of)) - frozenset(PERSPECTIVE)
 
     @property
     def size(self) -> int:

@@ -111,7 +111,8 @@ class Masked(_Wrapped):
 
     def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
         """The transformed tensor; what is not there stays."""
-        return self._kept(self.of.act(tensor, generator, t, resampling), tensor)
+        # Numbers that stand for nothing need not have a place where the transform puts them.
+        return self._kept(self.of.act(self._kept(tensor), generator, t, resampling), tensor)
 
     def transform(self, tensor: Tensor, maps: Tensor) -> Tensor:
         """The tensor after maps of space; what is not there stays."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lie_metric import transforms
-from lie_metric.algebra import Generator
+from lie_metric.algebra import PERSPECTIVE, Generator, refuse_perspective
 from lie_metric.representations.protocol import Representation, check_axes, transformed
 from lie_metric.resampling import Resampling, coordinate_dtype, working_precision
 
@@ -20,7 +20,7 @@ class Mapped:
     """The finite action of a generator, for every layout that says where its images are."""
 
     dimension: int | None = 2
-    charges: frozenset[str] = frozenset({"intensity"})
+    charges: frozenset[str] = frozenset({"intensity", *PERSPECTIVE})
 
     def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """The tensor with a function applied to its images."""
@@ -36,6 +36,8 @@ class Mapped:
         return self.map(tensor, lambda image: transforms.apply(image, generator, t, resampling))
 
     def _check_generators(self, generators: Sequence[Generator]) -> None:
+        if getattr(self, "fibre", None) is not None:
+            refuse_perspective(generators, self, "Measure scalars made of it, such as its norm at every place.")
         for generator in generators:
             if self.dimension not in {None, generator.dimension}:
                 raise ValueError(
@@ -53,6 +55,8 @@ class Field(Mapped):
     their place, as a vector does:
 
     .. math:: X \cdot f = \nabla f \cdot A \tilde p + s f + X \cdot_{\text{fibre}} f
+
+    Scalars in the plane also move by projective generators, under which a fibre would turn at every place otherwise.
 
     Convention:
         x runs along the last axis, y along the one before, z along the one before that, and components of vectors are
@@ -111,7 +115,9 @@ class Field(Mapped):
 
     @property
     def charges(self) -> frozenset[str]:  # type: ignore[override]
-        """Intensities, and what the fibre reads."""
+        """Intensities, perspectives of scalars in the plane, and what the fibre reads."""
+        if self.fibre is None:
+            return Mapped.charges if self.dimension == 2 else frozenset({"intensity"})
         return frozenset({"intensity"}) | (getattr(self.fibre, "charges", None) or frozenset())
 
     def check(self, tensor: Tensor, name: str) -> None:

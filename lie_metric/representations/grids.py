@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lie_metric import transforms
-from lie_metric.algebra import Generator
+from lie_metric.algebra import PERSPECTIVE, Generator, horizon
 from lie_metric.representations.fields import Field, Image, Mapped
 from lie_metric.representations.protocol import Representation, check_axes
 from lie_metric.resampling import Resampling
@@ -366,4 +366,13 @@ class Padded:
         a = (min(width, height) - corners) / inside
         x, y = (right - left) / inside, (bottom - top) / inside
         rows = [(along_x, along_y, (along_x * x + along_y * y + v) / a) for along_x, along_y, v in generator.matrix]
+        if below := horizon(generator):
+            # (w·p) p / a = (a w·q + w·b)(q + b / a): what is quadratic stays a perspective, the rest is affine.
+            turned, still = [a * w for w in below], below[0] * x + below[1] * y
+            for k, shift in enumerate((x, y)):
+                row = [entry - w * shift for entry, w in zip(rows[k], (*below, still / a), strict=True)]
+                row[k] -= still
+                rows[k] = (row[0], row[1], row[2])
+            charges = dict(zip(PERSPECTIVE, turned, strict=True))
+            return Generator(generator.name, (rows[0], rows[1]), generator.intensity, charges)
         return Generator(generator.name, (rows[0], rows[1]), generator.intensity)

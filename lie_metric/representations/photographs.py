@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator
+from lie_metric.algebra import PERSPECTIVE, Generator
 from lie_metric.representations.fields import Image
 from lie_metric.resampling import Resampling, working_precision
 
 __all__ = ["Photograph"]
 
 _COLOURS = ("brightness", "chroma", "hue")
+_PHOTOMETRIC = frozenset({"contrast", "blur", *_COLOURS})
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -76,8 +77,8 @@ class Photograph(Image):
 
     @property
     def charges(self) -> frozenset[str]:  # type: ignore[override]
-        """Intensity and the photometric charges."""
-        return frozenset({"intensity", "contrast", "blur", *_COLOURS})
+        """Intensity, perspectives and the photometric charges."""
+        return frozenset({"intensity", *PERSPECTIVE}) | _PHOTOMETRIC
 
     def check(self, tensor: Tensor, name: str) -> None:
         """Accepts (B, 3, H, W).
@@ -95,7 +96,7 @@ class Photograph(Image):
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, B, 3, H, W)."""
         moved = super().tangents(tensor, generators, resampling)
-        if not any(generator.charges for generator in generators):
+        if not any(_PHOTOMETRIC & generator.charges.keys() for generator in generators):
             return moved
         wide = working_precision(tensor)
         raw = self._raw(wide)
@@ -126,7 +127,7 @@ class Photograph(Image):
                 f"{sorted(charges)}, which do not commute. Measure one after the other."
             )
         moved = super().act(tensor, generator, t, resampling)
-        if not charges:
+        if not _PHOTOMETRIC & charges.keys():
             return moved
         wide = working_precision(moved)
         raw = self._raw(wide)

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator
+from lie_metric.algebra import (
+    PERSPECTIVE,
+    Generator,
+    check_horizon,
+    flow_rows,
+    horizon,
+    projective_step,
+    refuse_perspective,
+    velocity,
+)
 from lie_metric.representations.affine import Affine, without_step
+from lie_metric.resampling import Resampling
 
 __all__ = ["Boxes", "Covectors", "Points", "Tensors", "Vectors", "Velocities"]
 
 
-def _parts(generator: Generator) -> tuple[Tensor, Tensor]:
+def _parts(generator: Generator, owner: Affine) -> tuple[Tensor, Tensor]:
     """The square part of a generator's matrix and its last column."""
+    remedy = "Measure places, as a part of their own: `Points(2)`, or of images `Points.of_image(height, width)`."
+    refuse_perspective([generator], owner, remedy)
     width = generator.dimension + 1
     matrix = torch.tensor(generator.matrix, dtype=torch.float64).reshape(-1, width)
     return matrix[:, :-1], matrix[:, -1:]
@@ -28,6 +41,7 @@ class Points(Affine):
 
     X · p = -(A p + b), with p in units of ``unit`` about ``origin``. For keypoints of an image in pixels these are half
     of its shorter side and its centre, see :meth:`of_image`; a translation of a point cloud is one of its own units.
+    In the plane they read the charges of perspective: X · p = -(A p + b) + (w · p) p.
 
     Args:
         dimension: d.
@@ -74,9 +88,50 @@ class Points(Affine):
         """
         return cls(2, min(height, width) / 2, ((width - 1) / 2, (height - 1) / 2))
 
+    @property
+    def charges(self) -> frozenset[str]:  # type: ignore[override]
+        """In the plane perspectives."""
+        return frozenset(PERSPECTIVE) if self.dimension == 2 else frozenset()
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions, shape (K, *tensor.shape)."""
+        if not any(horizon(generator) for generator in generators):
+            return super().tangents(tensor, generators, resampling)
+        ones = torch.nn.functional.pad(tensor, (0, 1), value=1.0)
+        found = []
+        for generator in generators:
+            if horizon(generator):
+                found.append(-velocity(self._homogeneous(generator).to(tensor), ones))
+            else:
+                found.append(super().tangents(tensor, [generator], resampling)[0])
+        return torch.stack(found)
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed tensor, by the exponential of the action; t is a number, or one for each of B.
+
+        Raises:
+            ValueError: If a point is on the horizon of a projective map or beyond it.
+        """
+        if not horizon(generator):
+            return super().act(tensor, generator, t, resampling)
+        steps = -torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1)
+        maps = torch.linalg.matrix_exp(steps * self._homogeneous(generator)).to(tensor)[:, None]
+        points = torch.nn.functional.pad(tensor.reshape(len(tensor), -1, self.dimension), (0, 1), value=1.0)
+        last = (maps[..., -1, :] * points).sum(-1)
+        check_horizon(last, f"the points of {self!r}", "Take a smaller t, or leave out points far from the origin.")
+        step = projective_step(maps - torch.eye(maps.shape[-1]).to(maps), points)
+        return (points[..., :-1] + step).reshape(tensor.shape)
+
+    def _homogeneous(self, generator: Generator) -> Tensor:
+        """M of a projective generator in the tensor's units and about its origin, float64."""
+        units = torch.eye(self.dimension + 1, dtype=torch.float64)
+        units[:-1] *= self.unit
+        units[:-1, -1] = torch.tensor(self.origin, dtype=torch.float64)
+        return units @ torch.tensor(flow_rows(generator), dtype=torch.float64) @ torch.linalg.inv(units)
+
     def matrix(self, generator: Generator) -> Tensor:
         """A, in the tensor's units and about its origin."""
-        square, step = _parts(generator)
+        square, step = _parts(generator, self)
         about = torch.tensor(self.origin, dtype=torch.float64)[:, None]
         return torch.cat([square, self.unit * step - square @ about], dim=1)
 
@@ -109,12 +164,26 @@ class Boxes(Points):
         """Twice the dimension."""
         return 2 * self.dimension
 
+    @property
+    def charges(self) -> frozenset[str]:  # type: ignore[override]
+        """None: a perspective slants the sides."""
+        return frozenset()
+
+    def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
+        """The infinitesimal actions, shape (K, *tensor.shape)."""
+        return Affine.tangents(self, tensor, generators, resampling)
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed tensor, by the exponential of the action; t is a number, or one for each of B."""
+        return Affine.act(self, tensor, generator, t, resampling)
+
     def matrix(self, generator: Generator) -> Tensor:
         """A for each corner.
 
         Raises:
             ValueError: If the generator does not keep axes parallel.
         """
+        refuse_perspective([generator], self, "Measure the corners as `Points`.")
         one = super().matrix(generator)
         if bool((one[:, :-1] - one[:, :-1].diagonal().diag()).any()):
             raise ValueError(
@@ -169,7 +238,7 @@ class Vectors(Affine):
 
     def matrix(self, generator: Generator) -> Tensor:
         """A without its step."""
-        return without_step(_parts(generator)[0])
+        return without_step(_parts(generator, self)[0])
 
     def element(self, maps: Tensor) -> Tensor:
         """The maps without their steps."""
@@ -189,7 +258,7 @@ class Covectors(Vectors):
 
     def matrix(self, generator: Generator) -> Tensor:
         """-Aᵀ without a step."""
-        return without_step(-_parts(generator)[0].mT)
+        return without_step(-_parts(generator, self)[0].mT)
 
     def element(self, maps: Tensor) -> Tensor:
         """The inverse transposes of the maps."""
@@ -216,7 +285,7 @@ class Velocities(Vectors):
         """A, with the boost for its step."""
         boost = [generator.charges.get(f"boost_{axis}", 0.0) for axis in "xyz"[: self.dimension]]
         boost += [0.0] * (self.dimension - len(boost))
-        return torch.cat([_parts(generator)[0], torch.tensor(boost, dtype=torch.float64)[:, None]], dim=1)
+        return torch.cat([_parts(generator, self)[0], torch.tensor(boost, dtype=torch.float64)[:, None]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -267,7 +336,7 @@ class Tensors(Affine):
 
     def matrix(self, generator: Generator) -> Tensor:
         """The sum of A over the axes."""
-        square = _parts(generator)[0]
+        square = _parts(generator, self)[0]
         total = torch.zeros(self.size, self.size, dtype=torch.float64)
         for axis in range(self.rank):
             before, after = (torch.eye(self.dimension**n, dtype=torch.float64) for n in (axis, self.rank - 1 - axis))

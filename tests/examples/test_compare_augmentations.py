@@ -243,7 +243,9 @@ def test_folder_of_images_and_vision_transformer(compare, tmp_path, capsys):
     assert (tmp_path / "o" / "folder" / "vit-all-s1").is_dir()
 
 
-@pytest.mark.parametrize("generators", [("translation_x", "translation_y"), ("rotation",), ("scale",)])
+@pytest.mark.parametrize(
+    "generators", [("translation_x", "translation_y"), ("rotation",), ("scale",), ("perspective_x", "perspective_y")]
+)
 def test_both_backends_do_the_same(compare, generators):
     """Same parameters, same signs: torchvision's action and ours agree on a smooth image."""
     grid = torch.linspace(-1, 1, 32)
@@ -258,6 +260,55 @@ def test_regimes_move_what_they_say(compare):
     assert drawn["rotation"].abs().max() > 0.3
     assert not drawn["translation_x"].any()
     assert not drawn["scale"].any()
+
+
+def test_further_regimes_leave_the_default_as_it_is(compare):
+    assert compare.parse([]).regimes == ["none", "translation", "rotation", "scale", "all"]
+    assert compare.measured(compare.parse([]).regimes) == compare.GENERATORS
+    usual, further = (compare.Augmentation(compare.REGIMES[name], 0).draw(5) for name in ("rotation", "perspective"))
+    assert list(usual) == list(compare.GENERATORS)
+    assert [name for name, t in further.items() if t.any()] == ["perspective_x", "perspective_y"]
+    assert 0.1 < compare.Augmentation(compare.REGIMES["perspective"], 0).draw(99)["perspective_x"].max() <= 0.25
+
+
+def test_regime_of_perspectives(compare, monkeypatch, tmp_path, capsys):
+    tiny(compare, monkeypatch)
+    arguments = ["--models", "cnn", "--epochs", "1", "--num-images", "16", "--seeds", "1", "--processes", "1"]
+    results = compare.main([*arguments, "--regimes", "none", "perspective", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "perspective_x / inverse half side" in printed
+    assert "perspective x ±0.25 (inverse half side), perspective y ±0.25" in printed
+    found = results["cnn"]["perspective"]["curves"]
+    for family in compare.FAMILIES:
+        assert list(found[family]) == [*compare.GENERATORS, "perspective_x", "perspective_y"]
+        assert all(curve.values[-1] > 0 for curve in found[family].values())
+    (row,) = [row for row in csv.reader((tmp_path / "digits" / "table.csv").open()) if row[1] == "perspective"]
+    assert len(row) == 3 + 3 * 6
+
+
+def test_regime_of_colours(compare, tmp_path, capsys):
+    """Of red and green squares the hue tells the class; colours have no displacement in pixels."""
+    from torchvision.utils import save_image
+
+    for part in ("train", "val"):
+        for k, kind in enumerate(("red", "green")):
+            (tmp_path / "data" / part / kind).mkdir(parents=True)
+            for index in range(32):
+                image = torch.rand(3, 32, 32) * 0.3
+                image[k] += 0.4
+                save_image(image, tmp_path / "data" / part / kind / f"{index}.png")
+    arguments = ["--data", f"folder:{tmp_path / 'data'}", "--models", "cnn", "--epochs", "1", "--num-images", "16"]
+    arguments += ["--seeds", "1", "--processes", "1", "--out", str(tmp_path / "out")]
+    results = compare.main([*arguments, "--regimes", "none", "colour"])
+    found = results["cnn"]["colour"]["curves"]
+    assert list(found["equivariance"]) == [*compare.GENERATORS, "brightness", "contrast", "chroma", "hue"]
+    assert list(found["equivariance_finite"]) == list(compare.GENERATORS)
+    printed = capsys.readouterr().out
+    assert "hue / radian" in printed
+    (row,) = [line for line in printed.splitlines() if "colour  at 2 px" in line]
+    assert row.split()[-4:] == ["-"] * 4
+    images = torch.randn(4, 3, 8, 8)
+    assert 0.05 < (compare.Augmentation(("hue",), 0)(images) - images).abs().max() < 3
 
 
 def run(rotation, translation, lee=(1.0, 2.0)):
@@ -330,6 +381,11 @@ def test_one_seed_orders_nothing(compare):
         (["--num-images", "-1"], "--num-images must be at least 1"),
         (["--data", "imagenet"], "--data must be digits, mnist, cifar10 or folder:PATH, got 'imagenet'"),
         (["--regimes", "mirror"], "invalid choice"),
+        (["--regimes", "colour"], "needs images with colours, got --data digits, whose digits are grey"),
+        (
+            ["--regimes", "colour", "--data", "cifar10", "--augmentation", "torchvision"],
+            "--regimes colour needs --augmentation lie_metric",
+        ),
     ],
 )
 def test_bad_command_lines(compare, arguments, message, capsys):
