@@ -21,13 +21,14 @@ from lie_metric.callbacks import tensorboard
 from lie_metric.callbacks.baseline import Untrained
 from lie_metric.callbacks.batches import inputs_of
 from lie_metric.callbacks.companions import beside, by_name
-from lie_metric.callbacks.keys import Keys, Measure
+from lie_metric.callbacks.keys import Keys
 from lie_metric.callbacks.measurements import LoaderMeasurements, Measurement, strides_of
 from lie_metric.callbacks.monitor import Function, Monitor
 from lie_metric.callbacks.records import keep
 from lie_metric.callbacks.selection import Gathering, Share, WholeBatches, described
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, number_of_batches, validation_loaders
+from lie_metric.functional.local_equivariance import Measure
 from lie_metric.jacobian import Method
 from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.metrics.base import ModelMetric
@@ -51,6 +52,8 @@ class EquivarianceMonitor(Monitor):
     ``equivariance_se/<generator>``         its standard error over images
     ``equivariance_lee/<generator>``        ``lee``: E‖L_X f‖² / dim f of the output
     ``equivariance_lee_se/<generator>``     its standard error
+    ``equivariance_rms/<generator>``        its root, in units of the output per unit of t (eV/rad), and ``_se``; only
+                                            if asked for
     ``equivariance_sensitivity/<gener.>``   ``sensitivity`` and, with ``_se``, its standard error; only if asked for
     ``equivariance_finite/<generator>``     what a transform by ``displacement`` pixels does to the output: 0 =
                                             equivariant, 1 = as far away as another image; and with ``_se`` its error
@@ -124,8 +127,8 @@ class EquivarianceMonitor(Monitor):
             to it; the standard errors fall with its square root.
         every_n_epochs: Measure every n-th epoch. With ``fast_dev_run`` and ``trainer.validate()`` it is always
             measured.
-        measures: Which of ``"relative"``, ``"lee"`` and ``"sensitivity"`` to log. All come from the same pass;
-            ``"sensitivity"`` adds one tangent to it.
+        measures: Which of ``"relative"``, ``"lee"``, ``"rms"`` and ``"sensitivity"`` to log. All come from the same
+            pass; ``"sensitivity"`` adds one tangent to it.
         displacement: By how many pixels, in the root mean square over the frame, images are moved for
             ``equivariance_finite``; None for neither that nor ``equivariance_linearity``. Intensities move none, and
             inputs that stand on no grid have no pixels: of these there are none.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,18 +10,18 @@ from torch import Tensor
 
 from lie_metric.algebra import Generator
 from lie_metric.callbacks.measurements import Measurement
-from lie_metric.measured import Layout
+from lie_metric.functional.local_equivariance import Measure
 from lie_metric.metrics import FiniteEquivarianceError, LocalEquivarianceError
 from lie_metric.metrics.base import ModelMetric
+from lie_metric.options import Layout
 from lie_metric.warning import warn
 
 __all__ = ["FAMILIES", "TITLES", "Keys", "Measure"]
 
-Measure = Literal["relative", "lee", "sensitivity"]
-
 FAMILIES: dict[str, tuple[str, str]] = {
     "relative": ("", "relative error: output standard deviations per unit of t"),
     "lee": ("_lee", "LEE: mean squared Lie derivative"),
+    "rms": ("_rms", "root mean square of the Lie derivative, in units of the output"),
     "sensitivity": ("_sensitivity", "error relative to noise of the same size: 1 = nothing learned"),
 }
 

@@ -9,7 +9,7 @@ from lie_metric.functional.finite_transforms import (
     prediction_consistency,
     relaxed_equivariance_error,
 )
-from lie_metric.functional.local_equivariance import gram, lee, principal_directions, relative, sensitivity
+from lie_metric.functional.local_equivariance import gram, lee, principal_directions, relative, rms, sensitivity
 from lie_metric.functional.noise_floor import below_floor, noise_floor
 from lie_metric.functional.penalty import equivariance_penalty
 from lie_metric.functional.stability import relative_stability
@@ -33,6 +33,7 @@ __all__ = [
     "relative",
     "relative_stability",
     "relaxed_equivariance_error",
+    "rms",
     "sensitivity",
     "stencil_error",
 ]

@@ -41,11 +41,12 @@ __all__ = [
     "local_equivariance_validate",
     "principal_directions",
     "relative",
+    "rms",
     "sensitivity",
     "value_names",
 ]
 
-Measure = Literal["relative", "lee", "sensitivity"]
+Measure = Literal["relative", "lee", "rms", "sensitivity"]
 LeeOutput = Literal["output", "probabilities", "auto"]
 
 
@@ -236,6 +237,34 @@ def lee(
         1.0
     """
     return _by_name("lee", model, images, generators, options)
+
+
+def rms(
+    model: Callable[..., Any], images: Tensor, generators: Generators = "affine", **options: Any
+) -> dict[str, Tensor]:
+    r"""The root mean square of the Lie derivative over images and entries of the output, the root of :func:`lee`.
+
+    .. math:: \mathrm{rms}_X = \sqrt{ E_x \| L_X f(x) \|^2 / \dim f }
+
+    In units of the output per unit of t: eV/rad for an energy, eV/Å/rad for the components of forces. As :func:`lee` it
+    does not compare networks with one another.
+
+    Args:
+        model: As in :func:`lie_metric.lie_derivative`.
+        images: Shape (B, C, H, W).
+        generators: As in :func:`lie_metric.lie_derivative`.
+        options: As in :func:`lee`.
+
+    Returns:
+        For each generator's name a number of no axes.
+
+    Example:
+        >>> import torch
+        >>> brightness = lambda x: 3 * x.mean((1, 2, 3))
+        >>> round(rms(brightness, torch.ones(4, 1, 8, 8), "saturation")["saturation"].item(), 6)
+        3.0
+    """
+    return _by_name("rms", model, images, generators, options)
 
 
 def relative(

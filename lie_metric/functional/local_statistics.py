@@ -42,6 +42,10 @@ def _lee(sums: Sums) -> Tensor:
     return _by_part(squares / _images(sums, squares), sums)
 
 
+def _rms(sums: Sums) -> Tensor:
+    return _lee(sums).sqrt()
+
+
 def gram_of(sums: Sums) -> Tensor:
     """The Gram matrix, (..., K, K)."""
     return sums["gram"] / _images(sums, sums["gram"])
@@ -106,6 +110,7 @@ def directions_of(
 STATISTICS: dict[str, Callable[[Sums], Tensor]] = {
     "relative": relative_of,
     "lee": _lee,
+    "rms": _rms,
     "sensitivity": _sensitivity,
 }
 
@@ -113,6 +118,7 @@ _UNDEFINED = {
     "relative": "the output does not vary over the images, or not by more than rounding",
     "sensitivity": "the output does not respond to noise, or not by more than rounding",
     "lee": "it is not finite",
+    "rms": "it is not finite",
 }
 
 

@@ -56,6 +56,7 @@ class LocalEquivarianceError(ModelMetric):
 
     - :meth:`relative`: :math:`\sqrt{\sum\|L_X f\|^2 / \sum\|f - E f\|^2}`, output standard deviations per unit of t;
     - :meth:`lee`: :math:`E\|L_X f\|^2 / \dim f` (Gruver et al. 2023, Eq. 4);
+    - :meth:`rms`: its root, in units of the output per unit of t, such as eV/rad;
     - :meth:`sensitivity`: :math:`\sqrt{E\|L_X f\|^2 / E\|Df\,u\|^2}`, u noise with the spectrum of X·x, if asked for;
     - :attr:`gram`: :math:`G_{ij} = E\langle L_i f, L_j f\rangle / \dim f`, from which :meth:`directional` and
       :meth:`principal_directions` follow.
@@ -70,7 +71,8 @@ class LocalEquivarianceError(ModelMetric):
 
     Args:
         generators: Names, groups, :class:`~lie_metric.Generator` objects, or a sequence of them; K in all.
-        measure: Which measure :meth:`compute` returns: ``"relative"``, ``"lee"`` or ``"sensitivity"``.
+        measure: Which measure :meth:`compute` returns: ``"relative"``, ``"lee"``, ``"rms"`` or
+            ``"sensitivity"``.
         output: ``"logits"``, ``"probabilities"`` or a callable, see :func:`~lie_metric.lie_derivative`.
         function: What of the model is run, see :func:`~lie_metric.lie_derivative`.
         lee_output: What :meth:`lee` and :attr:`gram` are of: ``"output"``, the same output; ``"probabilities"``, the
@@ -272,6 +274,19 @@ class LocalEquivarianceError(ModelMetric):
         scale = self._scale(units)
         value = self._synced(lambda sums: value_of(sums, STATISTICS["lee"], "lee", self.names))
         return self._named(value * scale.to(value).square())
+
+    def rms(self, units: Units = "t") -> dict[str, Tensor]:
+        """The root mean square of the Lie derivative, see :func:`lie_metric.functional.rms`.
+
+        Args:
+            units: As in :meth:`relative`.
+
+        Returns:
+            For each generator's name a float64 number of no axes.
+        """
+        scale = self._scale(units)
+        value = self._synced(lambda sums: value_of(sums, STATISTICS["rms"], "rms", self.names))
+        return self._named(value * scale.to(value))
 
     def _scale(self, units: Units) -> Tensor:
         """What values per unit of t are multiplied by."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -163,7 +164,7 @@ def scalar_fields(representation: Representation) -> bool:
         >>> scalar_fields(Image())
         True
     """
-    plain = isinstance(representation, Mapped) and type(representation).act in {Mapped.act, Field.act}
+    plain = isinstance(representation, Mapped) and type(representation).act in {Mapped.act, Field.act, Tokens.act}
     return plain and not (getattr(representation, "fibre", None) or getattr(representation, "spacing", ()))
 
 
@@ -257,11 +258,14 @@ class Tokens(Mapped):
     """Sequences (B, N, C) whose tokens stand on a grid, row by row, behind prefix tokens on which nothing acts.
 
     Args:
-        grid_size: Rows and columns of the grid; N = prefix + rows · columns.
+        grid_size: Rows and columns of the grid; N = prefix + rows · columns. Of signals the one length, of volumes
+            depth, height and width, the last running fastest.
         prefix: Number of leading tokens that stand for no place (class, distillation, register tokens).
+        spacing: Distances between tokens along x, y, z, the last axis first, where they differ, as of
+            :class:`Field`: patches of 8 slices by 16 by 16 voxels have (16, 16, 8).
 
     Raises:
-        ValueError: If a size is not positive, or the prefix negative.
+        ValueError: If a size is not positive, the prefix negative, or the spacing does not fit the grid.
 
     Example:
         >>> import torch, lie_metric as lm
@@ -271,26 +275,34 @@ class Tokens(Mapped):
         (torch.Size([1, 2, 17, 8]), 0.0)
     """
 
-    grid_size: tuple[int, int]
+    grid_size: tuple[int, ...]
     prefix: int = 0
+    spacing: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = tuple(int(size) for size in self.grid_size)
-        if len(sizes) != 2 or min(sizes) < 1 or self.prefix < 0:
+        if len(sizes) not in {1, 2, 3} or min(sizes) < 1 or self.prefix < 0:
             raise ValueError(
-                f"`grid_size` must be two positive integers and `prefix` not negative, got {self.grid_size!r} and "
-                f"{self.prefix!r}. A 224-pixel image in patches of 16 has grid_size=(14, 14)."
+                "`grid_size` must be two positive integers, or one or three, and `prefix` not negative, got "
+                f"{self.grid_size!r} and {self.prefix!r}. A 224-pixel image in patches of 16 has grid_size=(14, 14)."
             )
+        transforms.check_spacing(self.spacing, len(sizes))
         object.__setattr__(self, "grid_size", sizes)
+        object.__setattr__(self, "spacing", tuple(float(step) for step in self.spacing))
+
+    @property
+    def dimension(self) -> int:  # type: ignore[override]
+        """How many axes the grid has."""
+        return len(self.grid_size)
 
     def check(self, tensor: Tensor, name: str) -> None:
-        """Accepts (B, prefix + rows · columns, C).
+        """Accepts (B, prefix + places, C).
 
         Raises:
             ValueError: If the tensor has another number of axes or tokens.
         """
         check_axes(tensor, name, "(B, N, C)", 3)
-        needed = self.prefix + self.grid_size[0] * self.grid_size[1]
+        needed = self.prefix + math.prod(self.grid_size)
         if tensor.shape[1] != needed:
             raise ValueError(
                 f"`{name}` must have {needed} tokens ({self.prefix} prefix tokens and a grid of {self.grid_size}), got "
@@ -298,22 +310,33 @@ class Tokens(Mapped):
             )
 
     def _grid(self, tensor: Tensor) -> Tensor:
-        """The grid tokens as an image (B, C, rows, columns)."""
+        """The grid tokens as an image (B, C, *grid)."""
         return tensor[:, self.prefix :].mT.unflatten(-1, self.grid_size)
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, B, N, C); zero on prefix tokens."""
         self._check_generators(generators)
         grid = tensor[:, self.prefix :].unflatten(1, self.grid_size)
-        moved = transforms.tangents(grid, generators, resampling, channels_last=True).flatten(-3, -2)
+        moved = transforms.tangents(grid, generators, resampling, channels_last=True, spacing=self.spacing)
+        moved = moved.flatten(-1 - self.dimension, -2)
         return nn.functional.pad(moved, (0, 0, self.prefix, 0)) if self.prefix else moved
 
     def map(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """The function of the grid tokens as an image; prefix tokens stay."""
-        return torch.cat([tensor[:, : self.prefix], function(self._grid(tensor)).flatten(-2).mT], dim=1)
+        moved = function(self._grid(tensor)).flatten(-self.dimension).mT
+        return torch.cat([tensor[:, : self.prefix], moved], dim=1)
+
+    def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
+        """The transformed tokens, of the same shape; prefix tokens stay.
+
+        Raises:
+            ValueError: If the generator is of another dimension.
+        """
+        self._check_generators([generator])
+        return self.map(tensor, lambda grid: transforms.apply(grid, generator, t, resampling, spacing=self.spacing))
 
     def components(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """The grid (B, rows · columns, C), and before it, where there are any, the prefix tokens (B, 1, prefix · C)."""
+        """The grid (B, places, C), and before it, where there are any, the prefix tokens (B, 1, prefix · C)."""
         grid = tensor[:, self.prefix :]
         return (tensor[:, : self.prefix].flatten(1)[:, None], grid) if self.prefix else (grid,)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from test_named_parts import PACKED, Molecules, Potential, collate
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
@@ -95,6 +96,19 @@ def run(how, monitor, val=None, callbacks=(), world=1, fails_on=None, **options)
     return values, {name: value.clone() for name, value in module.state_dict().items()}
 
 
+def of_graphs(world):
+    """The values of all graphs of a validation set, of which batches hold several."""
+    seed_everything(0)
+    options = {"strategy": "ddp", "devices": world} if world > 1 else {}
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        callbacks=[EquivarianceMonitor(("translation", "rotation"), on_error="raise", **PACKED)], **options
+    )  # fmt: skip
+    trainer.validate(Potential(), DataLoader(Molecules(19, 1), 4, collate_fn=collate), verbose=False)
+    found = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("equivariance")}
+    return (found,)
+
+
 def scenarios(world, rank, directory):
     """Everything that is run by one process, and by each of two."""
 
@@ -109,6 +123,7 @@ def scenarios(world, rank, directory):
     found["two loaders"] = run("validate", monitor(num_images=7), val=pair, world=world)
     found["not dealt out"] = run("validate", monitor(num_images=7), world=world, use_distributed_sampler=False)
     stream = DataLoader(Dealt(rank, world), 2)
+    found["graphs"] = of_graphs(world)
     found["iterable"] = run("validate", monitor(num_images=7), val=stream, world=world)
     best = ModelCheckpoint(directory, monitor="equivariance/rotation")
     found["fit"] = run("fit", monitor(), callbacks=[best], world=world)
@@ -163,7 +178,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [*(f"{count} images" for count in (1, 4, 7, 11, 100)), "two loaders", "not dealt out", "iterable"]
+    "case", [*(f"{count} images" for count in (1, 4, 7, 11, 100)), "two loaders", "not dealt out", "iterable", "graphs"]
 )
 def test_two_processes_give_the_values_of_one(results, case):
     """Each image counts once: the padding that evens out two processes is left out; so is nothing else."""

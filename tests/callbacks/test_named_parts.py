@@ -84,10 +84,14 @@ def fit(callbacks, module=None, logger=False, val=20, **options):
 
 def test_each_part_has_its_curves(tmp_path):
     logger = CSVLogger(tmp_path, version="")
-    monitor = lm.EquivarianceMonitor(("translation", "rotation"), num_images=8, on_error="raise", **PACKED)
+    measures = ("relative", "lee", "rms")
+    monitor = lm.EquivarianceMonitor(
+        ("translation", "rotation"), num_images=8, measures=measures, on_error="raise", **PACKED
+    )
     trainer, module = fit([monitor], logger=logger)
     found = trainer.callback_metrics
-    keys = [f"equivariance{part}{kind}/{name}" for part in ("_energy", "_forces") for kind in ("", "_se", "_lee")
+    keys = [f"equivariance{part}{kind}/{name}" for part in ("_energy", "_forces") 
+            for kind in ("", "_se", "_lee", "_rms", "_rms_se")
             for name in ("translation_x", "rotation_z")]  # fmt: skip
     assert all(torch.isfinite(found[key]) and found[key] > 0 for key in keys)
     assert not any(key.startswith(("equivariance_finite", "equivariance_floor", "equivariance/")) for key in found)
@@ -99,11 +103,14 @@ def test_each_part_has_its_curves(tmp_path):
     for name, value in metric.relative().items():
         part, generator = name.split("/")
         assert found[f"equivariance_{part}/{generator}"].item() == pytest.approx(value.item(), rel=1e-5)
+    for name, value in metric.rms().items():
+        part, generator = name.split("/")
+        assert found[f"equivariance_{part}_rms/{generator}"].item() == pytest.approx(value.item(), rel=1e-5)
 
     lines = [json.loads(line) for line in (tmp_path / "lightning_logs" / "equivariance.jsonl").read_text().splitlines()]
     records = [record for line in lines[1:] for record in line["records"]]
     assert {record["key"] for record in records} == {
-        "equivariance_energy", "equivariance_forces", "equivariance_energy_lee", "equivariance_forces_lee",
+        f"equivariance_{part}{kind}" for part in ("energy", "forces") for kind in ("", "_lee", "_rms")
     }  # fmt: skip
     kept = lm.read_record(tmp_path / "lightning_logs", "equivariance_forces")
     assert kept.names[-1] == "rotation_z"

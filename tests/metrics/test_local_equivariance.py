@@ -73,6 +73,29 @@ def test_measures_equal_their_formulas():
     assert values.diff().min() >= 0
 
 
+def test_rms_is_the_root_of_lee_in_units_of_the_output():
+    model, x = Net(), images()
+    L, _ = explicit(model, x)
+    metric = lm.LocalEquivarianceError(NAMES, "rms")
+    metric.update(model, x)
+    wanted = L.square().mean((1, 2)).sqrt()
+    for found in (metric.compute(), metric.rms(), F.rms(model, x, NAMES)):
+        torch.testing.assert_close(torch.stack(list(found.values())), wanted, rtol=1e-10, atol=0)
+    thousand = F.rms(lambda v: 1000 * model.eval()(v), x, NAMES)
+    torch.testing.assert_close(torch.stack(list(thousand.values())), 1000 * wanted, rtol=1e-10, atol=0)
+    # One image in a group: the jackknife of the root.
+    square = L.square().mean(2)
+    left = torch.stack([(square.sum(1) - square[:, k]) / (len(x) - 1) for k in range(len(x))]).sqrt()
+    errors = ((len(x) - 1) / len(x) * (left - left.mean(0)).square().sum(0)).sqrt()
+    found = torch.stack(list(metric.standard_error().values()))
+    torch.testing.assert_close(found, errors, rtol=1e-8, atol=0)
+    shifts = lm.LocalEquivarianceError("translation", "rms")
+    shifts.update(model, x)
+    in_pixels = (shifts.rms("pixel"), shifts.standard_error(units="pixel"))
+    for by_pixel, by_unit in zip(in_pixels, (shifts.rms(), shifts.standard_error()), strict=True):
+        assert by_pixel["translation_x"].item() == pytest.approx(by_unit["translation_x"].item() / 4.5)
+
+
 def test_lee_of_probabilities_comes_from_the_same_pass():
     model, x = Net(), images()
     calls = []

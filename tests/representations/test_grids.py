@@ -56,6 +56,41 @@ def test_layouts_say_the_same():
     assert not tokens[:, :, 0].any()
 
 
+@pytest.mark.parametrize(("size", "spacing"), [((7,), ()), ((3, 4, 5), ()), ((3, 4, 5), (1, 1, 2.5)), ((4, 6), (1, 2))])
+def test_tokens_of_other_grids_move_as_their_fields(size, spacing):
+    dimension = len(size)
+    asked = lm.generators("all", dimension=dimension)
+    field, layout = R.Field(dimension, spacing), R.Tokens(size, 2, spacing)
+    grid = torch.randn(2, 3, *size, dtype=torch.float64)
+    tokens = torch.cat([torch.ones(2, 2, 3, dtype=torch.float64), grid.flatten(2).mT], 1)
+    layout.check(tokens, "output")
+    stencil = lm.Resampling()
+    moved = layout.tangents(tokens, asked, stencil)
+    torch.testing.assert_close(moved[:, :, 2:].mT.unflatten(-1, size), field.tangents(grid, asked, stencil))
+    assert not moved[:, :, :2].any()
+    for generator in asked:
+        found = layout.act(tokens, generator, 0.2, stencil)
+        torch.testing.assert_close(found[:, 2:].mT.unflatten(-1, size), field.act(grid, generator, 0.2, stencil))
+        assert torch.equal(found[:, :2], tokens[:, :2])
+    assert R.grid_size(layout, tokens) == size
+    with pytest.raises(ValueError, match=f"of dimension {dimension}"):
+        layout.tangents(tokens, lm.generators("scale", dimension=dimension % 3 + 1), stencil)
+
+
+def test_a_transformer_of_volumes_is_as_equivariant_as_its_patches_are_one_voxel():
+    """Pointwise attention over voxels as tokens without positions: everything that permutes places commutes with it."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True).double().eval()
+    volumes = torch.randn(3, 4, 4, 4, 4, dtype=torch.float64)
+    encode = lambda v: layer(v.flatten(2).mT)  # noqa: E731
+    options = {"input_representation": R.Field(3), "output_representation": R.Tokens((4, 4, 4))}
+    found = lm.functional.lattice_equivariance_error(encode, volumes, "flips", **options)
+    assert max(found.values()) < 1e-12
+    wrong = options | {"output_representation": R.Tokens((64,))}
+    with pytest.raises(ValueError, match="dimension"):
+        lm.functional.relative(encode, volumes, "rotation", **wrong)
+
+
 class Declares(nn.Module):
     def __init__(self, grid=(2, 3), prefix=1):
         super().__init__()
