@@ -90,7 +90,7 @@ def test_each_part_has_its_curves(tmp_path):
     )
     trainer, module = fit([monitor], logger=logger)
     found = trainer.callback_metrics
-    keys = [f"equivariance{part}{kind}/{name}" for part in ("_energy", "_forces") 
+    keys = [f"equivariance{part}{kind}/{name}" for part in ("_energy", "_forces")
             for kind in ("", "_se", "_lee", "_rms", "_rms_se")
             for name in ("translation_x", "rotation_z")]  # fmt: skip
     assert all(torch.isfinite(found[key]) and found[key] > 0 for key in keys)
