@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import lie_metric as lm
-from lie_metric.callbacks.measurements import Measurement, strides_of
+from lie_metric.curves import strides_of
 from lie_metric.layerwise import attributed
 from lie_metric.lie import linearise
 from lie_metric.options import Options
@@ -326,7 +326,8 @@ def report_epoch(arguments: argparse.Namespace) -> float:
 
     def measure(**options: Any) -> None:
         """What the monitor does in one epoch: the method that was found is checked again."""
-        measurement = Measurement(lm.EquivarianceMonitor(**options)._metrics(images.device), strides=strides_of(256))
+        measurement = lm.EquivarianceMonitor(**options).program.measurement(images.device)
+        measurement.strides = strides_of(256)
         measurement.local.expect(checked)
         for start in (0, 128):
             measurement.update(model, images, list(range(start, start + 128)))

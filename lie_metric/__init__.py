@@ -1,4 +1,4 @@
-"""Equivariance curves while you train: Lie derivatives of vision models."""
+"""Equivariance curves while you train: Lie derivatives of models."""
 
 from lie_metric import figures, functional, lattice, orbits, representations, testing, transforms
 from lie_metric.algebra import Generator, generators
@@ -19,6 +19,7 @@ from lie_metric.metrics import (
     RelaxedEquivarianceError,
     StencilError,
 )
+from lie_metric.recorder import Recorder
 from lie_metric.resampling import PAPER, Resampling
 from lie_metric.runs import read_record, read_runs
 
@@ -37,6 +38,7 @@ __all__ = [
     "LocalEquivarianceError",
     "OrbitVariance",
     "PredictionConsistency",
+    "Recorder",
     "RelativeStability",
     "RelaxedEquivarianceError",
     "Resampling",

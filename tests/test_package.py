@@ -14,7 +14,7 @@ ROOMS = (
     "warning", "randomness", "algebra", "cube", "filters", "holders", "resampling", "lattice", "motion", "warping",
     "running", "jacobian", "transforms", "representations", "options", "calling", "measured", "orbits", "binding",
     "lie", "functional", "testing", "records", "tables", "figures", "attribution", "layerwise", "metrics", "compare",
-    "run_files", "runs", "callbacks", "study",
+    "run_files", "runs", "curves", "recorder", "callbacks", "study",
 )  # fmt: skip
 """The house from its ground up: modules and folders of the package, each of which imports only those before it."""
 

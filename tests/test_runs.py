@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
 from lie_metric import run_files, runs
-from lie_metric.callbacks.records import append
+from lie_metric.curves.files import append
 from lie_metric.study.__main__ import main
 from lie_metric.study.comparison import compare_runs, write_comparison
 

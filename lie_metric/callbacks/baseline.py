@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lie_metric.callbacks.measurements import Measurement
 from lie_metric.callbacks.weights import copies, exchanged, tensors_of
+from lie_metric.curves.measurements import Measurement
 from lie_metric.warning import warn
 
 __all__ = ["Untrained"]

@@ -7,32 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
 from lie_metric.algebra import Generator
-from lie_metric.binding import on_grid, resolve_for, sample_count
+from lie_metric.binding import sample_count
 from lie_metric.callbacks import tensorboard
 from lie_metric.callbacks.baseline import Untrained
-from lie_metric.callbacks.batches import inputs_of
-from lie_metric.callbacks.companions import beside, by_name
-from lie_metric.callbacks.keys import Keys
-from lie_metric.callbacks.measurements import LoaderMeasurements, Measurement, strides_of
+from lie_metric.callbacks.loaders import LoaderMeasurements
 from lie_metric.callbacks.monitor import Function, Monitor
 from lie_metric.callbacks.records import keep
 from lie_metric.callbacks.selection import Gathering, Share, WholeBatches, described
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, number_of_batches, validation_loaders
+from lie_metric.curves import Measurement, Program, strides_of
+from lie_metric.curves.batches import inputs_of
 from lie_metric.functional.local_equivariance import Measure
 from lie_metric.jacobian import Method
-from lie_metric.metrics import LocalEquivarianceError
 from lie_metric.metrics.base import ModelMetric
-from lie_metric.options import Layout
+from lie_metric.options import Layout, Options
 from lie_metric.resampling import Resampling
 
 __all__ = ["EquivarianceMonitor"]
@@ -217,30 +214,25 @@ class EquivarianceMonitor(Monitor):
         )
         _check_positive("num_images", num_images, "256 images give standard errors of some per cent.")
         _check_positive("every_n_epochs", every_n_epochs, "1 measures every epoch.")
-        if isinstance(measures, str) or not measures or not set(measures) <= set(get_args(Measure)):
-            raise ValueError(f"`measures` must be a sequence of some of {get_args(Measure)}, got {measures!r}.")
-        self.generators = resolve_for(generators, input_representation)
+        options = Options(output, function, input_representation, output_representation, resampling, method, chunk_size)
+        self.program = Program(
+            generators,
+            options,
+            measures=measures,
+            displacement=displacement,
+            floor=floor,
+            metrics=metrics,
+            lee_output=lee_output,
+            seed=seed,
+            prefix=prefix,
+        )
+        self.generators, self.metrics, self._keys = self.program.generators, self.program.metrics, self.program.keys
         self.num_images = num_images
         self.every_n_epochs = every_n_epochs
-        self.measures = tuple(measures)
-        self.resampling = resampling or Resampling()
+        self.measures = self.program.measures
+        self.resampling = options.stencil
         self.baseline = baseline
-        shared: dict[str, Any] = {
-            "output": output,
-            "input_representation": input_representation,
-            "output_representation": output_representation,
-            "resampling": self.resampling,
-            "seed": seed,
-        } | ({} if function is None else {"function": function})
-        self._options = shared | {"lee_output": lee_output, "method": method, "chunk_size": chunk_size}
-        self._metric()  # refuses bad options now rather than after the first epoch
         self.displacement, self.floor = displacement, floor
-        built_in = beside(self.generators, input_representation, displacement, floor)
-        self._built_in = frozenset(built_in)
-        self.metrics = {name: metric.inheriting(**shared) for name, metric in (built_in | by_name(metrics)).items()}
-        self._keys = Keys(
-            prefix, self.measures, self.generators, output_representation, self.metrics, self._built_in, displacement
-        )
         self._untrained = Untrained()
         self._forget()
 
@@ -335,13 +327,12 @@ class EquivarianceMonitor(Monitor):
         self._measuring = not self.skips(trainer, self.every_n_epochs)
         self._loaders = []
         count = max((trainer.current_epoch + 1) // self.every_n_epochs, 1)
-        seldom = frozenset() if count & (count - 1) == 0 else self._built_in & {"linearity", "floor"}
         if self._measuring or self._untrained.is_kept:
+            curve = partial(self.program.measurement, pl_module.device, self.program.seldom(count))
+            start = partial(self.program.measurement, pl_module.device)
             self._loaders = [
                 LoaderMeasurements(
-                    each,
-                    Measurement(self._metrics(pl_module.device, seldom)) if self._measuring else None,
-                    Measurement(self._metrics(pl_module.device)) if self._untrained.is_kept else None,
+                    each, curve() if self._measuring else None, start() if self._untrained.is_kept else None
                 )
                 for each in validation_loaders(trainer)
             ]
@@ -419,7 +410,7 @@ class EquivarianceMonitor(Monitor):
         if baseline:
             self._untrained.forget()
             starts = [loader.start for loader in self._loaders]
-            values = self._keys.values(trainer, pl_module, starts, self._tell)
+            values = self._values(trainer, pl_module, starts)
             start = {key: value.item() for key, value in values.items()}
             for logger in trainer.loggers:
                 logger.log_metrics({**start, "epoch": 0}, step=0)
@@ -427,7 +418,7 @@ class EquivarianceMonitor(Monitor):
             # Every process holds the same values: the mean over processes is no change, and asking for it keeps
             # Lightning from warning that values might differ.
             curves = [loader.curve for loader in self._loaders]
-            values = self._keys.values(trainer, pl_module, curves, self._tell)
+            values = self._values(trainer, pl_module, curves)
             pl_module.log_dict(values, sync_dist=True, batch_size=1, add_dataloader_idx=False)
         keep(trainer, pl_module, self.prefix, self.measures, self._loaders, baseline=baseline)
         self._measuring, self._loaders = False, []
@@ -447,20 +438,13 @@ class EquivarianceMonitor(Monitor):
         """Frees what was kept; also called first, because an interrupted run is not torn down."""
         self._loaders, self._measuring = [], False
         self._untrained.forget()
-        self._checked: LocalEquivarianceError | None = None
+        self.program.forget()
 
-    def _metric(self) -> LocalEquivarianceError:
-        return LocalEquivarianceError(self.generators, with_noise="sensitivity" in self.measures, **self._options)
-
-    def _metrics(self, device: torch.device, without: frozenset[str] = frozenset()) -> dict[str, ModelMetric]:
-        """Empty metrics, the Lie derivatives under no name and the companions, but for some, under theirs."""
-        local = self._metric()
-        if self._checked is not None:
-            local.expect(self._checked)
-        found: dict[str, ModelMetric] = {"": local}
-        found |= {name: metric.inheriting() for name, metric in self.metrics.items() if name not in without}
-        # The sums are float64, which MPS has not: there they stay in main memory.
-        return found if device.type == "mps" else {name: metric.to(device) for name, metric in found.items()}
+    def _values(
+        self, trainer: Trainer, pl_module: LightningModule, measurements: Sequence[Measurement | None]
+    ) -> dict[str, Tensor]:
+        add_up = partial(trainer.strategy.reduce, reduce_op="sum")
+        return self._keys.values(measurements, self._tell, pl_module.device, add_up)
 
     @override
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Any, dataloader_idx: int) -> str:
@@ -475,35 +459,24 @@ class EquivarianceMonitor(Monitor):
         Returns:
             What is measured, as a line for the user.
         """
-        metrics = self._metrics(pl_module.device)
         measured = self.function_name(pl_module)
-        for name, metric in metrics.items():
-            try:
-                metric.update(pl_module, images)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                if name in self._built_in:
-                    self.report(f"The companion {name!r} of `{self._name}` cannot be measured", error)
-                    continue
-                explained = self.explained(error, measured + (f" with the companion {name!r}" if name else ""))
-                if explained is error:
-                    raise
-                raise explained from error
-        local = metrics[""]
-        self._checked = local if isinstance(local, LocalEquivarianceError) else None
+
+        def failed(name: str, error: Exception) -> None:
+            if name in self.program.built_in:
+                self.report(f"The companion {name!r} of `{self._name}` cannot be measured", error)
+                return
+            explained = self.explained(error, measured + (f" with the companion {name!r}" if name else ""))
+            if explained is error:
+                raise error
+            raise explained from error
+
+        local = self.program.rehearse(pl_module, images, pl_module.device, failed)
         loader = validation_loaders(trainer)[dataloader_idx]
         size = getattr(loader, "batch_size", None) or sample_count(images, self._input_representation)
         chosen = described(
             loader, trainer, dataloader_idx, self.num_images, size, isinstance(self._input_representation, Mapping)
         )
-        parts = [
-            f"{measured}: output {getattr(local, 'described', None) or 'as declared'}",
-            f"method {check}" if (check := getattr(local, "check", None)) else f"method {local.method_used}",
-            *([f"stencil {self.resampling}"] if on_grid(self._input_representation) else []),
-            chosen,
-        ]
-        return "; ".join(parts)
+        return self.program.told(local, measured, chosen)
 
     def _tell(self, name: str, error: Exception | None) -> None:
         """Tells that a metric could not be read: the Lie derivatives, or the companion of this name."""

@@ -13,10 +13,10 @@ from typing_extensions import override
 from lie_metric import figures
 from lie_metric.algebra import Generator
 from lie_metric.binding import resolve_for
-from lie_metric.callbacks.batches import images_of
 from lie_metric.callbacks.monitor import Function, Monitor
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, step
+from lie_metric.curves.batches import images_of
 from lie_metric.functional.sums import standard_error, totals
 from lie_metric.layerwise import LayerwiseReport, Probes, attributed, share, validate_probes
 from lie_metric.options import Options

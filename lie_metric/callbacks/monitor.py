@@ -14,11 +14,11 @@ from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lie_metric.binding import bind
-from lie_metric.callbacks.batches import describe, inputs_of, refusal
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import first_batch, is_fitting, refuse_sharded, validation_loaders
 from lie_metric.callbacks.weights import tensors_of
 from lie_metric.calling import call_of, part_of
+from lie_metric.curves.batches import describe, inputs_of, refusal
 from lie_metric.measured import function_of, validate_inputs
 from lie_metric.options import Layout, Options
 from lie_metric.resampling import working_precision

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lie_metric.callbacks.tensorboard import flat_hyperparameters
 from lie_metric.callbacks.trainers import is_fitting, step
+from lie_metric.curves.files import append, entries_of
 from lie_metric.records import VERSION
 from lie_metric.warning import warn
 
-__all__ = ["append", "directory", "keep"]
+__all__ = ["directory", "keep"]
 
 _WARNED: weakref.WeakSet[Trainer] = weakref.WeakSet()
 
@@ -67,22 +67,12 @@ def keep(
     for (is_start, index, each, name), (images, failures) in zip(measured, outcomes, strict=True):
         if not images or failures:
             continue
-        metric = each.metrics[name]
-        if name == "linearity":
-            continue  # a ratio of two metrics, which has no replicates of its own
         try:
-            records = metric.records([metric.measure] if name else measures)
+            found = entries_of(name, each.metrics[name], prefix, measures, index if len(loaders) > 1 else None)
         except Exception as error:
             _warn(trainer, error)
             continue
-        for part, record in [pair for each in records for pair in each.by_part()]:
-            middle = name or ("" if record.measure == "relative" else record.measure)
-            entry = {
-                "key": "_".join(filter(None, (prefix, part, middle))),
-                "suffix": f"/dataloader_idx_{index}" if len(loaders) > 1 else "",
-                "loader": index,
-            }
-            entries.setdefault(is_start, []).append(entry | record.to_json())
+        entries.setdefault(is_start, []).extend(found)
     if folder is None:
         return
     lines = [
@@ -122,26 +112,6 @@ def directory(loggers: Iterable[Any]) -> Path | None:
         if isinstance(found, (str, os.PathLike)) and "://" not in str(found):
             return Path(found)
     return None
-
-
-def append(path: Path, lines: Iterable[Mapping[str, Any]], header: Mapping[str, Any]) -> None:
-    """Adds lines to a file; a line that an interruption has torn ends where it is.
-
-    Args:
-        path: The file; made with its folders if needed.
-        lines: The lines.
-        header: The first line of a new file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
-        texts = [json.dumps(line, allow_nan=False, separators=(",", ":")) for line in lines]
-        if not size:
-            texts.insert(0, json.dumps(header))
-        file.write((("\n" if size and torn else "") + "".join(f"{text}\n" for text in texts)).encode())
 
 
 def _header(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

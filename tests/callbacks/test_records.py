@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
-from lie_metric.callbacks.records import append, directory
+from lie_metric.callbacks.records import directory
+from lie_metric.curves.files import append
 from lie_metric.metrics import LatticeEquivarianceError, OrbitVariance
 from lie_metric.records import Record
 

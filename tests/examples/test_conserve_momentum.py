@@ -106,7 +106,7 @@ def test_noether(momentum):
 
 def test_whole_job(momentum, tmp_path, capsys):
     arguments = ["--systems", "20", "--test-systems", "12", "--chunks", "2", "--epochs", "2", "--batch-size", "20"]
-    arguments += ["--horizon", "0.2", "--seeds", "2", "--models", "MLP", "pairwise", "neural ODE"]
+    arguments += ["--horizon", "0.2", "--seeds", "2", "--processes", "1", "--models", "MLP", "pairwise", "neural ODE"]
     results = momentum.main([*arguments, "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     folder = tmp_path / "springs"

@@ -1,15 +1,14 @@
-"""Under which keys an :class:`~lie_metric.EquivarianceMonitor` logs what: families of curves, titles and values."""
+"""Under which keys curves are logged: families, titles and values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lie_metric.algebra import Generator
-from lie_metric.callbacks.measurements import Measurement
+from lie_metric.curves.measurements import Measurement
 from lie_metric.functional.local_equivariance import Measure
 from lie_metric.metrics import FiniteEquivarianceError, LocalEquivarianceError
 from lie_metric.metrics.base import ModelMetric
@@ -79,18 +78,18 @@ class Keys:
 
     def values(
         self,
-        trainer: Trainer,
-        pl_module: LightningModule,
         measurements: Sequence[Measurement | None],
         tell: Callable[[str, Exception | None], None],
+        device: torch.device,
+        add_up: Callable[[Tensor], Tensor],
     ) -> dict[str, Tensor]:
         """The values under their keys, alike on all processes; NaN for what could not be measured.
 
         Args:
-            trainer: The trainer.
-            pl_module: The module.
             measurements: What was measured of each loader.
             tell: Takes the name of a metric that failed, and why.
+            device: Where processes exchange numbers, and where values go.
+            add_up: The sum of a tensor over all processes.
 
         Returns:
             The values.
@@ -98,9 +97,9 @@ class Keys:
         known = [measurement for measurement in measurements if measurement is not None]
         # Always the same collective operations on every process, whatever failed where.
         outcomes = torch.tensor(
-            [[m.images, *(name in m.errors for name in m.metrics)] for m in known], device=pl_module.device
+            [[m.images, *(name in m.errors for name in m.metrics)] for m in known], device=device
         ).float()
-        outcomes = trainer.strategy.reduce(outcomes, reduce_op="sum")
+        outcomes = add_up(outcomes)
         values: dict[str, Tensor] = {}
         for index, (measurement, (images, *failures)) in enumerate(zip(known, outcomes.tolist(), strict=True)):
             measured: dict[str, Mapping[str, Tensor]] = {}
@@ -120,7 +119,7 @@ class Keys:
                 for key in (family, f"{family}_se") if family not in left_out else ():
                     for name in names:
                         value = torch.as_tensor(measured.get(key, {}).get(name, torch.nan), dtype=torch.float32)
-                        values[f"{key}/{name}{suffix}"] = value.to(pl_module.device)
+                        values[f"{key}/{name}{suffix}"] = value.to(device)
         return values
 
     def _read(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from lie_metric.algebra import Generator, moves
 from lie_metric.binding import on_grid
-from lie_metric.callbacks.keys import FAMILIES, TITLES
+from lie_metric.curves.keys import FAMILIES, TITLES
 from lie_metric.metrics import FiniteEquivarianceError, StencilError
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.options import Layout

@@ -1,4 +1,4 @@
-"""What is measured of each validation loader in one epoch, and of how many of its images."""
+"""What is measured of some images under one set of weights, and of how many of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lie_metric.callbacks.selection import Gathering, WholeBatches
 from lie_metric.metrics import LocalEquivarianceError, StencilError
 from lie_metric.metrics.base import ModelMetric
 
-__all__ = ["LoaderMeasurements", "Measurement", "strides_of"]
+__all__ = ["Measurement", "strides_of"]
 
 
 @dataclass
@@ -36,7 +34,7 @@ class Measurement:
         assert isinstance(found, LocalEquivarianceError)
         return found
 
-    def update(self, pl_module: LightningModule, images: Any, numbers: list[int]) -> None:
+    def update(self, model: Any, images: Any, numbers: list[int]) -> None:
         """Adds images; a metric that fails takes no more, and the others go on.
 
         What is measured on some of the images waits until these are as many as a batch, or :meth:`finish`.
@@ -44,26 +42,26 @@ class Measurement:
         for name in self.metrics:
             stride = self.strides.get(name, 1)
             if stride == 1 or not isinstance(images, Tensor):
-                self._measure(name, pl_module, images, numbers)
+                self._measure(name, model, images, numbers)
                 continue
             chosen = [row for row, number in enumerate(numbers) if number % stride == 0]
             parts, waiting = self._waiting.setdefault((name, images.shape[1:], images.dtype), ([], []))
             parts.append(images[chosen])
             waiting += [numbers[row] for row in chosen]
             if len(waiting) >= len(images):
-                self._measure(name, pl_module, torch.cat(parts), list(waiting))
+                self._measure(name, model, torch.cat(parts), list(waiting))
                 parts.clear()
                 waiting.clear()
         self.images += sum(number >= 0 for number in numbers)
 
-    def finish(self, pl_module: LightningModule) -> None:
+    def finish(self, model: Any) -> None:
         """Measures what still waits."""
         waiting, self._waiting = self._waiting, {}
         for (name, *_), (parts, numbers) in waiting.items():
             if numbers:
-                self._measure(name, pl_module, torch.cat(parts), numbers)
+                self._measure(name, model, torch.cat(parts), numbers)
 
-    def _measure(self, name: str, pl_module: LightningModule, images: Any, numbers: list[int]) -> None:
+    def _measure(self, name: str, model: Any, images: Any, numbers: list[int]) -> None:
         if name in self.errors:
             return
         metric = self.metrics[name]
@@ -71,30 +69,9 @@ class Measurement:
             if isinstance(metric, StencilError):
                 metric.trust(self.local.method_used)
             metric.numbers = numbers
-            metric.update(pl_module, images)
+            metric.update(model, images)
         except Exception as error:
             self.errors[name] = error
-
-
-@dataclass
-class LoaderMeasurements:
-    """A validation loader in one epoch: its chosen images, and what is made of them."""
-
-    loader: Any
-    curve: Measurement | None
-    start: Measurement | None
-    gathering: Gathering | WholeBatches | None = None
-
-    @property
-    def measurements(self) -> list[Measurement]:
-        """Those that are made in this epoch."""
-        return [measurement for measurement in (self.curve, self.start) if measurement is not None]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether no further batch is to be measured."""
-        failed = all(set(measurement.errors) == set(measurement.metrics) for measurement in self.measurements)
-        return failed or (self.gathering is not None and self.gathering.is_complete)
 
 
 def strides_of(count: int) -> dict[str, int]:

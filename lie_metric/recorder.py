@@ -1,0 +1,327 @@
+"""Curves without a training library: a fixed set of inputs, measured whenever a training loop asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lie_metric.binding import Generators, moved_parts, sample_count
+from lie_metric.curves import Measurement, Program, append, entries_of, strides_of
+from lie_metric.curves.batches import inputs_of
+from lie_metric.functional.local_equivariance import LeeOutput, Measure
+from lie_metric.jacobian import Method
+from lie_metric.metrics.base import ModelMetric
+from lie_metric.options import Function, Layout, Options, Output
+from lie_metric.records import VERSION, plain
+from lie_metric.resampling import Resampling
+from lie_metric.running import found_modules, random_state
+from lie_metric.warning import warn
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Measures the same inputs again and again while a model trains: what `EquivarianceMonitor` does, in any loop.
+
+    :meth:`measure` returns the values under the keys of :class:`~lie_metric.EquivarianceMonitor`, keeps them in
+    :attr:`history`, gives them to ``log``, and adds a line to ``<folder>/<prefix>.jsonl``, from which
+    :func:`lie_metric.read_runs`, :func:`lie_metric.compare` and ``lie-metric compare`` read. The model is measured in
+    evaluation mode and left as it was found, random states included, so that training is not changed.
+
+    Linearity and the stencil's own error are measured at the first, second, fourth, eighth, ... call, and companions of
+    many images on a part of them, as the monitor does it.
+
+    *Several processes* (``torchrun``, accelerate): every process makes the recorder with the same inputs and calls
+    :meth:`measure` at the same time; each measures its share, and all have the values of one process over all inputs.
+    The process of rank 0 logs and writes. Pass the model itself, not its wrapper of data parallelism. Sharded models
+    are not for it.
+
+    Args:
+        inputs: Images (B, C, H, W), or what else ``input_representation`` is of; a list of batches, where they are of
+            several sizes or have named parts.
+        generators: As of :class:`~lie_metric.EquivarianceMonitor`, as are all arguments that are not described here.
+        batch_size: How many images of one tensor are measured at a time; None for all.
+        folder: Where the file is kept; None for none.
+        log: What takes the values, with "step" and "epoch" beside them: ``wandb.log``, ``print``, a writer's method.
+        settings: What tells the run from others, such as its learning rate and its "seed"; kept in the file.
+        measures: As of the monitor.
+        displacement: As of the monitor.
+        floor: As of the monitor.
+        metrics: As of the monitor.
+        output: As of the monitor.
+        function: As of the monitor.
+        lee_output: As of the monitor.
+        input_representation: As of the monitor.
+        output_representation: As of the monitor.
+        resampling: As of the monitor.
+        method: As of the monitor.
+        chunk_size: As of the monitor.
+        seed: As of the monitor.
+        on_error: ``"raise"``, or ``"warn"``: NaN for what could not be measured, and training goes on. A TypeError or
+            ValueError of the first call, which is a misuse, is raised whatever it is.
+        prefix: First word of the keys and name of the file.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range, or there are no inputs.
+
+    Attributes:
+        history: For each call the values, with "step" and "epoch".
+        described: What is measured, by which method and stencil, in a line; None before the first call.
+
+    Example:
+        >>> import torch, lie_metric as lm
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten(1))
+        >>> model.append(torch.nn.LazyLinear(3)); _ = model(torch.rand(1, 1, 8, 8))  # doctest: +ELLIPSIS
+        Sequential(...
+        >>> recorder = lm.Recorder(torch.rand(8, 1, 8, 8), "rotation", displacement=None, floor=False)
+        >>> for step in range(2):
+        ...     values = recorder.measure(model, step=step)  # and train
+        >>> sorted(values)[0], len(recorder.history)
+        ('equivariance/rotation', 2)
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        generators: Generators = ("translation", "rotation", "scale"),
+        *,
+        batch_size: int | None = None,
+        folder: Path | str | None = None,
+        log: Callable[[dict[str, float]], Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        measures: Sequence[Measure] = ("relative", "lee"),
+        displacement: float | None = 2.0,
+        floor: bool = True,
+        metrics: Sequence[ModelMetric] | Mapping[str, ModelMetric] = (),
+        output: Output = "logits",
+        function: Function | None = None,
+        lee_output: LeeOutput = "output",
+        input_representation: Layout | None = None,
+        output_representation: Layout | None = None,
+        resampling: Resampling | None = None,
+        method: Method = "auto",
+        chunk_size: int | None = None,
+        seed: int = 0,
+        on_error: Literal["warn", "raise"] = "warn",
+        prefix: str = "equivariance",
+    ) -> None:
+        if on_error not in {"warn", "raise"}:
+            raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
+        if log is not None and not callable(log):
+            raise TypeError(f"`log` must take a mapping of values, got {log!r}. Pass e.g. `wandb.log`, or `print`.")
+        if not isinstance(prefix, str) or not prefix or "/" in prefix:
+            raise ValueError(f"`prefix` must be a non-empty string without '/', got {prefix!r}.")
+        if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int)):
+            raise TypeError(f"`batch_size` must be an integer or None, got {batch_size!r}.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        options = Options(output, function, input_representation, output_representation, resampling, method, chunk_size)
+        self.program = Program(
+            generators,
+            options,
+            measures=measures,
+            displacement=displacement,
+            floor=floor,
+            metrics=metrics,
+            lee_output=lee_output,
+            seed=seed,
+            prefix=prefix,
+        )
+        self._layout = input_representation
+        self._batches = _batches(inputs, input_representation, batch_size)
+        self.log, self.on_error, self.prefix = log, on_error, prefix
+        self.file = None if folder is None else Path(folder) / f"{prefix}.jsonl"
+        self._settings = {name: plain(value) for name, value in dict(settings or {}).items()}
+        self.history: list[dict[str, float]] = []
+        self.described: str | None = None
+
+    @classmethod
+    def of_loader(
+        cls,
+        loader: Iterable[Any],
+        generators: Generators = ("translation", "rotation", "scale"),
+        *,
+        num_images: int = 256,
+        inputs: Callable[[Any], Any] | int | str | None = None,
+        **options: Any,
+    ) -> Recorder:
+        """A recorder of the first samples of a loader, whole batches of it.
+
+        Args:
+            loader: Gives batches; it is gone through once, as far as it is needed, without a trace in random states.
+            generators: As of the class.
+            num_images: At least how many samples.
+            inputs: Where what the model takes is in a batch, as of :class:`~lie_metric.EquivarianceMonitor`.
+            options: Further arguments of the class.
+
+        Returns:
+            The recorder.
+
+        Raises:
+            ValueError: If the loader is empty.
+        """
+        layout, found, count = options.get("input_representation"), [], 0
+        with random_state():
+            for batch in loader:
+                found.append(inputs_of(batch, inputs, layout, "Recorder"))
+                count += sample_count(found[-1], layout)
+                if count >= num_images:
+                    break
+        return cls(found, generators, **options)
+
+    def measure(self, model: Any, step: int, epoch: float | None = None) -> dict[str, float]:
+        """Measures a model as it is now.
+
+        Args:
+            model: The model, on one device.
+            step: How many steps it was trained; at step 0 it is the baseline.
+            epoch: How many epochs; the default is that of the number of calls.
+
+        Returns:
+            The values by key, NaN for what could not be measured.
+
+        Raises:
+            RuntimeError: If nothing can be measured and ``on_error`` is ``"raise"``.
+            TypeError: If the first call is a misuse.
+            ValueError: If the first call is a misuse.
+        """
+        device = _device_of(model)
+        if not self.history:
+            few = self._batches[0] if isinstance(self._layout, Mapping) else self._batches[0][:2]
+            local = self.program.rehearse(model, _on(few, device), device, self._rehearsal_failed)
+            count = sum(sample_count(batch, self._layout) for batch in self._batches)
+            name = _name_of(model, self.program.options.function)
+            self.described = self.program.told(local, name, f"{count} samples")
+        calls = len(self.history) + 1
+        measurement = self.program.measurement(device, self.program.seldom(calls))
+        total = sum(sample_count(batch, self._layout) for batch in self._batches)
+        measurement.strides = strides_of(total)
+        for inputs, numbers in self._shares():
+            measurement.update(model, _on(inputs, device), numbers)
+        measurement.finish(model)
+        values = self.program.keys.values([measurement], self._tell, device, _add_up)
+        found = {key: float(value) for key, value in values.items()}
+        self._keep(measurement, step, calls - 1 if epoch is None else epoch)
+        entry = {**found, "step": step, "epoch": calls - 1 if epoch is None else epoch}
+        self.history.append(entry)
+        if self.log is not None and _rank() == 0:
+            self.log(dict(entry))
+        return found
+
+    def _shares(self) -> Iterator[tuple[Any, list[int]]]:
+        """What this process measures: whole batches of named parts, and every so many-th image of a tensor.
+
+        Yields:
+            Inputs, and the numbers of their samples.
+        """
+        rank, world = _rank(), _world()
+        start = 0
+        for index, batch in enumerate(self._batches):
+            count = sample_count(batch, self._layout)
+            numbers = range(start, start + count)
+            start += count
+            if isinstance(self._layout, Mapping):
+                if index % world == rank:
+                    yield batch, list(numbers)
+            else:
+                rows = [row for row, number in enumerate(numbers) if number % world == rank]
+                if rows:
+                    yield batch[rows] if world > 1 else batch, [numbers[row] for row in rows]
+
+    def _keep(self, measurement: Measurement, step: int, epoch: float) -> None:
+        """Adds a line to the file; all processes take part in adding up."""
+        if self.file is None:
+            return
+        outcomes = _add_up(torch.tensor([float(name in measurement.errors) for name in measurement.metrics]))
+        entries = [
+            entry
+            for (name, metric), failed in zip(measurement.metrics.items(), outcomes.tolist(), strict=True)
+            if not failed
+            for entry in entries_of(name, metric, self.prefix, self.program.measures)
+        ]
+        if _rank() == 0:
+            line = {"version": VERSION, "epoch": epoch, "step": step, "baseline": step == 0, "records": entries}
+            seed = self._settings.get("seed")
+            header = {"version": VERSION, "hyperparameters": self._settings}
+            append(self.file, [line], header | ({"seed": seed} if isinstance(seed, int) else {}))
+
+    def _rehearsal_failed(self, name: str, error: Exception) -> None:
+        if isinstance(error, (TypeError, ValueError)) and name not in self.program.built_in:
+            raise error
+        self._tell(name, error)
+
+    def _tell(self, name: str, error: Exception | None) -> None:
+        what = f"The companion {name!r} of `Recorder`" if name else "The equivariance of the model"
+        reason = "on another process" if error is None else f"with {type(error).__name__}: {error}"
+        message = f"{what} could not be measured, it failed {reason.removesuffix('.')}."
+        if self.on_error == "raise":
+            raise RuntimeError(message) from error
+        warn(f"{message} It is NaN and training goes on; `on_error='raise'` stops it.")
+
+
+def _batches(inputs: Any, layout: Layout | None, size: int | None) -> list[Any]:
+    """What is measured at a time."""
+    found = list(inputs) if isinstance(inputs, list) else [inputs]
+    if not isinstance(layout, Mapping):
+        wrong = next((one for one in found if not isinstance(one, Tensor)), None)
+        if wrong is not None:
+            raise TypeError(
+                f"`inputs` must be a tensor, or a list of tensors, got {type(wrong).__name__}. Pass the images alone, "
+                "without labels, or name the parts that move, e.g. `input_representation={'pos': Points(3)}`."
+            )
+        found = [part for one in found for part in (one.split(size) if size and len(one) else [one])]
+    else:
+        for one in found:
+            moved_parts(one, layout)
+    if not found or not sum(sample_count(one, layout) for one in found):
+        raise ValueError("`inputs` must hold at least one sample, got none. Pass images of the validation set.")
+    return found
+
+
+def _on(inputs: Any, device: torch.device) -> Any:
+    """Inputs on a device."""
+    if isinstance(inputs, Tensor) or callable(getattr(inputs, "to", None)):
+        return inputs.to(device)
+    if isinstance(inputs, Mapping):
+        return type(inputs)({key: _on(value, device) for key, value in inputs.items()})  # type: ignore[call-arg]
+    if isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields"):
+        return type(inputs)(_on(value, device) for value in inputs)
+    return inputs
+
+
+def _device_of(model: Any) -> torch.device:
+    """Where a model's first weight is; the CPU for what has none."""
+    for module in found_modules(model).roots:
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def _name_of(model: Any, function: Function | None) -> str:
+    if callable(function):
+        return str(getattr(function, "__qualname__", repr(function)))
+    name = getattr(model, "__qualname__", type(model).__name__)
+    return f"{name}.{function}" if function else str(name)
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def _world() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _add_up(values: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if _world() > 1:
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+    return values
