@@ -1,0 +1,473 @@
+"""What does it cost to build a symmetry in, to show it, or to ask for it? Energies and forces of small molecules.
+
+    python examples/molecule_forces.py
+
+displaces the atoms of small organic molecules at random (those of ASE's G2 set, in the orientations that it has them
+in), has tblite compute energies and forces (GFN2-xTB), and trains eight networks on some of the molecules. Two see
+distances alone, so that rotations are built in. Six are told directions too, which is all the difference; of these two
+are left to themselves, two see every molecule turned at random, and two have Lie derivatives in their loss
+(`lie_metric.equivariance_penalty`). Of each kind one has forces that are gradients of its energy, and one reads them
+off directly. `EquivarianceMonitor` watches how far energies and forces of unseen molecules are from turning with them.
+It prints a table and what it says, writes one picture, and leaves a TensorBoard run for each training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import lie_metric as lm
+from lie_metric.functional.student import quantile
+from lie_metric.representations import Invariant, Masked, Points, Vectors
+from lie_metric.runs import Run
+
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import AtomNetwork, GradientForces, PairForces
+from trainings import add_common, at_least, cell, fit, last, listed, over_seeds, prepare, series, show, write
+
+Molecules = Mapping[str, Tensor]
+
+ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8}
+ATOMS = 9
+"""The largest molecules."""
+PLACES = {"pos": Masked(Points(3), "mask")}
+"""What moves of a batch; atomic numbers, energies and forces in it do not."""
+OUTPUTS = {"energy": Invariant(), "forces": Masked(Vectors(3), "mask")}
+ROTATIONS = ("rotation_x", "rotation_y", "rotation_z")
+TRANSLATIONS = ("translation_x", "translation_y", "translation_z")
+FAR = [
+    lm.orbits.uniform("rotation", math.pi / math.sqrt(3), 2, "turn", dimension=3),
+    *lm.orbits.matrices({"mirror": -torch.eye(3)}),
+]
+"""Turns about any axis by any angle up to a half, and the inversion, which no rotation is."""
+ENERGY_WEIGHT = 0.1
+"""Of the energy's error in the loss: it is one number of a molecule, forces are 3 n."""
+ROUNDING = 1e-9
+"""Errors below it are of rounding, in float64."""
+
+
+class Setting(NamedTuple):
+    """How a network is made and trained.
+
+    Attributes:
+        forces: Where its forces are from.
+        directions: Whether it sees them.
+        turned: Whether training molecules are turned at random.
+        penalised: Whether Lie derivatives are in the loss.
+    """
+
+    forces: Callable[[AtomNetwork, float], nn.Module]
+    directions: bool = True
+    turned: bool = False
+    penalised: bool = False
+
+
+MODELS = {
+    "invariant": Setting(GradientForces, directions=False),
+    "free": Setting(GradientForces),
+    "free, turned": Setting(GradientForces, turned=True),
+    "free, penalty": Setting(GradientForces, penalised=True),
+    "equivariant direct": Setting(PairForces, directions=False),
+    "free direct": Setting(PairForces),
+    "free direct, turned": Setting(PairForces, turned=True),
+    "free direct, penalty": Setting(PairForces, penalised=True),
+}
+COLOURS = dict(zip(MODELS, 2 * ("#D55E00", "#0072B2", "#56B4E9", "#009E73"), strict=True))
+
+
+def molecules() -> dict[str, Any]:
+    """Those of ASE's G2 set that are neither radicals nor large, and of hydrogen, carbon, nitrogen and oxygen alone."""
+    from ase.collections import g2
+
+    found = {name: g2[name] for name in sorted(g2.names)}
+    return {
+        name: one
+        for name, one in found.items()
+        if set(one.get_chemical_symbols()) <= set(ELEMENTS) and 3 <= len(one) <= ATOMS
+        # Open shells need more than tight binding gives.
+        if one.numbers.sum() % 2 == 0 and not one.get_initial_magnetic_moments().any()
+    }
+
+
+def computed(numbers: Any, places: Any) -> tuple[float, Any]:
+    """Energy in eV and forces in eV/angstrom by GFN2-xTB."""
+    from ase.units import Bohr, Hartree
+    from tblite.interface import Calculator
+
+    calculator = Calculator("GFN2-xTB", numbers, places / Bohr)
+    calculator.set("verbosity", 0)
+    calculator.set("accuracy", 0.01)  # forces are those of a converged density alone: 4e-5 eV of torque without it
+    found = calculator.singlepoint()
+    return found.get("energy") * Hartree, -found.get("gradient") * Hartree / Bohr
+
+
+def configurations(names: Sequence[str], each: int, displacement: float, seed: int) -> dict[str, Tensor]:
+    """Molecules with their atoms displaced at random, about the mean of their places.
+
+    Args:
+        names: Some of :func:`molecules`.
+        each: How many of each.
+        displacement: Standard deviation along each axis, in angstrom.
+        seed: Seed.
+
+    Returns:
+        ``pos`` and ``forces`` (B, N, 3), ``energy`` (B,), ``numbers`` and ``mask`` (B, N); zeros where no atom is.
+    """
+    known, source = molecules(), np.random.default_rng(seed)
+    count = len(names) * each
+    found = {
+        "pos": torch.zeros(count, ATOMS, 3, dtype=torch.float64),
+        "numbers": torch.zeros(count, ATOMS, dtype=torch.long),
+        "mask": torch.zeros(count, ATOMS, dtype=torch.bool),
+        "energy": torch.zeros(count, dtype=torch.float64),
+        "forces": torch.zeros(count, ATOMS, 3, dtype=torch.float64),
+    }
+    for row, name in enumerate(name for name in names for _ in range(each)):
+        numbers, rest = known[name].numbers, known[name].positions
+        places = rest + displacement * source.standard_normal(rest.shape)
+        places = places - places.mean(0)
+        energy, forces = computed(numbers, places)
+        atoms = len(numbers)
+        found["pos"][row, :atoms], found["forces"][row, :atoms] = torch.tensor(places), torch.tensor(forces)
+        found["numbers"][row, :atoms], found["mask"][row, :atoms] = torch.tensor(numbers), True
+        found["energy"][row] = energy
+    return found
+
+
+def counts(batch: Molecules) -> Tensor:
+    """How many atoms of each element there are, (B, elements)."""
+    return torch.stack([(batch["numbers"] == number).sum(1) for number in ELEMENTS.values()], dim=1).double()
+
+
+@lru_cache
+def data(
+    each: int, test_each: int, held_out: int, displacement: float, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Configurations to train on, and those of molecules that are held out.
+
+    Energies are less a sum over atoms of a number for each element, fitted to the training data: composition would be
+    nearly all of them, and a relative error of nothing but composition looks small.
+
+    Args:
+        each: Configurations of each training molecule.
+        test_each: Of each that is held out.
+        held_out: How many molecules are.
+        displacement: As in :func:`configurations`.
+        seed: Which are held out, and how all are displaced.
+
+    Returns:
+        Both.
+    """
+    names = list(molecules())
+    order = np.random.default_rng(seed).permutation(len(names))
+    unseen, seen = ([names[k] for k in sorted(part)] for part in (order[:held_out], order[held_out:]))
+    known = configurations(seen, each, displacement, 2 * seed)
+    test = configurations(unseen, test_each, displacement, 2 * seed + 1)
+    # Of linearly dependent counts the least numbers: two molecules have no energies of four elements.
+    of_atoms = torch.linalg.lstsq(counts(known), known["energy"][:, None], driver="gelsd").solution[:, 0]
+    for part in (known, test):
+        part["energy"] = part["energy"] - counts(part) @ of_atoms
+    return known, test
+
+
+class Rows(Dataset):
+    """Samples of a batch, one by one.
+
+    Args:
+        batch: The batch.
+    """
+
+    def __init__(self, batch: Molecules) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch["pos"])
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {name: tensor[row] for name, tensor in self.batch.items()}
+
+
+def random_rotations(count: int, source: torch.Generator | None = None) -> Tensor:
+    """Rotations that are uniform over SO(3), (count, 3, 3): of unit quaternions, which are uniform on their sphere."""
+    quaternions = torch.randn(count, 4, dtype=torch.float64, generator=source)
+    a, b, c, d = (quaternions / quaternions.norm(dim=1, keepdim=True)).T
+    rows = [
+        [1 - 2 * (c * c + d * d), 2 * (b * c - a * d), 2 * (b * d + a * c)],
+        [2 * (b * c + a * d), 1 - 2 * (b * b + d * d), 2 * (c * d - a * b)],
+        [2 * (b * d - a * c), 2 * (c * d + a * b), 1 - 2 * (b * b + c * c)],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def turned(batch: Molecules, source: torch.Generator | None = None) -> dict[str, Tensor]:
+    """Every molecule turned at random, and its forces with it."""
+    rotations = random_rotations(len(batch["pos"]), source).to(batch["pos"])
+    return {**batch, **{name: batch[name] @ rotations.mT for name in ("pos", "forces")}}
+
+
+def random_rotation_generator() -> lm.Generator:
+    """Rotation about an axis that is uniform over all: the mean of its squared errors is that of three axes."""
+    x, y, z = nn.functional.normalize(torch.randn(3), dim=0).tolist()
+    return lm.Generator("rotation", ((0, -z, y, 0), (z, 0, -x, 0), (-y, x, 0, 0)))
+
+
+class Learner(LightningModule):
+    """Trains energies and forces.
+
+    Args:
+        network: From molecules to both.
+        scales: Standard deviation of energies and root mean square of forces in the training data.
+        learning_rate: Peak learning rate.
+        turning: Whether molecules are turned at random.
+        penalty: Weight of the squared relative Lie derivative in the loss.
+        penalised: Of how many molecules of a batch, and of none if there is no weight.
+        settings: What tells the run from others.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scales: tuple[float, float],
+        learning_rate: float,
+        turning: bool = False,
+        penalty: float = 0.0,
+        penalised: int = 8,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(dict(settings or {}))
+        self.network, self.scales, self.learning_rate = network, scales, learning_rate
+        self.turning, self.penalty, self.penalised = turning, penalty, penalised
+        self.seconds = 0.0
+
+    def forward(self, batch: Molecules) -> dict[str, Tensor]:
+        """Energies (B,) and forces (B, N, 3)."""
+        return self.network(batch)
+
+    def energy(self, batch: Molecules) -> Tensor:
+        """Energies (B,) alone."""
+        return self.network.energy(batch)
+
+    def loss(self, batch: Molecules) -> Tensor:
+        """Mean squared errors in units of the data's spread; 1 + ENERGY_WEIGHT = as if nothing were known."""
+        found = self(batch)
+        energy, force = self.scales
+        wrong = ((found["forces"] - batch["forces"])[batch["mask"]] / force).square().mean()
+        return wrong + ENERGY_WEIGHT * ((found["energy"] - batch["energy"]) / energy).square().mean()
+
+    def training_step(self, batch: Molecules, batch_idx: int) -> Tensor:
+        """The loss, of turned molecules and with a penalty where that is asked for."""
+        loss = self.loss(turned(batch) if self.turning else batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["pos"]))
+        if self.penalty:
+            some = {name: tensor[: self.penalised] for name, tensor in batch.items()}
+            # Double backward needs least time for one generator, and one at random stands for all.
+            loss = loss + self.penalty * lm.equivariance_penalty(
+                self,
+                some,
+                random_rotation_generator(),
+                input_representation=PLACES,
+                output_representation=OUTPUTS,
+                method="double_backward",
+            )
+        return loss
+
+    def on_train_batch_start(self, batch: Molecules, batch_idx: int) -> None:
+        """Looks at the clock: what a step costs, without what watches it."""
+        self.seconds -= time.process_time()
+
+    def on_train_batch_end(self, outputs: Any, batch: Molecules, batch_idx: int) -> None:
+        """Looks again."""
+        self.seconds += time.process_time()
+
+    def validation_step(self, batch: Molecules, batch_idx: int) -> None:
+        """Logs the mean length of the error of forces on molecules that are not trained on."""
+        wrong = (self(batch)["forces"] - batch["forces"])[batch["mask"]].norm(dim=-1).mean()
+        self.log("val_force_error", wrong, batch_size=len(batch["pos"]))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam with a one-cycle schedule over all steps."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass
+class Result:
+    """What is known of a trained network.
+
+    Args:
+        run: The monitor's curves.
+        energy_error: Mean absolute error of energies of unseen molecules, in eV.
+        force_error: Mean length of the error of forces, in eV/angstrom.
+        turned_energy_error: The former of the same molecules turned at random.
+        turned_force_error: The latter.
+        net_force: Root mean square over molecules of the sum of forces, in eV/angstrom.
+        net_torque: That of the sum of torques about the mean of places, in eV/rad.
+        curl: How far the Jacobian of forces is from symmetric, see :func:`curl`.
+        noether: Largest difference between torques and the Lie derivative of the energy, of its largest value; NaN
+            where forces are no gradient or the energy is invariant.
+        seconds: CPU seconds of training steps.
+    """
+
+    run: Run
+    energy_error: float
+    force_error: float
+    turned_energy_error: float
+    turned_force_error: float
+    net_force: float
+    net_torque: float
+    curl: float
+    noether: float
+    seconds: float
+
+
+def rms(values: Sequence[float]) -> float:
+    """The root mean square."""
+    return math.sqrt(fmean(value * value for value in values))
+
+
+def error(one: Result, part: str, at: int = -1) -> float:
+    """Relative error of energy or forces under rotation, root mean square over three axes, at a measured epoch."""
+    return rms([series(one.run, f"equivariance_{part}", name)[1][at] for name in ROTATIONS])
+
+
+def size(one: Result, part: str) -> float:
+    """Final root mean square Lie derivative over three axes: eV/rad, or eV/angstrom/rad of a component of a force."""
+    return math.sqrt(fmean(last(one.run, f"equivariance_{part}_lee", ROTATIONS).values()))
+
+
+def torques(batch: Molecules, forces: Tensor) -> Tensor:
+    """Σ r × F of each molecule, (B, 3)."""
+    return torch.linalg.cross(batch["pos"], forces).sum(1)
+
+
+def curl(model: Callable[[Molecules], Mapping[str, Tensor]], batch: Molecules) -> float:
+    r"""How far the Jacobian J of forces is from symmetric, as that of a gradient is.
+
+    .. math:: \sqrt{E (u \cdot Jv - v \cdot Ju)^2 / E((u \cdot Jv)^2 + (v \cdot Ju)^2)}
+
+    over random directions u and v: 0 for a gradient, 1 if neither says anything of the other, √2 for a pure curl.
+
+    Args:
+        model: From molecules to forces.
+        batch: The molecules.
+
+    Returns:
+        A number.
+    """
+    source, there = torch.Generator().manual_seed(0), batch["mask"][..., None]
+    u, v = (torch.randn(batch["pos"].shape, dtype=torch.float64, generator=source) * there for _ in range(2))
+
+    def forces(pos: Tensor) -> Tensor:
+        return model({**batch, "pos": pos})["forces"]
+
+    along = [torch.func.jvp(forces, (batch["pos"],), (one,))[1].detach() for one in (u, v)]
+    a, b = ((one * change).sum((1, 2)) for one, change in zip((u, v), reversed(along), strict=True))
+    return ((a - b).square().sum() / (a.square() + b.square()).sum()).sqrt().item()
+
+
+def errors(model: nn.Module, batch: Molecules) -> tuple[float, float]:
+    """Mean absolute error of energies, mean length of that of forces."""
+    found = model(batch)
+    energy = (found["energy"] - batch["energy"]).abs().mean()
+    return energy.item(), (found["forces"] - batch["forces"])[batch["mask"]].norm(dim=-1).mean().item()
+
+
+def judged(model: Learner, run: Run, batch: Molecules) -> Result:
+    """Gathers what is known of a trained network.
+
+    Args:
+        model: The network.
+        run: Its curves.
+        batch: Molecules that it was not trained on.
+
+    Returns:
+        The result.
+    """
+    again = {name: torch.cat([tensor] * 4) for name, tensor in batch.items()}
+    with torch.no_grad():
+        plain, other = errors(model, batch), errors(model, turned(again, torch.Generator().manual_seed(0)))
+        forces = model(batch)["forces"]
+    torque = torques(batch, forces)
+    noether = math.nan
+    if isinstance(model.network, GradientForces):
+        changes = lm.lie_derivative(
+            model, batch, ROTATIONS, output=lambda found: found["energy"], input_representation=PLACES,
+            output_representation=Invariant(),
+        )  # fmt: skip
+        change = torch.stack([changes[name].detach() for name in ROTATIONS], dim=1)
+        if change.abs().max() > ROUNDING:
+            noether = ((torque - change).abs().max() / change.abs().max()).item()
+    net = (one.square().sum(-1).mean().sqrt().item() for one in (forces.sum(1), torque))
+    return Result(run, *plain, *other, *net, curl(model, batch), noether, model.seconds)
+
+
+def measured_every(epochs: int) -> int:
+    """Epochs between measurements: some six in all, and the last is one."""
+    return next(step for step in range(max(1, epochs // 6), epochs + 1) if epochs % step == 0)
+
+
+def train(task: tuple[str, int], options: argparse.Namespace) -> Result:
+    """Trains one network under the monitor.
+
+    Args:
+        task: A name of ``MODELS``, and the seed: of initial weights, of the order of batches, and of which molecules
+            are held out, alike for all networks.
+        options: The command line.
+
+    Returns:
+        What is known of it.
+    """
+    name, seed = task
+    setting = MODELS[name]
+    known, unseen = data(
+        options.configurations, options.test_configurations, options.test_molecules, options.displacement, seed
+    )
+    scales = (known["energy"].std().item(), known["forces"][known["mask"]].square().mean().sqrt().item())
+    seed_everything(seed, verbose=False)
+    network = setting.forces(AtomNetwork(setting.directions), scales[1]).double()
+    model = Learner(
+        network,
+        scales,
+        options.learning_rate,
+        setting.turned,
+        options.penalty * setting.penalised,
+        settings={"model": name, "seed": seed, "epochs": options.epochs},
+    )
+    loaders = (
+        DataLoader(Rows(known), options.batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)),
+        DataLoader(Rows(unseen), len(unseen["pos"])),
+    )
+    energies = lm.FiniteEquivarianceError(FAR, function="energy", output_representation=OUTPUTS["energy"])
+    forces = lm.FiniteEquivarianceError(
+        FAR, output=lambda found: found["forces"], output_representation=OUTPUTS["forces"]
+    )
+    monitor = lm.EquivarianceMonitor(
+        (*TRANSLATIONS, *ROTATIONS),
+        num_images=len(unseen["pos"]),
+        every_n_epochs=measured_every(options.epochs),
+        input_representation=PLACES,
+        output_representation=OUTPUTS,
+        metrics={"energy_moved": energies, "forces_moved": forces},
+        on_error="raise",
+    )
+    folder = options.out / "molecules" / f"{name.replace(',', '').replace(' ', '_')}-s{seed}"
+    run = fit(model, loaders, folder, options.epochs, [monitor], gradient_clip_val=5.0)
+    return judged(model.eval(), run, unseen)
