@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,13 +32,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import lie_metric as lm
-from lie_metric.functional.student import quantile
+from lie_metric.compare import around, over_trainings
 from lie_metric.representations import Invariant, Masked, Points, Vectors
 from lie_metric.runs import Run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import AtomNetwork, GradientForces, PairForces
-from trainings import add_common, at_least, cell, fit, last, listed, over_seeds, prepare, series, show, write
+from trainings import add_common, at_least, fit, last, over_seeds, prepare, series, show, write
+from trainings import cell as mean_cell
 
 Molecules = Mapping[str, Tensor]
 
@@ -54,11 +55,13 @@ FAR = [
     lm.orbits.uniform("rotation", math.pi / math.sqrt(3), 2, "turn", dimension=3),
     *lm.orbits.matrices({"mirror": -torch.eye(3)}),
 ]
+MOVES = ("turn", "mirror")
 """Turns about any axis by any angle up to a half, and the inversion, which no rotation is."""
 ENERGY_WEIGHT = 0.1
 """Of the energy's error in the loss: it is one number of a molecule, forces are 3 n."""
 ROUNDING = 1e-9
 """Errors below it are of rounding, in float64."""
+LEVEL = 0.95
 
 
 class Setting(NamedTuple):
@@ -88,6 +91,9 @@ MODELS = {
     "free direct, penalty": Setting(PairForces, penalised=True),
 }
 COLOURS = dict(zip(MODELS, 2 * ("#D55E00", "#0072B2", "#56B4E9", "#009E73"), strict=True))
+BUILT_IN = {GradientForces: "invariant", PairForces: "equivariant direct"}
+FREE = {GradientForces: "free", PairForces: "free direct"}
+"""Of each kind of forces the network with nothing done about its symmetry."""
 
 
 def molecules() -> dict[str, Any]:
@@ -274,7 +280,7 @@ class Learner(LightningModule):
         """The loss, of turned molecules and with a penalty where that is asked for."""
         loss = self.loss(turned(batch) if self.turning else batch)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["pos"]))
-        if self.penalty:
+        if self.penalty and len(batch["pos"]) > 1:  # a spread takes two
             some = {name: tensor[: self.penalised] for name, tensor in batch.items()}
             # Double backward needs least time for one generator, and one at random stands for all.
             loss = loss + self.penalty * lm.equivariance_penalty(
@@ -321,8 +327,8 @@ class Result:
         net_force: Root mean square over molecules of the sum of forces, in eV/angstrom.
         net_torque: That of the sum of torques about the mean of places, in eV/rad.
         curl: How far the Jacobian of forces is from symmetric, see :func:`curl`.
-        noether: Largest difference between torques and the Lie derivative of the energy, of its largest value; NaN
-            where forces are no gradient or the energy is invariant.
+        noether: Largest difference between the Lie derivative of the energy and the torque against it, of the former's
+            largest value; NaN where forces are no gradient or the energy is invariant.
         seconds: CPU seconds of training steps.
     """
 
@@ -414,7 +420,7 @@ def judged(model: Learner, run: Run, batch: Molecules) -> Result:
         )  # fmt: skip
         change = torch.stack([changes[name].detach() for name in ROTATIONS], dim=1)
         if change.abs().max() > ROUNDING:
-            noether = ((torque - change).abs().max() / change.abs().max()).item()
+            noether = ((torque + change).abs().max() / change.abs().max()).item()
     net = (one.square().sum(-1).mean().sqrt().item() for one in (forces.sum(1), torque))
     return Result(run, *plain, *other, *net, curl(model, batch), noether, model.seconds)
 
@@ -471,3 +477,266 @@ def train(task: tuple[str, int], options: argparse.Namespace) -> Result:
     folder = options.out / "molecules" / f"{name.replace(',', '').replace(' ', '_')}-s{seed}"
     run = fit(model, loaders, folder, options.epochs, [monitor], gradient_clip_val=5.0)
     return judged(model.eval(), run, unseen)
+
+
+cell = partial(mean_cell, rounding=ROUNDING)
+
+
+def table(results: Mapping[str, Sequence[Result]]) -> tuple[list[list[str]], list[list[str]]]:
+    """Rows of text: accuracy and cost; asymmetries."""
+    accuracy = [["network", "energy / eV", "turned", "force / (eV/Å)", "turned", "training / CPU s"]]
+    symmetry = [["network", "E / rad", "eV / rad", "F / rad", "eV/Å / rad", "E turned", "F turned", "E mirrored"]]
+    symmetry[0] += ["F mirrored", "net force / (eV/Å)", "torque / eV", "curl"]
+    for name, found in results.items():
+        columns = [
+            [one.energy_error, one.turned_energy_error, one.force_error, one.turned_force_error] for one in found
+        ]
+        accuracy.append([name, *(cell(values) for values in zip(*columns, strict=True))])
+        accuracy[-1].append(cell([one.seconds for one in found]))
+        columns = [
+            [
+                *(measure(one, part) for part in OUTPUTS for measure in (error, size)),
+                *(last(one.run, f"equivariance_{part}_moved", (orbit,))[orbit] for orbit in MOVES for part in OUTPUTS),
+                *(one.net_force, one.net_torque, one.curl),
+            ]
+            for one in found
+        ]
+        symmetry.append([name, *(cell(values) for values in zip(*columns, strict=True))])
+    return accuracy, symmetry
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean over seeds of ratios, and the ends of its interval; NaN where one is zero.
+
+    Args:
+        above: By seed.
+        below: By seed.
+
+    Returns:
+        The ratio and both ends.
+    """
+    if min(*above, *below) <= 0:
+        return math.nan, math.nan, math.nan
+    logarithms = [math.log(a / b) for a, b in zip(above, below, strict=True)]
+    return around(*over_trainings(logarithms), LEVEL)[:3]
+
+
+def told(found: tuple[float, float, float]) -> str:
+    """A ratio with its interval, if there is one."""
+    value, low, high = found
+    return f"{value:.2g} ({low:.2g} to {high:.2g})" if low == low else f"{value:.2g}"
+
+
+def verdict(found: tuple[float, float, float], less: str = "less", more: str = "more") -> str:
+    """What an interval says: an order only where it excludes equality."""
+    _, low, high = found
+    return less if high < 1 else more if low > 1 else "not told apart"
+
+
+def exact(results: Mapping[str, Sequence[Result]], generators: Sequence[str]) -> dict[str, float]:
+    """The networks whose energy and forces have errors of rounding alone, in every epoch of every seed; the largest."""
+    largest = {
+        name: max(
+            value
+            for one in found
+            for part in OUTPUTS
+            for generator in generators
+            for value in series(one.run, f"equivariance_{part}", generator)[1]
+        )
+        for name, found in results.items()
+    }
+    return {name: value for name, value in largest.items() if value < ROUNDING}
+
+
+def sentence(results: Mapping[str, Sequence[Result]]) -> str:
+    """What the numbers show, in words that follow from them: an order only where intervals over seeds have one."""
+    parts = []
+    for words, generators in (("translation", TRANSLATIONS), ("rotation", ROTATIONS)):
+        kept = exact(results, generators)
+        free = [name for name in results if name not in kept]
+        bound = f" (≤ {max(kept.values()):.0e})" if kept else ""
+        parts.append(
+            f"By {words} energy and forces are exact before, during and after training of: {'; '.join(kept) or 'none'}"
+            f"{bound}; not of: {'; '.join(free) or 'none'}"
+        )
+
+    def of(name: str, measure: Callable[[Result], float]) -> list[float]:
+        return [measure(one) for one in results[name]]
+
+    for forces, free in FREE.items():
+        kind = [name for name in results if MODELS[name].forces is forces]
+        if free in kind:
+            growth = {p: ratio(of(free, lambda one: error(one, p)), of(free, lambda one: error(one, p, 0)))
+                      for p in OUTPUTS}  # fmt: skip
+            grown = [f"that of {p} {told(g)} times ({verdict(g, 'less', 'more')})" for p, g in growth.items()]
+            parts.append(f"{free}: by training its rotation errors become: {', '.join(grown)}")
+        for name in kind:
+            if free in kind and name not in (free, BUILT_IN[forces]):
+                left = {p: ratio(of(name, lambda one: error(one, p)), of(free, lambda one: error(one, p)))
+                        for p in OUTPUTS}  # fmt: skip
+                shares = [f"{told(x)} of {p}'s ({verdict(x)})" for p, x in left.items()]
+                cost = ratio(of(name, lambda one: one.seconds), of(free, lambda one: one.seconds))
+                parts.append(
+                    f"{name}: of the rotation errors of {free} it has {', '.join(shares)}, for {told(cost)} times the "
+                    "CPU time of training"
+                )
+        built = BUILT_IN[forces]
+        if built in kind:
+            for name in kind:
+                if name != built:
+                    accuracy = ratio(of(name, lambda one: one.force_error), of(built, lambda one: one.force_error))
+                    energy = ratio(of(name, lambda one: one.energy_error), of(built, lambda one: one.energy_error))
+                    parts.append(
+                        f"{name}: on unseen molecules its error of forces is {told(accuracy)} times that of {built} "
+                        f"({verdict(accuracy)}), of energies {told(energy)} times ({verdict(energy)})"
+                    )
+    broken = [name for name in results if MODELS[name].directions]
+    aligned = {
+        name: ratio(of(name, lambda one: one.turned_force_error), of(name, lambda one: one.force_error))
+        for name in broken
+    }
+    worse = [f"{name} ({told(x)})" for name, x in aligned.items() if verdict(x) == "more"]
+    alike = [f"{name} ({told(x)})" for name, x in aligned.items() if verdict(x) != "more"]
+    if broken:
+        parts.append(
+            f"On the same molecules turned at random errors of forces are larger for: {'; '.join(worse) or 'none'}; "
+            f"not told to be for: {'; '.join(alike) or 'none'}"
+        )
+    noether = [one.noether for found in results.values() for one in found if one.noether == one.noether]
+    if noether:
+        parts.append(
+            f"Where forces are gradients, the torque on a molecule is the Lie derivative of its energy against the "
+            f"rotation, to {max(noether):.0e} of its size"
+        )
+    direct = [name for name in results if MODELS[name].forces is PairForces]
+    if direct:
+        amounts = [
+            f"{name} {fmean(of(name, lambda one: one.net_force)):.2g} eV/Å, "
+            f"{fmean(of(name, lambda one: one.net_torque)):.2g} eV, {fmean(of(name, lambda one: one.curl)):.2g}"
+            for name in direct
+        ]
+        parts.append(f"Forces that are no gradients leave a net force, a net torque and a curl: {'; '.join(amounts)}")
+    return ".\n".join(parts) + "."
+
+
+def picture(results: Mapping[str, Sequence[Result]]) -> Any:
+    """Rotation errors of energies and forces over epochs, and what they cost in accuracy.
+
+    Args:
+        results: By model those of all seeds.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    lowest, step = 1e-3, 0.2
+    # Zero has no logarithm: what is exact stands in a grey band, each network on a line of its own.
+    zero = {BUILT_IN[GradientForces]: lowest * 10**-step, BUILT_IN[PairForces]: lowest * 10 ** (-2 * step)}
+    bottom = lowest * 10 ** (-3 * step)
+
+    def drawn(name: str, values: Tensor) -> Tensor:
+        return torch.where(values < ROUNDING, zero.get(name, lowest), values.clamp(min=lowest))
+
+    for axis, part in zip(panels, OUTPUTS, strict=False):
+        for name, found in results.items():
+            epochs = series(found[0].run, f"equivariance_{part}", ROTATIONS[0])[0]
+            values = drawn(name, torch.tensor([[error(one, part, k) for k in range(len(epochs))] for one in found]))
+            style = "--" if MODELS[name].forces is PairForces else "-"
+            axis.fill_between(epochs, values.amin(0), values.amax(0), color=COLOURS[name], alpha=0.15, linewidth=0)
+            axis.plot(epochs, values.log().mean(0).exp(), style, color=COLOURS[name], label=name, linewidth=2)
+        axis.axhspan(bottom, lowest, color="0.92", linewidth=0, zorder=0)
+        axis.set(yscale="log", ylim=(bottom, 2), xlabel="epoch", ylabel="relative error / radian")
+        axis.set_yticks([lowest * 10 ** (-1.5 * step), 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
+        axis.minorticks_off()
+        axis.set_title({"energy": "Rotation error of energies", "forces": "Rotation error of forces"}[part])
+    axis = panels[2]
+    for name, found in results.items():
+        across = drawn(name, torch.tensor([error(one, "forces") for one in found]))
+        mark = "s" if MODELS[name].forces is PairForces else "o"
+        axis.plot(across, [one.force_error for one in found], mark, color=COLOURS[name], markersize=7, alpha=0.8)
+    axis.axvspan(bottom, lowest, color="0.92", linewidth=0, zorder=0)
+    axis.set(xscale="log", xlim=(bottom, 2), xlabel="rotation error of forces / radian, after training")
+    axis.set_xticks([lowest * 10 ** (-1.5 * step), 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
+    axis.minorticks_off()
+    axis.set(ylabel="error of forces / (eV/Å)", title="Unseen molecules (squares: direct)")
+    axis.set_ylim(bottom=0)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10)
+    return figure
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, refused before any work where it cannot be followed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add: Callable[..., Any] = parser.add_argument
+    add("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="MODEL", help="; ".join(MODELS))
+    add("--configurations", type=int, default=16, help="of each molecule to train on")
+    add("--test-molecules", type=int, default=10, help="molecules to hold out, others for each seed")
+    add("--test-configurations", type=int, default=5, help="of each that is held out")
+    add("--displacement", type=float, default=0.07, help="of atoms, standard deviation along each axis in angstrom")
+    add("--penalty", type=float, default=1.0, help="weight of the mean squared relative Lie derivative in the loss")
+    add("--learning-rate", type=float, default=5e-3)
+    add_common(add, epochs=30, batch_size=32)
+    options = parser.parse_args(argv)
+    at_least(parser, options, configurations=1, test_molecules=2, test_configurations=1, batch_size=2)
+    for name in ("displacement", "penalty", "learning_rate"):
+        if not 0 < getattr(options, name) < math.inf:
+            parser.error(f"--{name.replace('_', '-')} must be positive and finite, got {getattr(options, name)}")
+    if len(set(options.models)) < len(options.models):
+        parser.error(f"--models must name each network once, got {'; '.join(options.models)}")
+    for name in ("ase", "tblite"):
+        if importlib.util.find_spec(name) is None:
+            parser.error(f"{name} must be installed, for molecules and their forces: pip install ase tblite")
+    count = len(molecules())
+    if options.test_molecules > count // 2:
+        parser.error(f"--test-molecules must be at most half of the {count} there are, got {options.test_molecules}")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
+    """Trains, prints, and draws.
+
+    Args:
+        argv: The command line; the default is that of the process.
+
+    Returns:
+        By model the results of all seeds.
+    """
+    options = parse(argv)
+    started = time.monotonic()
+    prepare(options.threads)
+    folder = options.out / "molecules"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = over_seeds(
+        train,
+        options.models,
+        options,
+        lambda one: (
+            f"error of forces {one.force_error:.2f} eV/Å, by rotation {error(one, 'energy'):.1e} of energies, "
+            f"{error(one, 'forces'):.1e} of forces"
+        ),
+    )
+    accuracy, symmetry = table(results)
+    over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
+    first = (
+        f"Mean absolute error of energies (less a linear fit to composition), mean length of the error of forces, on "
+        f"{options.test_molecules} molecules that were not trained on, {options.test_configurations} configurations of "
+        f"each, as the data set orients them and turned at random; {over}. Each seed holds others out. Training without "
+        "what watches it."
+    )
+    second = (
+        "E, F: relative error of energies and forces by rotation, in their own spread per radian, and its size in "
+        "eV and eV/Å of a component (root mean square over three axes); turned, mirrored: what turning at random and "
+        "inversion do, 1 = as another molecule. Sum of forces, and of torques, of a molecule (root mean square); curl: "
+        "0 for gradients, 1 for no relation. The true ones are 0."
+    )
+    text = "\n\n".join([show(accuracy), first, show(symmetry), second, sentence(results)])
+    rows = [one + other[1:] for one, other in zip(accuracy, symmetry, strict=True)]
+    write(folder, rows, text, {"molecule_forces.png": picture(results)}, started)
+    return results
+
+
+if __name__ == "__main__":
+    main()
