@@ -64,6 +64,9 @@ ROUNDING = 1e-9
 LEVEL = 0.95
 
 
+Forces = Callable[[AtomNetwork, float], nn.Module]
+
+
 class Setting(NamedTuple):
     """How a network is made and trained.
 
@@ -74,7 +77,7 @@ class Setting(NamedTuple):
         penalised: Whether Lie derivatives are in the loss.
     """
 
-    forces: Callable[[AtomNetwork, float], nn.Module]
+    forces: Forces
     directions: bool = True
     turned: bool = False
     penalised: bool = False
@@ -83,16 +86,16 @@ class Setting(NamedTuple):
 MODELS = {
     "invariant": Setting(GradientForces, directions=False),
     "free": Setting(GradientForces),
-    "free, turned": Setting(GradientForces, turned=True),
-    "free, penalty": Setting(GradientForces, penalised=True),
+    "free + turns": Setting(GradientForces, turned=True),
+    "free + penalty": Setting(GradientForces, penalised=True),
     "equivariant direct": Setting(PairForces, directions=False),
     "free direct": Setting(PairForces),
-    "free direct, turned": Setting(PairForces, turned=True),
-    "free direct, penalty": Setting(PairForces, penalised=True),
+    "free direct + turns": Setting(PairForces, turned=True),
+    "free direct + penalty": Setting(PairForces, penalised=True),
 }
 COLOURS = dict(zip(MODELS, 2 * ("#D55E00", "#0072B2", "#56B4E9", "#009E73"), strict=True))
-BUILT_IN = {GradientForces: "invariant", PairForces: "equivariant direct"}
-FREE = {GradientForces: "free", PairForces: "free direct"}
+BUILT_IN: dict[Forces, str] = {GradientForces: "invariant", PairForces: "equivariant direct"}
+FREE: dict[Forces, str] = {GradientForces: "free", PairForces: "free direct"}
 """Of each kind of forces the network with nothing done about its symmetry."""
 
 
@@ -474,7 +477,7 @@ def train(task: tuple[str, int], options: argparse.Namespace) -> Result:
         metrics={"energy_moved": energies, "forces_moved": forces},
         on_error="raise",
     )
-    folder = options.out / "molecules" / f"{name.replace(',', '').replace(' ', '_')}-s{seed}"
+    folder = options.out / "molecules" / f"{name.replace(' + ', ' ').replace(' ', '_')}-s{seed}"
     run = fit(model, loaders, folder, options.epochs, [monitor], gradient_clip_val=5.0)
     return judged(model.eval(), run, unseen)
 
@@ -523,14 +526,53 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float,
 
 def told(found: tuple[float, float, float]) -> str:
     """A ratio with its interval, if there is one."""
-    value, low, high = found
-    return f"{value:.2g} ({low:.2g} to {high:.2g})" if low == low else f"{value:.2g}"
+    forms = [f"{value:.2f}" if 0.1 <= abs(value) < 10 else f"{value:.1e}" for value in found]
+    return f"{forms[0]} ({forms[1]} to {forms[2]})" if found[1] == found[1] else forms[0]
 
 
-def verdict(found: tuple[float, float, float], less: str = "less", more: str = "more") -> str:
-    """What an interval says: an order only where it excludes equality."""
-    _, low, high = found
-    return less if high < 1 else more if low > 1 else "not told apart"
+RATIOS: dict[str, tuple[Callable[[Result], float], dict[Forces, str]]] = {
+    "rotation of E, / left alone": (partial(error, part="energy"), FREE),
+    "of F": (partial(error, part="forces"), FREE),
+    "training time": (lambda one: one.seconds, FREE),
+    "error of forces, / built in": (lambda one: one.force_error, BUILT_IN),
+    "of energies": (lambda one: one.energy_error, BUILT_IN),
+}
+"""What is compared with what, seed by seed."""
+
+
+def ratios(results: Mapping[str, Sequence[Result]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """For each of ``RATIOS`` those networks that have something to be compared with, with their ratio to it.
+
+    Args:
+        results: By model those of all seeds.
+
+    Returns:
+        Ratios with the ends of their intervals.
+    """
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for key, (measure, bases) in RATIOS.items():
+        found[key] = {}
+        for name, ours in results.items():
+            base = bases[MODELS[name].forces]
+            # That of a built-in symmetry is none of the error that is left alone: it has no logarithm.
+            if name != base and base in results and MODELS[name].directions:
+                found[key][name] = ratio([measure(one) for one in ours], [measure(one) for one in results[base]])
+    found["turned / as they are"] = {
+        name: ratio([one.turned_force_error for one in ours], [one.force_error for one in ours])
+        for name, ours in results.items()
+        if MODELS[name].directions
+    }
+    return found
+
+
+def ratio_table(results: Mapping[str, Sequence[Result]]) -> list[list[str]]:
+    """Rows of text: of each network whose symmetry is not built in all its ratios."""
+    columns = ratios(results)
+    rows = [["network", *columns]]
+    for name in results:
+        if MODELS[name].directions:
+            rows.append([name, *(told(column[name]) if name in column else "" for column in columns.values())])
+    return rows
 
 
 def exact(results: Mapping[str, Sequence[Result]], generators: Sequence[str]) -> dict[str, float]:
@@ -548,74 +590,77 @@ def exact(results: Mapping[str, Sequence[Result]], generators: Sequence[str]) ->
     return {name: value for name, value in largest.items() if value < ROUNDING}
 
 
+def sorted_out(column: Mapping[str, tuple[float, float, float]]) -> str:
+    """The names of a column by what their intervals say: an order only where they exclude equality."""
+    less = [name for name, (_, _, high) in column.items() if high < 1]
+    more = [name for name, (_, low, _) in column.items() if low > 1]
+    rest = [name for name in column if name not in (*less, *more)]
+    words = {"less for": less, "more for": more, "not told apart for": rest}
+    return ", ".join(f"{word} {' and '.join(names)}" for word, names in words.items() if names)
+
+
 def sentence(results: Mapping[str, Sequence[Result]]) -> str:
-    """What the numbers show, in words that follow from them: an order only where intervals over seeds have one."""
+    """What the numbers show, in words that follow from them."""
     parts = []
     for words, generators in (("translation", TRANSLATIONS), ("rotation", ROTATIONS)):
         kept = exact(results, generators)
-        free = [name for name in results if name not in kept]
-        bound = f" (≤ {max(kept.values()):.0e})" if kept else ""
-        parts.append(
-            f"By {words} energy and forces are exact before, during and after training of: {'; '.join(kept) or 'none'}"
-            f"{bound}; not of: {'; '.join(free) or 'none'}"
-        )
-
-    def of(name: str, measure: Callable[[Result], float]) -> list[float]:
-        return [measure(one) for one in results[name]]
-
-    for forces, free in FREE.items():
-        kind = [name for name in results if MODELS[name].forces is forces]
-        if free in kind:
-            growth = {p: ratio(of(free, lambda one: error(one, p)), of(free, lambda one: error(one, p, 0)))
-                      for p in OUTPUTS}  # fmt: skip
-            grown = [f"that of {p} {told(g)} times ({verdict(g, 'less', 'more')})" for p, g in growth.items()]
-            parts.append(f"{free}: by training its rotation errors become: {', '.join(grown)}")
-        for name in kind:
-            if free in kind and name not in (free, BUILT_IN[forces]):
-                left = {p: ratio(of(name, lambda one: error(one, p)), of(free, lambda one: error(one, p)))
-                        for p in OUTPUTS}  # fmt: skip
-                shares = [f"{told(x)} of {p}'s ({verdict(x)})" for p, x in left.items()]
-                cost = ratio(of(name, lambda one: one.seconds), of(free, lambda one: one.seconds))
-                parts.append(
-                    f"{name}: of the rotation errors of {free} it has {', '.join(shares)}, for {told(cost)} times the "
-                    "CPU time of training"
+        bound = f" (at most {max(kept.values()):.0e})" if kept else ""
+        who = "all" if len(kept) == len(results) else " and ".join(kept) or "none"
+        parts.append(f"By {words} energies and forces are exact before, during and after training for {who}{bound}")
+    names = {"energy": "energies", "forces": "forces"}
+    for name in FREE.values():
+        if name in results:
+            grown = []
+            for part, plural in names.items():
+                found = ratio(
+                    [error(one, part) for one in results[name]], [error(one, part, 0) for one in results[name]]
                 )
-        built = BUILT_IN[forces]
-        if built in kind:
-            for name in kind:
-                if name != built:
-                    accuracy = ratio(of(name, lambda one: one.force_error), of(built, lambda one: one.force_error))
-                    energy = ratio(of(name, lambda one: one.energy_error), of(built, lambda one: one.energy_error))
-                    parts.append(
-                        f"{name}: on unseen molecules its error of forces is {told(accuracy)} times that of {built} "
-                        f"({verdict(accuracy)}), of energies {told(energy)} times ({verdict(energy)})"
-                    )
-    broken = [name for name in results if MODELS[name].directions]
-    aligned = {
-        name: ratio(of(name, lambda one: one.turned_force_error), of(name, lambda one: one.force_error))
-        for name in broken
+                words = "grows" if found[1] > 1 else "falls" if found[2] < 1 else "is not told to change"
+                grown.append(f"the rotation error of {plural} {words}, to {told(found)} of what it was")
+            parts.append(f"As {name} is trained, {', '.join(grown)}")
+    columns = ratios(results)
+    opening = {
+        "rotation of E, / left alone": "With something done about it the rotation error of energies is",
+        "of F": "That of forces is",
+        "training time": "CPU time of training is",
+        "error of forces, / built in": "Against the network with the symmetry built in, the error of forces on "
+        "unseen molecules is",
+        "of energies": "That of energies is",
+        "turned / as they are": "When the same molecules are turned, the error of forces is",
     }
-    worse = [f"{name} ({told(x)})" for name, x in aligned.items() if verdict(x) == "more"]
-    alike = [f"{name} ({told(x)})" for name, x in aligned.items() if verdict(x) != "more"]
-    if broken:
-        parts.append(
-            f"On the same molecules turned at random errors of forces are larger for: {'; '.join(worse) or 'none'}; "
-            f"not told to be for: {'; '.join(alike) or 'none'}"
-        )
+    parts += [f"{opening[key]} {sorted_out(column)}" for key, column in columns.items() if column]
+    for forces in FREE:
+        pair = [name for name in results if MODELS[name].forces is forces and name in columns["of F"]]
+        shown, asked = ([n for n in pair if getattr(MODELS[n], what)] for what in ("turned", "penalised"))
+        if shown and asked:
+            found = {
+                plural: ratio(
+                    [error(one, part) for one in results[asked[0]]], [error(one, part) for one in results[shown[0]]]
+                )
+                for part, plural in names.items()
+            }
+            parts.append(
+                f"Of the rotation error of {shown[0]}, {asked[0]} has "
+                + ", ".join(f"{told(one)} of {plural}" for plural, one in found.items())
+            )
     noether = [one.noether for found in results.values() for one in found if one.noether == one.noether]
     if noether:
         parts.append(
-            f"Where forces are gradients, the torque on a molecule is the Lie derivative of its energy against the "
+            "Where forces are gradients, the torque on a molecule is the Lie derivative of its energy against the "
             f"rotation, to {max(noether):.0e} of its size"
         )
     direct = [name for name in results if MODELS[name].forces is PairForces]
     if direct:
+        rotates = [name for name in direct if name in exact(results, ROTATIONS)]
         amounts = [
-            f"{name} {fmean(of(name, lambda one: one.net_force)):.2g} eV/Å, "
-            f"{fmean(of(name, lambda one: one.net_torque)):.2g} eV, {fmean(of(name, lambda one: one.curl)):.2g}"
+            f"{name} {fmean(one.net_torque for one in results[name]):.2g} eV and "
+            f"{fmean(one.curl for one in results[name]):.2g}"
             for name in direct
         ]
-        parts.append(f"Forces that are no gradients leave a net force, a net torque and a curl: {'; '.join(amounts)}")
+        parts.append(
+            f"Forces that are no gradients leave a torque on molecules and a curl, {', '.join(amounts)}"
+            + (f": {' and '.join(rotates)} for all that it turns with them exactly" if rotates else "")
+        )
     return ".\n".join(parts) + "."
 
 
@@ -721,18 +766,26 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
     accuracy, symmetry = table(results)
     over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
     first = (
-        f"Mean absolute error of energies (less a linear fit to composition), mean length of the error of forces, on "
+        f"Mean absolute error of energies (less a linear fit to composition), mean length of the error of forces, on\n"
         f"{options.test_molecules} molecules that were not trained on, {options.test_configurations} configurations of "
-        f"each, as the data set orients them and turned at random; {over}. Each seed holds others out. Training without "
-        "what watches it."
+        f"each, as the data set orients them and turned\nat random; {over}. Each seed holds others out. Training time "
+        "is without what watches it."
     )
     second = (
-        "E, F: relative error of energies and forces by rotation, in their own spread per radian, and its size in "
-        "eV and eV/Å of a component (root mean square over three axes); turned, mirrored: what turning at random and "
-        "inversion do, 1 = as another molecule. Sum of forces, and of torques, of a molecule (root mean square); curl: "
-        "0 for gradients, 1 for no relation. The true ones are 0."
+        "E, F: relative error of energies and forces by rotation, in their own spread per radian, and its size, of a\n"
+        "component (root mean square over three axes). Turned, mirrored: what turning at random and inversion do, 1 =\n"
+        "as another molecule. Sum of forces, and of torques, of a molecule (root mean square). Curl: 0 for gradients,\n"
+        "1 for no relation. Of the true forces all are 0."
     )
-    text = "\n\n".join([show(accuracy), first, show(symmetry), second, sentence(results)])
+    third = (
+        f"Ratios seed by seed, geometric means with {100 * LEVEL:g} % intervals over {options.seeds} seeds: of the "
+        "error that is left alone,\nof the network with the symmetry built in, and of turned molecules to the same as "
+        "they are."
+        if options.seeds > 1
+        else "Ratios of one seed: nothing is told apart."
+    )
+    blocks = (show(accuracy), first, show(symmetry), second, show(ratio_table(results)), third, sentence(results))
+    text = "\n\n".join(blocks)
     rows = [one + other[1:] for one, other in zip(accuracy, symmetry, strict=True)]
     write(folder, rows, text, {"molecule_forces.png": picture(results)}, started)
     return results

@@ -1,4 +1,4 @@
-"""Energies and forces of molecules (B, N) padded to one length: what of space a network sees, and where forces are from.
+"""Energies and forces of molecules, padded to one length: what of space a network sees, and where forces are from.
 
 A batch is a mapping with places ``pos`` (B, N, 3), atomic numbers ``numbers`` (B, N), and ``mask`` (B, N), True for the
 atoms that are there.
