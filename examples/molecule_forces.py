@@ -368,11 +368,12 @@ def torques(batch: Molecules, forces: Tensor) -> Tensor:
 
 
 def curl(model: Callable[[Molecules], Mapping[str, Tensor]], batch: Molecules) -> float:
-    r"""How far the Jacobian J of forces is from symmetric, as that of a gradient is.
+    r"""How far the Jacobian J of forces is from symmetric, as that of a gradient is (Bigi, Langer & Ceriotti 2024).
 
-    .. math:: \sqrt{E (u \cdot Jv - v \cdot Ju)^2 / E((u \cdot Jv)^2 + (v \cdot Ju)^2)}
+    .. math:: \lambda = \| (J - J^T) / 2 \|_F / \|J\|_F
 
-    over random directions u and v: 0 for a gradient, 1 if neither says anything of the other, √2 for a pure curl.
+    0 for a gradient, √½ if J and its transpose have nothing to do with each other, 1 for a pure curl. Both norms are
+    means over molecules of u · J v with random u and v, whose square has the mean ‖J‖².
 
     Args:
         model: From molecules to forces.
@@ -389,7 +390,7 @@ def curl(model: Callable[[Molecules], Mapping[str, Tensor]], batch: Molecules) -
 
     along = [torch.func.jvp(forces, (batch["pos"],), (one,))[1].detach() for one in (u, v)]
     a, b = ((one * change).sum((1, 2)) for one, change in zip((u, v), reversed(along), strict=True))
-    return ((a - b).square().sum() / (a.square() + b.square()).sum()).sqrt().item()
+    return ((a - b).square().sum() / (2 * (a.square() + b.square()).sum())).sqrt().item()
 
 
 def errors(model: nn.Module, batch: Molecules) -> tuple[float, float]:
@@ -526,7 +527,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float,
 
 def told(found: tuple[float, float, float]) -> str:
     """A ratio with its interval, if there is one."""
-    forms = [f"{value:.2f}" if 0.1 <= abs(value) < 10 else f"{value:.1e}" for value in found]
+    forms = [f"{value:.2f}" if 0.0995 < value < 99.5 else f"{value:.1e}" for value in found]
     return f"{forms[0]} ({forms[1]} to {forms[2]})" if found[1] == found[1] else forms[0]
 
 
@@ -775,7 +776,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         "E, F: relative error of energies and forces by rotation, in their own spread per radian, and its size, of a\n"
         "component (root mean square over three axes). Turned, mirrored: what turning at random and inversion do, 1 =\n"
         "as another molecule. Sum of forces, and of torques, of a molecule (root mean square). Curl: 0 for gradients,\n"
-        "1 for no relation. Of the true forces all are 0."
+        "1 for nothing else. Of the true forces all are 0."
     )
     third = (
         f"Ratios seed by seed, geometric means with {100 * LEVEL:g} % intervals over {options.seeds} seeds: of the "

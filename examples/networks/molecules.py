@@ -20,9 +20,9 @@ Molecules = Mapping[str, Tensor]
 
 
 class AtomNetwork(nn.Module):
-    r"""Features of atoms by continuous filters (Schütt et al. 2017, Eqs. 1 to 4, with all atoms as neighbours).
+    r"""Features of atoms by continuous filters (Schütt et al. 2017, Section 3), with all atoms as neighbours.
 
-    .. math:: h_i \leftarrow h_i + u\Big(\sum_{j \ne i} a(h_j) \odot w(e_{ij}) / \sqrt{n}\Big)
+    .. math:: h_i \leftarrow h_i + u\Big(\sum_{j \ne i} a(h_j) \odot w(e_{ij}) / \sqrt 8\Big)
 
     With ``directions=False`` e are Gaussians of the distance: features are exactly invariant to translation, rotation,
     mirror images and to the order of the others. With True they are told the unit vector from i to j too: that is all
@@ -86,6 +86,7 @@ class AtomNetwork(nn.Module):
         features = self.embedding(batch["numbers"])
         for see, mix, update in zip(self.filter, self.mix, self.update, strict=True):
             weights = see(seen) * pair[..., None]
+            # A sum and not a mean, so that far atoms weigh nothing; the root is the size of that over eight neighbours.
             heard = torch.einsum("bijc,bjc->bic", weights, mix(features)) / math.sqrt(8)
             features = features + update(heard)
         return features, seen, unit
