@@ -38,7 +38,7 @@ from lie_metric.runs import Run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import AtomNetwork, GradientForces, PairForces
-from trainings import add_common, at_least, fit, last, over_seeds, prepare, series, show, write
+from trainings import add_common, at_least, fit, last, listed, over_seeds, prepare, series, show, write
 from trainings import cell as mean_cell
 
 Molecules = Mapping[str, Tensor]
@@ -333,6 +333,7 @@ class Result:
         noether: Largest difference between the Lie derivative of the energy and the torque against it, of the former's
             largest value; NaN where forces are no gradient or the energy is invariant.
         seconds: CPU seconds of training steps.
+        nothing: Both errors, of energies and of forces, if all were zero.
     """
 
     run: Run
@@ -345,6 +346,7 @@ class Result:
     curl: float
     noether: float
     seconds: float
+    nothing: tuple[float, float]
 
 
 def rms(values: Sequence[float]) -> float:
@@ -393,7 +395,7 @@ def curl(model: Callable[[Molecules], Mapping[str, Tensor]], batch: Molecules) -
     return ((a - b).square().sum() / (2 * (a.square() + b.square()).sum())).sqrt().item()
 
 
-def errors(model: nn.Module, batch: Molecules) -> tuple[float, float]:
+def errors(model: Callable[[Molecules], Mapping[str, Tensor]], batch: Molecules) -> tuple[float, float]:
     """Mean absolute error of energies, mean length of that of forces."""
     found = model(batch)
     energy = (found["energy"] - batch["energy"]).abs().mean()
@@ -415,6 +417,7 @@ def judged(model: Learner, run: Run, batch: Molecules) -> Result:
     with torch.no_grad():
         plain, other = errors(model, batch), errors(model, turned(again, torch.Generator().manual_seed(0)))
         forces = model(batch)["forces"]
+        nothing = errors(lambda batch: {name: torch.zeros_like(batch[name]) for name in OUTPUTS}, batch)
     torque = torques(batch, forces)
     noether = math.nan
     if isinstance(model.network, GradientForces):
@@ -426,7 +429,7 @@ def judged(model: Learner, run: Run, batch: Molecules) -> Result:
         if change.abs().max() > ROUNDING:
             noether = ((torque + change).abs().max() / change.abs().max()).item()
     net = (one.square().sum(-1).mean().sqrt().item() for one in (forces.sum(1), torque))
-    return Result(run, *plain, *other, *net, curl(model, batch), noether, model.seconds)
+    return Result(run, *plain, *other, *net, curl(model, batch), noether, model.seconds, nothing)
 
 
 def measured_every(epochs: int) -> int:
@@ -527,7 +530,9 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float,
 
 def told(found: tuple[float, float, float]) -> str:
     """A ratio with its interval, if there is one."""
-    forms = [f"{value:.2f}" if 0.0995 < value < 99.5 else f"{value:.1e}" for value in found]
+    forms = [
+        f"{value:.2g}" if value < 0.0995 else f"{value:.2f}" if value < 9.95 else f"{value:.0f}" for value in found
+    ]
     return f"{forms[0]} ({forms[1]} to {forms[2]})" if found[1] == found[1] else forms[0]
 
 
@@ -597,7 +602,7 @@ def sorted_out(column: Mapping[str, tuple[float, float, float]]) -> str:
     more = [name for name, (_, low, _) in column.items() if low > 1]
     rest = [name for name in column if name not in (*less, *more)]
     words = {"less for": less, "more for": more, "not told apart for": rest}
-    return ", ".join(f"{word} {' and '.join(names)}" for word, names in words.items() if names)
+    return "; ".join(f"{word} {listed(names)}" for word, names in words.items() if names)
 
 
 def sentence(results: Mapping[str, Sequence[Result]]) -> str:
@@ -605,9 +610,10 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
     parts = []
     for words, generators in (("translation", TRANSLATIONS), ("rotation", ROTATIONS)):
         kept = exact(results, generators)
-        bound = f" (at most {max(kept.values()):.0e})" if kept else ""
-        who = "all" if len(kept) == len(results) else " and ".join(kept) or "none"
-        parts.append(f"By {words} energies and forces are exact before, during and after training for {who}{bound}")
+        bound = max(kept.values(), default=0)
+        amount = f" (at most {bound:.0e})" if bound else ""
+        who = "all" if len(kept) == len(results) else listed(list(kept))
+        parts.append(f"By {words} energies and forces are exact before, during and after training for {who}{amount}")
     names = {"energy": "energies", "forces": "forces"}
     for name in FREE.values():
         if name in results:
@@ -621,15 +627,26 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
             parts.append(f"As {name} is trained, {', '.join(grown)}")
     columns = ratios(results)
     opening = {
-        "rotation of E, / left alone": "With something done about it the rotation error of energies is",
-        "of F": "That of forces is",
-        "training time": "CPU time of training is",
         "error of forces, / built in": "Against the network with the symmetry built in, the error of forces on "
         "unseen molecules is",
         "of energies": "That of energies is",
         "turned / as they are": "When the same molecules are turned, the error of forces is",
     }
-    parts += [f"{opening[key]} {sorted_out(column)}" for key, column in columns.items() if column]
+    energies, turning, times = (columns[key] for key in list(RATIOS)[:3])
+    for name in energies:
+        both = (energies[name], turning[name])
+        less, more = all(high < 1 for _, _, high in both), all(low > 1 for _, low, _ in both)
+        parts.append(
+            f"{name} is left with {'less' if less else 'more' if more else 'not clearly less'} rotation error than "
+            f"{FREE[MODELS[name].forces]}: {told(both[0])} of that of energies, {told(both[1])} of forces, for "
+            f"{told(times[name])} times the CPU time of training"
+        )
+    parts += [f"{words} {sorted_out(columns[key])}" for key, words in opening.items() if columns[key]]
+    zero = {
+        name: ratio([one.force_error for one in found], [one.nothing[1] for one in found])
+        for name, found in results.items()
+    }
+    parts.append(f"Against forces of zero that error is {sorted_out(zero)}")
     for forces in FREE:
         pair = [name for name in results if MODELS[name].forces is forces and name in columns["of F"]]
         shown, asked = ([n for n in pair if getattr(MODELS[n], what)] for what in ("turned", "penalised"))
@@ -656,12 +673,10 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
         amounts = [
             f"{name} {fmean(one.net_torque for one in results[name]):.2g} eV and "
             f"{fmean(one.curl for one in results[name]):.2g}"
+            + (" (though exact by rotation)" if name in rotates else "")
             for name in direct
         ]
-        parts.append(
-            f"Forces that are no gradients leave a torque on molecules and a curl, {', '.join(amounts)}"
-            + (f": {' and '.join(rotates)} for all that it turns with them exactly" if rotates else "")
-        )
+        parts.append(f"Forces that are no gradients leave a torque on molecules and a curl: {', '.join(amounts)}")
     return ".\n".join(parts) + "."
 
 
@@ -676,9 +691,9 @@ def picture(results: Mapping[str, Sequence[Result]]) -> Any:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 3)
-    lowest, step = 1e-3, 0.2
+    lowest, step = 1e-3, 0.3
     # Zero has no logarithm: what is exact stands in a grey band, each network on a line of its own.
     zero = {BUILT_IN[GradientForces]: lowest * 10**-step, BUILT_IN[PairForces]: lowest * 10 ** (-2 * step)}
     bottom = lowest * 10 ** (-3 * step)
@@ -704,8 +719,8 @@ def picture(results: Mapping[str, Sequence[Result]]) -> Any:
         mark = "s" if MODELS[name].forces is PairForces else "o"
         axis.plot(across, [one.force_error for one in found], mark, color=COLOURS[name], markersize=7, alpha=0.8)
     axis.axvspan(bottom, lowest, color="0.92", linewidth=0, zorder=0)
-    axis.set(xscale="log", xlim=(bottom, 2), xlabel="rotation error of forces / radian, after training")
-    axis.set_xticks([lowest * 10 ** (-1.5 * step), 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
+    axis.set(xscale="log", xlim=(bottom, 2), xlabel="final rotation error of forces / radian")
+    axis.set_xticks([lowest * 10 ** (-1.5 * step), 1e-2, 1e-1, 1], ["0", "0.01", "0.1", "1"])
     axis.minorticks_off()
     axis.set(ylabel="error of forces / (eV/Å)", title="Unseen molecules (squares: direct)")
     axis.set_ylim(bottom=0)
@@ -766,11 +781,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
     )
     accuracy, symmetry = table(results)
     over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
+    nothing = zip(*(one.nothing for one in next(iter(results.values()))), strict=True)
+    energy, force = (fmean(values) for values in nothing)
     first = (
         f"Mean absolute error of energies (less a linear fit to composition), mean length of the error of forces, on\n"
         f"{options.test_molecules} molecules that were not trained on, {options.test_configurations} configurations of "
-        f"each, as the data set orients them and turned\nat random; {over}. Each seed holds others out. Training time "
-        "is without what watches it."
+        f"each, as the data set orients them and turned\nat random; {over}. Each seed holds others out. If both "
+        f"were zero, errors would be {energy:.2g} eV\nand {force:.2g} eV/Å. Training time is without what watches it."
     )
     second = (
         "E, F: relative error of energies and forces by rotation, in their own spread per radian, and its size, of a\n"

@@ -197,7 +197,7 @@ def result(forces, energy=(0.1, 0.2), turning=(0.3, 0.4), accuracy=1.0, noether=
             run.points += [Point(key, name, 0, epoch, epoch, 0.0, 0.0) for name in forces.TRANSLATIONS]
             run.points += [Point(f"{key}_lee", name, 0, epoch, epoch, 4 * value**2, 0.0) for name in forces.ROTATIONS]
             run.points += [Point(f"{key}_moved", name, 0, epoch, epoch, value, 0.0) for name in forces.MOVES]
-    given = {"net_force": 0.0, "net_torque": 0.5, "curl": 0.25, "seconds": 10.0} | others
+    given = {"net_force": 0.0, "net_torque": 0.5, "curl": 0.25, "seconds": 10.0, "nothing": (3.0, 2.0)} | others
     return forces.Result(run, accuracy, accuracy, accuracy, given.pop("again", accuracy), noether=noether, **given)
 
 
@@ -219,31 +219,33 @@ class TestSentence:
             "equivariant direct": [result(forces, **none, net_torque=1.5) for _ in range(3)],
         }
         told = forces.sentence(results).split(".\n")
-        assert (
-            told[0]
-            == "By translation energies and forces are exact before, during and after training for all (at most 0e+00)"
-        )
-        assert told[1].endswith("for invariant and equivariant direct (at most 1e-16)")
+        start = "energies and forces are exact before, during and after training for"
+        assert told[0] == f"By translation {start} all"
+        assert told[1] == f"By rotation {start} invariant, equivariant direct (at most 1e-16)"
         assert told[2] == (
             "As free is trained, the rotation error of energies grows, to 2.00 (2.00 to 2.00) of what it was, the "
             "rotation error of forces falls, to 0.10 (0.10 to 0.10) of what it was"
         )
-        assert "the rotation error of energies is less for free + turns and free + penalty" in told[3]
-        assert "training is more for free + turns and free + penalty" in told[5]
-        assert told[6].endswith("is less for free + turns, more for free, not told apart for free + penalty")
-        assert told[8].endswith("is more for free + turns, not told apart for free and free + penalty")
+        assert told[3] == (
+            "free + turns is left with less rotation error than free: 0.25 (0.25 to 0.25) of that of energies, 0.25 "
+            "(0.25 to 0.25) of forces, for 1.10 (1.10 to 1.10) times the CPU time of training"
+        )
+        assert told[4].startswith("free + penalty is left with less rotation error than free: 0.50 (0.50 to 0.50)")
+        assert told[5].endswith("molecules is less for free + turns; more for free; not told apart for free + penalty")
+        assert told[7].endswith("is more for free + turns; not told apart for free, free + penalty")
+        assert told[8].endswith(
+            "is less for invariant, free + turns, free + penalty, equivariant direct; not told apart for free"
+        )
         assert told[9] == (
             "Of the rotation error of free + turns, free + penalty has 2.00 (2.00 to 2.00) of energies, 2.00 (2.00 to "
             "2.00) of forces"
         )
         assert told[10].endswith("against the rotation, to 1e-15 of its size")
-        assert told[11].endswith(
-            "equivariant direct 1.5 eV and 0.25: equivariant direct for all that it turns with them exactly."
-        )
+        assert told[11].endswith("equivariant direct 1.5 eV and 0.25 (though exact by rotation).")
 
     def test_of_few_networks(self, forces):
         one = forces.sentence({"free + turns": several(forces)})
-        assert "for none" in one
+        assert "By rotation energies and forces are exact before, during and after training for none." in one
         assert "left alone" not in one
         assert "built in" not in one
         assert "gradient" not in one
@@ -251,6 +253,7 @@ class TestSentence:
     def test_one_seed_tells_nothing_apart(self, forces):
         found = forces.sentence({"free": several(forces)[:1], "free + turns": several(forces, 0.1)[:1]})
         assert "is not told to change, to 2.00 of what it was" in found
+        assert "free + turns is left with not clearly less rotation error than free: 0.10 of that" in found
         assert "less for" not in found
         assert "more for" not in found
 
@@ -274,7 +277,7 @@ class TestSentence:
         assert math.log2(high) == pytest.approx(2 + 4.30265 / math.sqrt(3), rel=1e-4)
         assert math.log2(low) == pytest.approx(2 - 4.30265 / math.sqrt(3), rel=1e-4)
         assert all(map(math.isnan, forces.ratio([0.0, 1.0], [1.0, 1.0])))
-        assert forces.told((0.5, 0.011, 200.0)) == "0.50 (1.1e-02 to 2.0e+02)"
+        assert forces.told((0.5, 0.011, 200.0)) == "0.50 (0.011 to 200)"
         assert forces.told((0.5, math.nan, math.nan)) == "0.50"
 
 
@@ -305,7 +308,7 @@ def test_whole_job(forces, tmp_path, capsys):
     }  # fmt: skip
     # The untrained network, and that after the epoch.
     assert len(forces.series(results["free + penalty"][0].run, "equivariance_energy", "rotation_x")[1]) == 2
-    assert "training for invariant and equivariant direct (at most" in printed
+    assert "training for invariant, equivariant direct (at most" in printed
 
 
 @pytest.mark.parametrize(
