@@ -169,6 +169,15 @@ class TestPieces:
         assert other.loss(batch) == plain.loss(batch)
         assert other.training_step(batch, 0) != plain.loss(batch)
 
+    def test_fresh_energies_are_of_composition(self, forces):
+        """Why the relative error of an untrained network is small: its spread has nothing to do with places."""
+        _, unseen = forces.data(1, 5, 10, 0.07, 0)
+        torch.manual_seed(0)
+        energies = forces.GradientForces(forces.AtomNetwork(True), 4.0).double().energy(unseen).detach()
+        counts = torch.cat([forces.counts(unseen), torch.ones(len(energies), 1)], dim=1)
+        left = energies - counts @ torch.linalg.lstsq(counts, energies[:, None], driver="gelsd").solution[:, 0]
+        assert left.var() < 1e-3 * energies.var()
+
     @pytest.mark.parametrize(("epochs", "every"), [(1, 1), (6, 1), (30, 5), (31, 31), (20, 4)])
     def test_the_last_epoch_is_measured(self, forces, epochs, every):
         assert forces.measured_every(epochs) == every
