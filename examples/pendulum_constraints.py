@@ -54,6 +54,7 @@ from trainings import cell as mean_cell
 STEP = 0.05
 """Time between two states; the unit of time is that of a rod of length 1 under gravity 1, as in the paper."""
 DIMENSIONS = {"plane": 2, "space": 3}
+WHERE = {"plane": "in the plane", "space": "in space"}
 GENERATORS = {
     "plane": ("rotation", "translation_x", "translation_y"),
     "space": ("rotation_z", "rotation_x", "translation_x", "translation_z"),
@@ -414,7 +415,7 @@ def true_values(system: str, states: Tensor) -> dict[str, dict[str, float]]:
 
 
 def noether(model: Learner, system: str, states: Tensor) -> float:
-    """How far d(spin)/dt = -L_X H is from holding state by state, of the size of the latter; NaN if that is rounding."""
+    """How far d(spin)/dt is from -L_X H state by state, of the size of the latter; NaN if that is rounding."""
     asymmetry = derivatives(system, model.hamiltonian, states)[VERTICAL[system]]
     flow = Flow({"flow": lambda z: model(z).detach()})
     along = lm.lie_derivative(spin, states, flow.generators, input_representation=flow)["flow"].detach()
@@ -448,7 +449,7 @@ def judged(model: Learner, run: Run, system: str, states: Tensor, horizon: float
         rates = exact(states)
         wrong = ((model(states) - rates).norm() / rates.norm()).item()
         gap, sizes, true_sizes = (part[1:].flatten(2).norm(dim=-1) for part in (found - true, found, true))
-        curve = (gap / (sizes + true_sizes)).clamp(min=1e-300).log().mean(1).exp()
+        errors = (gap / (sizes + true_sizes)).clamp(min=1e-300).log().mean(1).exp()
     apart, exactness = {}, math.nan
     if model.energetic:
         pair = [derivatives(system, energy, states) for energy in (model.hamiltonian, exact.hamiltonian)]
@@ -460,7 +461,7 @@ def judged(model: Learner, run: Run, system: str, states: Tensor, horizon: float
     own = ("own energy",) if model.energetic else ()
     return Result(
         run,
-        curve.tolist(),
+        errors.tolist(),
         times[1:].tolist(),
         wrong,
         apart,
@@ -545,15 +546,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def cells(found: Sequence[Result], value: Callable[[Result], float | None]) -> str:
     """Mean and error over seeds of what there is; a dash where there is nothing."""
-    values = [value(one) for one in found]
-    known = [one for one in values if one is not None]
-    return mean_cell(known, rounding=ROUNDING) if len(known) == len(values) else "-"
+    known = [one for one in map(value, found) if one is not None]
+    return mean_cell(known, rounding=ROUNDING) if known else "-"
 
 
 def table(
     system: str, results: Mapping[str, Sequence[Result]], true: Mapping[str, Mapping[str, float]]
 ) -> list[list[str]]:
-    """Rows of text for a system: the true values, and of each network errors of H, conservation and errors.
+    """Rows of text for a system: the true values, and of each network asymmetries, conservation and errors.
 
     Args:
         system: Where.
@@ -563,27 +563,23 @@ def table(
     Returns:
         The rows, with the names of columns first.
     """
-    turns, shifts = TURNS[system], SHIFTS[system]
-    head = [system, *turns, *shifts, *(f"{name} along the rods" for name in shifts), "d/dt spin", "d/dt energy"]
-    rows = [[*head, "d/dt rods", "error of rates", "of rollouts"]]
-
-    def given(name: str, along: Mapping[str, float]) -> list[str]:
-        numbers = [true[name][g] for g in (*turns, *shifts)]
-        numbers += [along.get(g, math.nan) for g in shifts] + [true["conservation"][q] for q in QUANTITIES]
-        words = ["-" if math.isnan(one) else "0" if one < ROUNDING else f"{one:.3g}" for one in numbers]
-        return [*words, "0", "0", "0"]
-
-    rows.append(["truth", *given("energy", true["tangent"])])
-    if any(not one.tangent for found in results.values() for one in found):
-        rows.append(["truth*", *given("field", {})])
+    names, shifts = (*TURNS[system], *SHIFTS[system]), SHIFTS[system]
+    rows = [[WHERE[system], *names, *(f"allowed {name[-1]}" for name in shifts), "d/dt spin", "d/dt energy"]]
+    rows[0] += ["d/dt rods", "error of rates", "of rollouts"]
+    kinds = dict.fromkeys("energy" if found[0].tangent else "field" for found in results.values())
+    for kind in kinds:
+        numbers: list[float | None] = [true[kind][name] for name in names]
+        numbers += [true["tangent"][name] if kind == "energy" else None for name in shifts]
+        numbers += [true["conservation"][name] for name in QUANTITIES]
+        words = ["-" if one is None else "0" if one < ROUNDING else f"{one:.3g}" for one in numbers]
+        rows.append(["truth" if kind == "energy" else "truth*", *words, "0", "0", "0"])
     for name, found in results.items():
         rows.append([name if found[0].tangent else f"{name}*"])
-        rows[-1] += [cells(found, lambda one, g=g: one.equivariance[g]) for g in (*turns, *shifts)]
+        rows[-1] += [cells(found, lambda one, g=g: one.equivariance[g]) for g in names]
         rows[-1] += [cells(found, lambda one, g=g: one.tangent.get(g)) for g in shifts]
         rows[-1] += [cells(found, lambda one, q=q: one.conservation[q]) for q in QUANTITIES]
-        rows[-1] += [
-            cells(found, value) for value in (lambda r: r.rods, lambda r: r.rates_error, lambda r: r.rollout_error)
-        ]
+        rows[-1].append(cells(found, lambda one: one.rods))
+        rows[-1] += [cells(found, lambda one: one.rates_error), cells(found, lambda one: one.rollout_error)]
     return rows
 
 
@@ -606,18 +602,33 @@ def ratio(values: Sequence[float], others: Sequence[float]) -> tuple[float, floa
     return math.exp(fmean(logs)), math.exp(fmean(logs) - half), math.exp(fmean(logs) + half)
 
 
-def told(found: tuple[float, float, float], form: str = ".3g") -> str:
-    """A ratio and its interval in words."""
+def judged_ratio(
+    found: tuple[float, float, float], less: str, alike: str, more: str, form: str = ".3g"
+) -> tuple[str, str]:
+    """A ratio with its interval, and which of three words this allows.
+
+    Args:
+        found: Of :func:`ratio`.
+        less: The word for one below 1.
+        alike: For an interval that holds 1.
+        more: For one above.
+        form: Digits.
+
+    Returns:
+        Numbers and word; of one seed the interval is left out, and no word is allowed.
+    """
     mean, low, high = found
-    return f"{mean:{form}}" + ("" if math.isnan(low) else f" ({low:{form}} to {high:{form}})")
-
-
-def judgement(found: tuple[float, float, float], less: str, alike: str, more: str) -> str:
-    """Which of three words the interval of a ratio allows; of one seed none."""
-    _, low, high = found
     if math.isnan(low):
-        return "one seed does not tell"
-    return less if high < 1 else more if low > 1 else alike
+        return f"{mean:{form}}", "one seed does not tell"
+    return f"{mean:{form}} ({low:{form}} to {high:{form}})", less if high < 1 else more if low > 1 else alike
+
+
+def against_truth(values: Sequence[float], size: float, form: str = ".4g") -> str:
+    """Learned sizes as a ratio to the true one, in words."""
+    numbers, word = judged_ratio(
+        ratio(values, [size] * len(values)), "too small", "not told from the truth", "too large", form
+    )
+    return f"{numbers}, {word}"
 
 
 def curve(one: Result, generator: str) -> list[float]:
@@ -625,11 +636,13 @@ def curve(one: Result, generator: str) -> list[float]:
     return series(one.run, "equivariance", generator)[1]
 
 
-def sentence(
-    results: Mapping[str, Mapping[str, Sequence[Result]]],
-    true: Mapping[str, Mapping[str, Mapping[str, float]]],
-    bobs: int,
-) -> str:
+Findings = Mapping[str, Mapping[str, Sequence[Result]]]
+"""By system and model the results of all seeds."""
+Truths = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""By system those of :func:`true_values`."""
+
+
+def sentence(results: Findings, true: Truths, bobs: int) -> str:
     """What the numbers show, in words that follow from them.
 
     Args:
@@ -643,52 +656,31 @@ def sentence(
     parts = []
     for system, networks in results.items():
         energies = {name: found for name, found in networks.items() if found[0].tangent}
-        exact = true[system]["energy"]
-        for generator in TURNS[system] if energies else ():
-            if exact[generator] > ROUNDING:
-                parts.append(_broken(system, generator, energies, exact[generator]))
-            else:
-                parts.append(_left(system, generator, energies))
         if energies:
+            for generator in TURNS[system]:
+                size = true[system]["energy"][generator]
+                parts.append(
+                    _broken(system, generator, energies, size)
+                    if size > ROUNDING
+                    else _left(system, generator, energies)
+                )
             parts.append(_shifts(system, energies, true[system]))
-    found = [one for networks in results.values() for many in networks.values() for one in many]
-    worst = [one.noether for one in found if not math.isnan(one.noether)]
-    own = [one.conservation["own energy"] for one in found if one.tangent]
-    if own:
-        agreement = f", and d(spin)/dt = -L H about the vertical to {max(worst):.0e} of its size" if worst else ""
-        parts.append(f"Along their own flow learned energies change by at most {max(own):.0e} standard deviations a unit "
-                     f"of time{agreement}")  # fmt: skip
-    kept, lost = ([one for one in found if (one.rods < ROUNDING) == side] for side in (True, False))
-    names = sorted({f"{name} in {where}" for where, networks in results.items() for name, many in networks.items()
-                    if any(one.rods >= ROUNDING for one in many)})  # fmt: skip
-    parts.append(
-        f"Rods keep their lengths to {max((one.rods for one in kept), default=0):.0e} of a unit squared a unit of time in "
-        f"{len(kept)} of {len(found)} networks"
-        + (f"; by {listed(names)} they change them by {fmean(one.rods for one in lost):.2g}" if lost else "")
-    )
+    parts += _exact(results)
     for system, networks in results.items():
         parts += _order(system, networks, bobs)
-        if "CHNN" in networks:
-            off = max(
-                abs(got / right - 1)
-                for one in networks["CHNN"]
-                for got, right in zip(one.masses, masses(bobs), strict=True)
-            )
-            parts.append(f"In {system} the CHNN's masses are right to {100 * off:.2g} % in every seed")
-    return ".\n".join(parts) + "."
+    return "\n".join(f"{part}." for part in parts)
 
 
 def _broken(system: str, generator: str, energies: Mapping[str, Sequence[Result]], size: float) -> str:
     """About a symmetry that gravity breaks: how large it is learned, and how right state by state."""
     words = []
     for name, found in energies.items():
-        of = ratio([one.equivariance[generator] for one in found], [size] * len(found))
-        verdict = judgement(of, "too small", "not told from the truth", "too large")
         apart = fmean(one.apart[generator] for one in found) / size
-        words.append(f"{name} {told(of, '.4g')}, {verdict}, {100 * apart:.1g} % off state by state")
+        of = against_truth([one.equivariance[generator] for one in found], size)
+        words.append(f"{name} {of}, state by state {100 * apart:.2g} % off")
     return (
-        f"In {system} gravity breaks {generator}: L H is {size:.3g} standard deviations of H per radian. Learned, as a "
-        f"ratio to this: {'; '.join(words)}"
+        f"Gravity breaks {generator} {WHERE[system]}: L H is {size:.3g} standard deviations of H per radian. Learned, "
+        f"as a ratio to that: {'; '.join(words)}"
     )
 
 
@@ -702,71 +694,89 @@ def _left(system: str, generator: str, energies: Mapping[str, Sequence[Result]])
             words.append(f"{name} at most {largest:.0e} in every epoch of every seed, as it is built")
             continue
         final = [one[-1] for one in curves]
-        fresh, peak = ratio(final, [one[0] for one in curves]), ratio(final, [max(one) for one in curves])
+        fresh, word = judged_ratio(ratio(final, [one[0] for one in curves]), "less", "not told from it", "more", ".2g")
+        peak, _ = judged_ratio(ratio(final, [max(one) for one in curves]), "", "", "", ".2g")
         words.append(
-            f"{name} {mean_cell(final)}, {told(fresh)} of what it was before training"
-            f" ({judgement(fresh, 'less', 'not told from it', 'more')}), and {told(peak)} of its largest value in training"
+            f"{name} {mean_cell(final)}, which is {fresh} of the untrained network's ({word}), and {peak} of the "
+            "largest in training"
         )
-    return f"In {system} gravity leaves {generator}, where L H is 0. Learned: {'; '.join(words)}"
+    return f"Gravity leaves {generator} {WHERE[system]}: there L H is 0. Learned: {'; '.join(words)}"
 
 
 def _shifts(system: str, energies: Mapping[str, Sequence[Result]], true: Mapping[str, Mapping[str, float]]) -> str:
     """About translations: as far as the rods allow them, and beyond, where no trajectory tells the energy."""
     words = []
     for name, found in energies.items():
-        allowed, beyond = [], []
+        allowed, whole = [], []
         for generator in SHIFTS[system]:
-            of = ratio([one.tangent[generator] for one in found], [true["tangent"][generator]] * len(found))
-            allowed.append(f"{generator} {told(of, '.4g')}")
-            size = true["energy"][generator]
-            if size > ROUNDING:
-                of = ratio([one.equivariance[generator] for one in found], [size] * len(found))
-                verdict = judgement(of, "too small", "not told from the truth", "too large")
-                beyond.append(f"{generator} {told(of, '.3g')} ({verdict})")
-            else:
-                beyond.append(
-                    f"{generator} {mean_cell([one.equivariance[generator] for one in found], ROUNDING)} for 0"
-                )
-        words.append(
-            f"{name} along the rods {', '.join(allowed)} of the truth, and with what stretches them {', '.join(beyond)}"
-        )
+            along = against_truth([one.tangent[generator] for one in found], true["tangent"][generator])
+            allowed.append(f"{generator} {along}")
+            size, values = true["energy"][generator], [one.equivariance[generator] for one in found]
+            told = against_truth(values, size) if size > ROUNDING else f"{mean_cell(values, ROUNDING)} where 0 is true"
+            whole.append(f"{generator} {told}")
+        words.append(f"{name}: allowed {', '.join(allowed)}; whole {', '.join(whole)}")
     return (
-        f"Translations stretch rods, and what they do to H beyond the constraints no trajectory tells. In {system}: "
-        f"{'; '.join(words)}"
+        f"Translations stretch rods, and the flow is the same for energies that differ off the constraints. What the "
+        f"rods allow of translations {WHERE[system]}, and the whole, as ratios to the truth: {'. '.join(words)}"
     )
 
 
+def _exact(results: Findings) -> list[str]:
+    """About what holds to rounding, and where it does not."""
+    every = [(f"{name} {WHERE[system]}", one) for system, networks in results.items()
+             for name, found in networks.items() for one in found]  # fmt: skip
+    parts = []
+    own = [one.conservation["own energy"] for _, one in every if one.tangent]
+    if own:
+        worst = [one.noether for _, one in every if not math.isnan(one.noether)]
+        told = (
+            f"; d(spin)/dt is -L H about the vertical, state by state, to {max(worst):.0e} of its size" if worst else ""
+        )
+        parts.append(
+            f"Learned energies change along their own flow by at most {max(own):.0e} of their standard deviation{told}"
+        )
+    kept = [one.rods for _, one in every if one.rods < ROUNDING]
+    lost = {
+        name: [other.rods for label, other in every if label == name] for name, one in every if one.rods >= ROUNDING
+    }
+    if kept:
+        parts.append(
+            f"Half the squared lengths of rods change by at most {max(kept):.0e} a unit of time in {len(kept)} of "
+            f"{len(every)} trainings"
+        )
+    if lost:
+        parts.append("They change in " + ", ".join(f"{name} by {mean_cell(found)}" for name, found in lost.items()))
+    for name in dict.fromkeys(name for name, one in every if one.masses):
+        learned = [one.masses for label, one in every if label == name]
+        off = max(abs(got / right - 1) for one in learned for got, right in zip(one, masses(len(one)), strict=True))
+        parts.append(f"Masses of {name} are wrong by at most {100 * off:.1g} % in any seed")
+    return parts
+
+
 def _order(system: str, networks: Mapping[str, Sequence[Result]], bobs: int) -> list[str]:
-    """About rollouts: ratios of each network's error to the CHNN's, beside the paper's."""
-    if "CHNN" not in networks or len(networks) < 2:
+    """About rollouts: ratios of their errors, beside the paper's."""
+    if len(networks) < 2:
         return []
-    base = [one.rollout_error for one in networks["CHNN"]]
     paper = PAPER.get(bobs, {}) if system == "plane" else {}
-    words, against = [], []
-    for name, found in networks.items():
-        if name == "CHNN":
-            continue
-        of = ratio([one.rollout_error for one in found], base)
-        verdict = judgement(of, "less", "not told from it", "more")
-        words.append(
-            f"{name} {told(of, '.2g')} ({verdict}"
-            + (f"; paper {paper[name] / paper['CHNN']:.2g})" if name in paper else ")")
-        )
-        if name in paper and verdict != ("more" if paper[name] > paper["CHNN"] else "less"):
-            against.append(name)
-    text = f"Errors of rollouts in {system}, of the CHNN's {mean_cell(base)}: {', '.join(words)}"
+    words, verdicts = [], {"confirmed": [], "contradicted": [], "not told": []}
+    names = list(networks)
+    for k, name in enumerate(names):
+        for other in names[k + 1 :]:
+            of = ratio(*([one.rollout_error for one in networks[which]] for which in (other, name)))
+            numbers, word = judged_ratio(of, "less", "not told apart", "more", ".2g")
+            words.append(f"{other} to {name} {numbers}, {word}")
+            if name in paper and other in paper:
+                words[-1] += f"; {paper[other] / paper[name]:.2g} in the paper"
+                verdicts["confirmed" if word == "more" else "contradicted" if word == "less" else "not told"].append(
+                    f"{name} before {other}"
+                )
+    parts = [f"Errors of rollouts {WHERE[system]}, as ratios: {'. '.join(words)}"]
     if paper:
-        text += (
-            f". The paper has the CHNN first; that is not confirmed for {listed(against)}"
-            if against
-            else ". The CHNN is first, as in the paper"
-        )
-    return [text]
+        parts.append("Of the paper's order " + ", ".join(f"{key}: {listed(value)}" for key, value in verdicts.items()))
+    return parts
 
 
-def picture(
-    results: Mapping[str, Mapping[str, Sequence[Result]]], true: Mapping[str, Mapping[str, Mapping[str, float]]]
-) -> Any:
+def picture(results: Findings, true: Truths) -> Any:
     """Curves of what gravity breaks and leaves over epochs, and errors of rollouts over time.
 
     Args:
@@ -780,59 +790,59 @@ def picture(
 
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     broken, left, rolled = figure.subplots(1, 3)
-    system = next(iter(results))
-    styles = dict(
-        zip(GENERATORS[system], ("-", ":", "--") if system == "plane" else ("-.", "-", ":", "--"), strict=True)
-    )
-    for name, found in results[system].items():
-        for generator, style in styles.items():
-            if found[0].tangent:
-                _band(broken, found, generator, COLOURS[name], style)
-    for generator, style in styles.items():
-        size = true[system]["energy"][generator]
-        broken.axhline(size, color="black", linewidth=1, linestyle=style, zorder=0)
-    handles = [
-        broken.plot([], [], color=COLOURS[name], linewidth=2)[0]
-        for name in results[system]
-        if results[system][name][0].tangent
-    ]
-    names = [name for name in results[system] if results[system][name][0].tangent]
-    handles += [broken.plot([], [], style, color="0.3")[0] for style in styles.values()]
-    handles.append(broken.plot([], [], color="black", linewidth=1)[0])
-    broken.legend(handles, [*names, *styles, "truth (thin)"], fontsize=9, loc="center right")
-    broken.set(
-        xlabel="epoch", ylabel="relative error of H", title=f"In {system}: learned and true size", ylim=(-0.05, None)
-    )
-    system = "space" if "space" in results else system
-    lowest = 1e-4
-    for name, found in results[system].items():
-        _band(left, found, VERTICAL[system], COLOURS[name], "-" if found[0].tangent else "--", lowest, name)
-    bottom = lowest / 3
-    left.axhspan(bottom, lowest, color="0.92", linewidth=0, zorder=0)
-    left.set(yscale="log", ylim=(bottom, 3), xlabel="epoch", ylabel="relative error / radian")
-    left.set_title(f"In {system}: {VERTICAL[system]} (dashed: of the field)")
-    left.set_yticks([lowest / math.sqrt(3), 1e-4, 1e-3, 1e-2, 1e-1, 1], ["0", "0.0001", "0.001", "0.01", "0.1", "1"])
-    left.minorticks_off()
-    left.legend(fontsize=9, loc="upper right")
-    for where, style in zip(results, ("-", "--"), strict=False):
-        for name, found in results[where].items():
+    first, final = next(iter(results)), list(results)[-1]
+    _draw_sizes(broken, first, results[first], true[first]["energy"])
+    _draw_vertical(left, final, results[final])
+    styles = dict(zip(results, ("-", "--"), strict=False))
+    for system, networks in results.items():
+        for name, found in networks.items():
             values = torch.tensor([one.errors for one in found])
-            rolled.fill_between(
-                found[0].times, values.amin(0), values.amax(0), color=COLOURS[name], alpha=0.2, linewidth=0
-            )
-            rolled.plot(found[0].times, values.log().mean(0).exp(), style, color=COLOURS[name], linewidth=2)
-    handles = [
-        rolled.plot([], [], style, color="0.3", label=f"in {where}")[0]
-        for where, style in zip(results, ("-", "--"), strict=False)
-    ]
-    handles += [
-        rolled.plot([], [], color=colour, linewidth=2, label=name)[0]
-        for name, colour in COLOURS.items()
-        if any(name in networks for networks in results.values())
-    ]
+            times, colour = found[0].times, COLOURS[name]
+            rolled.fill_between(times, values.amin(0), values.amax(0), color=colour, alpha=0.2, linewidth=0)
+            rolled.plot(times, values.log().mean(0).exp(), styles[system], color=colour, linewidth=2)
+    shown = [name for name in MODELS if any(name in networks for networks in results.values())]
+    handles = [rolled.plot([], [], color=COLOURS[name], linewidth=2, label=name)[0] for name in shown]
+    handles += [rolled.plot([], [], line, color="0.3", label=WHERE[where])[0] for where, line in styles.items()]
     rolled.legend(handles=handles, fontsize=9, loc="lower right")
-    rolled.set(yscale="log", xlabel="time", ylabel="relative error of the state", title="Rollouts of unseen systems")
+    rolled.set(yscale="log", xlabel="time", ylabel="relative error of states", title="Rollouts of unseen systems")
     return figure
+
+
+def _draw_sizes(axis: Any, system: str, networks: Mapping[str, Sequence[Result]], size: Mapping[str, float]) -> None:
+    """Relative errors of H over epochs, by generator, beside the true values."""
+    styles = dict(zip((*TURNS[system], *SHIFTS[system]), ("-", "--", ":", "-."), strict=False))
+    handles = {}
+    for name, found in networks.items():
+        if found[0].tangent:
+            handles[name] = axis.plot([], [], color=COLOURS[name], linewidth=2)[0]
+            for generator, style in styles.items():
+                _band(axis, found, generator, COLOURS[name], style)
+    for generator, style in styles.items():
+        axis.axhline(size[generator], color="black", linewidth=1, linestyle=style)
+        handles[generator] = axis.plot([], [], style, color="0.3")[0]
+    handles["truth (thin)"] = axis.plot([], [], color="black", linewidth=1)[0]
+    axis.legend(handles.values(), handles.keys(), fontsize=9, loc="upper right", ncols=2)
+    highest = 1.45 * max(size.values())
+    axis.set(
+        xlabel="epoch",
+        ylabel="relative error of H",
+        title=f"{WHERE[system].capitalize()}: size of asymmetries",
+        ylim=(-0.05, highest),
+    )
+
+
+def _draw_vertical(axis: Any, system: str, networks: Mapping[str, Sequence[Result]]) -> None:
+    """Relative errors about the vertical over epochs; those of zero in a grey band."""
+    lowest = 1e-4
+    bottom = lowest / 3
+    for name, found in networks.items():
+        _band(axis, found, VERTICAL[system], COLOURS[name], "-" if found[0].tangent else "--", lowest, name)
+    axis.axhspan(bottom, lowest, color="0.92", linewidth=0, zorder=0)
+    axis.set(yscale="log", ylim=(bottom, 3), xlabel="epoch", ylabel="relative error / radian")
+    axis.set_title(f"{WHERE[system].capitalize()}: {VERTICAL[system]} (dashed: of the field)")
+    axis.set_yticks([lowest / math.sqrt(3), 1e-4, 1e-3, 1e-2, 1e-1, 1], ["0", "0.0001", "0.001", "0.01", "0.1", "1"])
+    axis.minorticks_off()
+    axis.legend(fontsize=9, loc="center right")
 
 
 def _band(
@@ -844,10 +854,10 @@ def _band(
     lowest: float = 0.0,
     label: str | None = None,
 ) -> None:
-    """A curve over epochs with the range over seeds; with a lowest value, on a logarithmic axis with zeros below it."""
+    """A curve over epochs with its range over seeds; given a lowest value, for a logarithmic axis, zeros below it."""
     epochs = series(found[0].run, "equivariance", generator)[0]
     values = torch.tensor([curve(one, generator) for one in found])
-    if lowest:  # zero has no logarithm: what is exact stands in a grey band
+    if lowest:  # zero has no logarithm: what is exact stands in the grey band
         values = torch.where(values < ROUNDING, lowest / math.sqrt(3), values.clamp(min=lowest))
     middle = values.log().mean(0).exp() if lowest else values.mean(0)
     axis.fill_between(epochs, values.amin(0), values.amax(0), color=colour, alpha=0.25, linewidth=0)
@@ -882,12 +892,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, list[Result]]
     tables = {where: table(where, found, true[where]) for where, found in results.items()}
     over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
     caption = (
-        f"{options.bobs} bobs. Rotations and translations: relative Lie derivative of the learned energy, in its standard "
-        f"deviations per radian or unit of length (*: of the field, there is no energy); along the rods: under "
-        f"translations, projected onto what the constraints allow.\nd/dt: in standard deviations of spin and true energy "
-        f"a unit of time; of rods, root mean square rate of half their squared length. {options.test_systems} states, one "
-        f"of each unseen system, {over}.\nErrors: of rates, norm of the error over norm; of rollouts, |z - z'| / (|z| + "
-        f"|z'|), geometric mean over {options.horizon:g} units of time."
+        f"{options.bobs} bobs. Rotations and translations: relative Lie derivative of the learned energy, in its "
+        "standard deviations per radian or unit of length (*: of the field, there is no energy); allowed: of "
+        "translations, as far as the constraints allow them.\nd/dt: of spin and the true energy, in standard "
+        "deviations a unit of time; of rods, root mean square of half the squared lengths.\nErrors: of rates, norm of the error "
+        f"over norm; of rollouts, |z - z'| / (|z| + |z'|), geometric mean over {options.horizon:g} units of time. "
+        f"{options.test_systems} states, one of each unseen system, {over}."
     )
     text = "\n\n".join([*map(show, tables.values()), caption, sentence(results, true, options.bobs)])
     rows = [row for found in tables.values() for row in found]

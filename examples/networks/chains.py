@@ -291,6 +291,7 @@ class InAngles(nn.Module):
         index = torch.arange(len(lengths), device=state.device)
         heavy = below[torch.maximum(index[:, None], index)]
         mass = heavy * lengths[:, None] * lengths * (angles[..., :, None] - angles[..., None, :]).cos()
+        # Forward mode over forward mode is wrong for torch.linalg.solve (torch 2.14), and right for Cholesky's factor.
         speeds = torch.cholesky_solve(momenta[..., None], torch.linalg.cholesky(mass))
         rods = lengths[:, None] * torch.stack([angles.sin(), -angles.cos()], dim=-1)
         velocities = (lengths[:, None] * speeds * self._level(angles)).cumsum(-2)
