@@ -67,13 +67,13 @@ VERTICAL = {"plane": "rotation", "space": "rotation_z"}
 QUANTITIES = ("spin", "energy")
 ROUNDING = 1e-9
 """Errors below it are of rounding, in float64."""
-PAPER = {2: {"CHNN": 1.2e-4, "HNN, angles": 1.9e-3, "neural ODE": 6.5e-2}, 5: {"CHNN": 1.1e-3, "HNN, angles": 0.34,
+PAPER = {2: {"CHNN": 1.2e-4, "HNN in angles": 1.9e-3, "neural ODE": 6.5e-2}, 5: {"CHNN": 1.1e-3, "HNN in angles": 0.34,
          "neural ODE": 0.44}}  # fmt: skip
 """Relative errors of rollouts in the plane by number of bobs, from the paper's tables."""
 MODELS: dict[str, tuple[str, ...]] = {
     "CHNN": ("plane", "space"),
-    "CHNN, heights": ("space",),
-    "HNN, angles": ("plane",),
+    "CHNN of heights": ("space",),
+    "HNN in angles": ("plane",),
     "neural ODE": ("plane", "space"),
 }
 """Models, and where each is trained: angles are no coordinates of all of space, and what heights alone promise is seen
@@ -505,7 +505,7 @@ def train(task: tuple[str, int], options: argparse.Namespace) -> Result:
         DataLoader(TensorDataset(known), options.batch_size, shuffle=True, generator=order),
         DataLoader(TensorDataset(unseen), options.batch_size),
     )
-    folder = options.out / "pendulum" / f"{system}_{kind.replace(', ', '_').replace(' ', '_')}-s{seed}"
+    folder = options.out / "pendulum" / f"{system}_{kind.replace(' ', '_')}-s{seed}"
     watching = monitors(model, system, options.bobs, len(unseen))
     run = fit(model, loaders, folder, options.epochs, watching, gradient_clip_val=1.0)
     return judged(model.eval(), run, system, unseen[:, 0], options.horizon)
@@ -538,9 +538,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"{name} must name each once, got {' '.join(chosen)}")
     for system in options.where:
         if not any(system in MODELS[model] for model in options.models):
-            parser.error(
-                f"--models must have one for the {system}, got {listed(options.models)}; angles are of the plane"
-            )
+            parser.error(f"--models must have one for chains {WHERE[system]}, got {listed(options.models)}")
     return options
 
 
@@ -615,9 +613,11 @@ def judged_ratio(
         form: Digits.
 
     Returns:
-        Numbers and word; of one seed the interval is left out, and no word is allowed.
+        Numbers and word; of one seed the interval is left out, and no word is allowed, as where there is no ratio.
     """
     mean, low, high = found
+    if math.isnan(mean):
+        return "diverged", "undefined"
     if math.isnan(low):
         return f"{mean:{form}}", "one seed does not tell"
     return f"{mean:{form}} ({low:{form}} to {high:{form}})", less if high < 1 else more if low > 1 else alike
@@ -749,7 +749,7 @@ def _exact(results: Findings) -> list[str]:
     for name in dict.fromkeys(name for name, one in every if one.masses):
         learned = [one.masses for label, one in every if label == name]
         off = max(abs(got / right - 1) for one in learned for got, right in zip(one, masses(len(one)), strict=True))
-        parts.append(f"Masses of {name} are wrong by at most {100 * off:.1g} % in any seed")
+        parts.append(f"Masses of {name} are wrong by at most {100 * off:.2g} % in any seed")
     return parts
 
 
@@ -772,7 +772,7 @@ def _order(system: str, networks: Mapping[str, Sequence[Result]], bobs: int) -> 
                 )
     parts = [f"Errors of rollouts {WHERE[system]}, as ratios: {'. '.join(words)}"]
     if paper:
-        parts.append("Of the paper's order " + ", ".join(f"{key}: {listed(value)}" for key, value in verdicts.items()))
+        parts.append("Of the paper's order " + "; ".join(f"{key}: {listed(value)}" for key, value in verdicts.items()))
     return parts
 
 
@@ -895,9 +895,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, list[Result]]
         f"{options.bobs} bobs. Rotations and translations: relative Lie derivative of the learned energy, in its "
         "standard deviations per radian or unit of length (*: of the field, there is no energy); allowed: of "
         "translations, as far as the constraints allow them.\nd/dt: of spin and the true energy, in standard "
-        "deviations a unit of time; of rods, root mean square of half the squared lengths.\nErrors: of rates, norm of the error "
-        f"over norm; of rollouts, |z - z'| / (|z| + |z'|), geometric mean over {options.horizon:g} units of time. "
-        f"{options.test_systems} states, one of each unseen system, {over}."
+        "deviations a unit of time; of rods, root mean square of half the squared lengths.\nErrors: of rates, norm of "
+        "the error over norm; of rollouts, |z - z'| / (|z| + |z'|), geometric mean over "
+        f"{options.horizon:g} units of time. {options.test_systems} states, one of each unseen system, {over}."
     )
     text = "\n\n".join([*map(show, tables.values()), caption, sentence(results, true, options.bobs)])
     rows = [row for found in tables.values() for row in found]
