@@ -542,10 +542,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def cell(values: Sequence[float]) -> str:
+    """Mean ± standard error over seeds, to the digit of the error: sizes are compared with true ones."""
+    if len(values) < 2 or not all(map(math.isfinite, values)) or fmean(values) < ROUNDING:
+        return mean_cell(values, rounding=ROUNDING, form=".0e" if 0 < values[0] < ROUNDING else ".3g")
+    error = stdev(values) / math.sqrt(len(values))
+    digits = max(-math.floor(math.log10(error)), 0) if error else 3
+    return f"{fmean(values):.{digits}f} ± {error:.1g}"
+
+
 def cells(found: Sequence[Result], value: Callable[[Result], float | None]) -> str:
-    """Mean and error over seeds of what there is; a dash where there is nothing."""
+    """Such a cell of what there is; a dash where there is nothing."""
     known = [one for one in map(value, found) if one is not None]
-    return mean_cell(known, rounding=ROUNDING) if known else "-"
+    return cell(known) if known else "-"
 
 
 def table(
@@ -623,7 +632,7 @@ def judged_ratio(
     return f"{mean:{form}} ({low:{form}} to {high:{form}})", less if high < 1 else more if low > 1 else alike
 
 
-def against_truth(values: Sequence[float], size: float, form: str = ".4g") -> str:
+def against_truth(values: Sequence[float], size: float, form: str = ".4f") -> str:
     """Learned sizes as a ratio to the true one, in words."""
     numbers, word = judged_ratio(
         ratio(values, [size] * len(values)), "too small", "not told from the truth", "too large", form
@@ -697,7 +706,7 @@ def _left(system: str, generator: str, energies: Mapping[str, Sequence[Result]])
         fresh, word = judged_ratio(ratio(final, [one[0] for one in curves]), "less", "not told from it", "more", ".2g")
         peak, _ = judged_ratio(ratio(final, [max(one) for one in curves]), "", "", "", ".2g")
         words.append(
-            f"{name} {mean_cell(final)}, which is {fresh} of the untrained network's ({word}), and {peak} of the "
+            f"{name} {cell(final)}, which is {fresh} of the untrained network's ({word}), and {peak} of the "
             "largest in training"
         )
     return f"Gravity leaves {generator} {WHERE[system]}: there L H is 0. Learned: {'; '.join(words)}"
@@ -712,7 +721,7 @@ def _shifts(system: str, energies: Mapping[str, Sequence[Result]], true: Mapping
             along = against_truth([one.tangent[generator] for one in found], true["tangent"][generator])
             allowed.append(f"{generator} {along}")
             size, values = true["energy"][generator], [one.equivariance[generator] for one in found]
-            told = against_truth(values, size) if size > ROUNDING else f"{mean_cell(values, ROUNDING)} where 0 is true"
+            told = against_truth(values, size) if size > ROUNDING else f"{cell(values)} where 0 is true"
             whole.append(f"{generator} {told}")
         words.append(f"{name}: allowed {', '.join(allowed)}; whole {', '.join(whole)}")
     return (
@@ -745,7 +754,7 @@ def _exact(results: Findings) -> list[str]:
             f"{len(every)} trainings"
         )
     if lost:
-        parts.append("They change in " + ", ".join(f"{name} by {mean_cell(found)}" for name, found in lost.items()))
+        parts.append("They change in " + ", ".join(f"{name} by {cell(found)}" for name, found in lost.items()))
     for name in dict.fromkeys(name for name, one in every if one.masses):
         learned = [one.masses for label, one in every if label == name]
         off = max(abs(got / right - 1) for one in learned for got, right in zip(one, masses(len(one)), strict=True))

@@ -279,9 +279,10 @@ class TestSentence:
             "neural ODE": [result(pendulum, False, rollout=r) for r in (0.0009, 0.0101, 0.2)],
         }
         told = pendulum.sentence({"plane": networks}, {"plane": true(pendulum)}, 2)
-        assert "CHNN 1 (0.9754 to 1.025), not told from the truth, state by state 2 % off" in told
-        assert "HNN in angles 1.2 (1.175 to 1.225), too large" in told
-        assert "translation_x 1 (1 to 1), not told from the truth" in told
+        assert "CHNN 1.0000 (0.9754 to 1.0251), not told from the truth, state by state 2 % off" in told
+        assert "HNN in angles 1.2000 (1.175" in told
+        assert "too large, state by state 2 % off" in told
+        assert "translation_x 1.0000 (1.0000 to 1.0000), not told from the truth" in told
         assert "whole translation_x 0 where 0 is true" in told
         assert "at most 1e-15 of their standard deviation; d(spin)/dt is -L H" in told
         assert "in 9 of 9 trainings" in told
@@ -318,7 +319,7 @@ class TestSentence:
     def test_one_seed_tells_nothing(self, pendulum):
         networks = {"CHNN": [result(pendulum)], "neural ODE": [result(pendulum, False)]}
         told = pendulum.sentence({"plane": networks}, {"plane": true(pendulum)}, 2)
-        assert "CHNN 1, one seed does not tell" in told
+        assert "CHNN 1.0000, one seed does not tell" in told
         assert "confirmed: none; contradicted: none; not told: CHNN before neural ODE" in told
 
     def test_a_network_that_diverged(self, pendulum):
@@ -337,6 +338,22 @@ def test_table(pendulum):
     assert len({len(row) for row in rows}) == 1
     assert rows[1][:6] == ["truth", "1", "0", "2", "1.5", "1.5"]
     assert rows[2][4:6] == rows[4][4:6] == ["-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([1.0912, 1.0918, 1.0921], "1.0917 ± 0.0003"),
+        ([0.04, 0.06], "0.05 ± 0.01"),
+        ([30.0, 50.0], "40 ± 1e+01"),
+        ([0.5], "0.5"),
+        ([1e-16, 3e-16], "2e-16"),
+        ([0.0, 0.0], "0"),
+        ([math.nan, 1.0], "diverged"),
+    ],
+)
+def test_cells(pendulum, values, text):
+    assert pendulum.cell(values) == text
 
 
 def test_ratios(pendulum):
