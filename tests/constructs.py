@@ -371,6 +371,12 @@ beside("vmap in forward", lambda x: torch.vmap(lambda one: torch.sin(one) * one.
 beside("vmap over vmap", lambda x: torch.vmap(torch.vmap(lambda one: torch.softmax(one, -1) @ one))(x))
 beside("func.grad in forward", lambda x: torch.func.grad(lambda y: (y.sin() * y).sum())(x))
 beside("func.jvp in forward", lambda x: torch.func.jvp(torch.sin, (x,), (x * x,))[1])
+# Torch has the derivative of this derivative wrong, without a word: it takes the LU factors for constants.
+beside(
+    "func.jvp of linalg.solve in forward",
+    lambda x: torch.func.jvp(lambda y: torch.linalg.solve(_square(y), y), (x,), (x * x,))[1],
+    wanted="refused",
+)
 beside("func.vjp in forward", lambda x: (lambda y, pull: pull(y)[0])(*torch.func.vjp(torch.sin, x)))
 beside("func.jacrev in forward", lambda x: torch.vmap(torch.func.jacrev(lambda y: y.square().mean((1, 2))))(x).sum(1))
 # It folds into constants what it is given.
