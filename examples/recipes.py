@@ -294,11 +294,26 @@ def ones_own() -> Values:
     )
 
 
+def plain_loop() -> Values:
+    """A training loop of one's own: the monitor's curves from a recorder of fixed images."""
+    model = nn.Sequential(convolutions(3, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = lm.Recorder(images(16), ("translation", "rotation"))  # folder="runs/mine", log=wandb.log
+    for step in range(3):
+        recorder.measure(model, step=step)
+        loss = nn.functional.cross_entropy(model(images(16)), torch.arange(16) % 4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    last = recorder.history[-1]
+    return {name: torch.tensor(last[f"equivariance/{name}"]) for name in ("translation_x", "translation_y", "rotation")}
+
+
 RECIPES: dict[str, Callable[[], Values]] = {
     recipe.__name__: recipe
     for recipe in (
         classifier, transformers, segmentation, keypoints, detection, flow, self_supervised, diffusion, volumes,
-        signals, point_clouds, graphs, crystals, stress, dynamics, ones_own,
+        signals, point_clouds, graphs, crystals, stress, dynamics, ones_own, plain_loop,
     )
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ def recipes(example):
     "name",
     [
         "classifier", "transformers", "segmentation", "keypoints", "detection", "flow", "self_supervised", "diffusion",
-        "volumes", "signals", "point_clouds", "graphs", "crystals", "stress", "dynamics", "ones_own",
+        "volumes", "signals", "point_clouds", "graphs", "crystals", "stress", "dynamics", "ones_own", "plain_loop",
     ],
 )  # fmt: skip
 def test_recipe(recipes, name, capsys):
