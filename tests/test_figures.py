@@ -1,5 +1,6 @@
 """Pictures: what stands on them."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,11 +84,36 @@ class TestVectorField:
         figure.savefig(tmp_path / "picture.png")
         assert (tmp_path / "picture.png").stat().st_size > 10_000
 
+    def test_arrows_of_space(self, tmp_path):
+        """At each place of the grid the velocity -Ap, drawn with y down and z away."""
+        turning, still = lm.generators("rotation_z", "saturation", dimension=3)
+        spiral = (turning + 0.5 * lm.generators("translation_y", dimension=3)[0]).with_name("spiral")
+        figure = vector_field([spiral, still])
+        assert [len(axis.collections) for axis in figure.axes] == [1, 0]
+        axis = figure.axes[0]
+        segments = torch.tensor(np.array(axis.collections[0]._segments3d))
+        segments = segments[: len(segments) // 3]  # shafts first, from the tip, then two lines for each head
+        (x, z, y), (u, w, v) = segments.mean(1).unbind(1), (segments[:, 0] - segments[:, 1]).unbind(1)
+        assert len(segments) == 125
+        velocity = torch.stack([-y, x - 0.5, 0 * z], 1)  # the right hand turns x to y; content moves against a shift
+        drawn = torch.stack([u, v, w], 1)
+        longest = velocity.norm(dim=1).max()
+        torch.testing.assert_close(drawn, 0.5 * velocity / longest, rtol=1e-5, atol=1e-6)
+        assert axis.get_zlim() == (1, -1)
+        assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_zlabel()) == ("x", "z", "y")
+        figure.savefig(tmp_path / "picture.png")
+
     @pytest.mark.parametrize(
         ("arguments", "match"),
         [
             (([],), "at least one"),
             ((lm.generators("rotation"), torch.rand(2, 3, 8, 8)), r"`image` must have axes \(C, H, W\)"),
+            (
+                (lm.generators("rotation", dimension=3), torch.rand(8, 8)),
+                "`image` must .* be None for generators of space",
+            ),
+            ((lm.generators("scale", dimension=1),), r"all be of two dimensions, or all of three, got \[1\]"),
+            (((*lm.generators("scale"), *lm.generators("scale", dimension=3)),), r"got \[2, 3\]"),
         ],
     )
     def test_bad_input(self, arguments, match):
