@@ -101,12 +101,12 @@ class TestConstraints:
 
     def test_rollouts_keep_them_to_the_tolerance(self, networks, dimension):
         model, z = constrained(networks, dimension), states(dimension, 4)
-        times = torch.linspace(0, 0.5, 3, dtype=torch.float64)
+        times = torch.linspace(0, 0.2, 3, dtype=torch.float64)
         with torch.no_grad():
             path = integrate(model, z, times, method="dopri5", rtol=1e-12, atol=1e-13)
             drift = [model.constraints(one).abs().max() for one in path]
             energy = model.hamiltonian(path[-1]) - model.hamiltonian(z)
-        assert (path[-1] - z).abs().max() > 0.1
+        assert (path[-1] - z).abs().max() > 0.05
         assert max(drift) < 1e-10
         assert energy.abs().max() < 1e-10
 
