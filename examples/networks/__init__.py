@@ -1,9 +1,26 @@
 """Small networks of the examples, each tested for the symmetry that it claims."""
 
 from networks.dynamics import Hamiltonian, VectorField
-from networks.energies import CentredPotential, ConvolutionalPotential, PairwisePotential, PlainPotential
+from networks.energies import (
+    CentredPotential,
+    ConvolutionalPotential,
+    PairwisePotential,
+    PlainPotential,
+    TurningPotential,
+)
 from networks.graphs import EGNN
-from networks.layers import ContinuousConvolution, perceptron
+from networks.images import PlainConvolutions
+from networks.layers import ContinuousConvolution, TurningConvolution, perceptron
+from networks.lie_convolutions import (
+    LieClassifier,
+    LieConvolution,
+    Motions,
+    PlaneGroup,
+    Rotations,
+    ScaledRotations,
+    Shifts,
+    even_turns,
+)
 from networks.volumes import UNet3d
 
 __all__ = [
@@ -12,9 +29,20 @@ __all__ = [
     "ContinuousConvolution",
     "ConvolutionalPotential",
     "Hamiltonian",
+    "LieClassifier",
+    "LieConvolution",
+    "Motions",
     "PairwisePotential",
+    "PlainConvolutions",
     "PlainPotential",
+    "PlaneGroup",
+    "Rotations",
+    "ScaledRotations",
+    "Shifts",
+    "TurningConvolution",
+    "TurningPotential",
     "UNet3d",
     "VectorField",
+    "even_turns",
     "perceptron",
 ]
