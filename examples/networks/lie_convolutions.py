@@ -201,7 +201,7 @@ class LieConvolution(nn.Module):
         near, here = elements[rows, index], at[:, :, None].expand(-1, -1, count, -1)
         seen = torch.cat([self.group.relative(here, near), here[..., algebra:], near[..., algebra:]], dim=-1)
         # A fresh network is nearly linear in numbers below 1, and kernels should not be.
-        units = torch.cat([self.widths, self.widths[algebra:]]) / 3
+        units = torch.cat([self.widths, self.widths[algebra:]]) / 8
         weights = self.kernel(seen / units) * (window / window.sum(-1, keepdim=True))[..., None]
         # Samples that share their places are columns of one matrix.
         columns = features.unflatten(0, (len(elements), -1)).transpose(1, 2)  # (P, U, B / P, inside)
@@ -253,7 +253,7 @@ class LieClassifier(nn.Module):
         """The scores.
 
         Args:
-            places: (B, n, 2), or (1, n, 2) where they are the same for all; rotations are about the origin, and the disc has radius 1.
+            places: (B, n, 2), or (1, n, 2) where they are the same for all; rotations are about the origin.
             values: At these places, (B, n).
             turns: Angles of the lifts, (k,) or (n, k), in place of its own.
 
