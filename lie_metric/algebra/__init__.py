@@ -7,7 +7,7 @@ has to be computed for a basis only.
 
 from lie_metric.algebra.generator import Generator, coefficients
 from lie_metric.algebra.named import GENERATORS, GROUPS, generators, named
-from lie_metric.algebra.spans import exponential, simplest_basis, spanning_set
+from lie_metric.algebra.spans import exponential, matrix_exponential, simplest_basis, spanning_set
 
 __all__ = [
     "GENERATORS",
@@ -16,6 +16,7 @@ __all__ = [
     "coefficients",
     "exponential",
     "generators",
+    "matrix_exponential",
     "named",
     "simplest_basis",
     "spanning_set",
