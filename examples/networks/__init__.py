@@ -11,9 +11,26 @@ from networks.chains import (
     Rods,
 )
 from networks.dynamics import Hamiltonian, VectorField
-from networks.energies import CentredPotential, ConvolutionalPotential, PairwisePotential, PlainPotential
+from networks.energies import (
+    CentredPotential,
+    ConvolutionalPotential,
+    PairwisePotential,
+    PlainPotential,
+    TurningPotential,
+)
 from networks.graphs import EGNN
-from networks.layers import ContinuousConvolution, perceptron
+from networks.images import PlainConvolutions
+from networks.layers import ContinuousConvolution, TurningConvolution, perceptron
+from networks.lie_convolutions import (
+    LieClassifier,
+    LieConvolution,
+    Motions,
+    PlaneGroup,
+    Rotations,
+    ScaledRotations,
+    Shifts,
+    even_turns,
+)
 from networks.molecules import AtomNetwork, GradientForces, PairForces
 from networks.volumes import UNet3d
 
@@ -31,12 +48,23 @@ __all__ = [
     "Hamiltonian",
     "HeightPotential",
     "InAngles",
+    "LieClassifier",
+    "LieConvolution",
+    "Motions",
     "PairForces",
     "PairwisePotential",
     "PlacePotential",
+    "PlainConvolutions",
     "PlainPotential",
+    "PlaneGroup",
     "Rods",
+    "Rotations",
+    "ScaledRotations",
+    "Shifts",
+    "TurningConvolution",
+    "TurningPotential",
     "UNet3d",
     "VectorField",
+    "even_turns",
     "perceptron",
 ]

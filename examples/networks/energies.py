@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from networks.layers import ContinuousConvolution, perceptron
+from networks.layers import ContinuousConvolution, TurningConvolution, perceptron
 
-__all__ = ["CentredPotential", "ConvolutionalPotential", "PairwisePotential", "PlainPotential"]
+__all__ = ["CentredPotential", "ConvolutionalPotential", "PairwisePotential", "PlainPotential", "TurningPotential"]
+
+
+def centred(places: Tensor, constants: Tensor) -> Tensor:
+    """Places (B, n, 2) about the centre of mass."""
+    masses = constants[..., :1]
+    return places - (masses * places).sum(1, keepdim=True) / masses.sum(1, keepdim=True)
 
 
 class PlainPotential(nn.Module):
@@ -40,9 +46,7 @@ class CentredPotential(PlainPotential):
 
     def forward(self, places: Tensor, constants: Tensor) -> Tensor:
         """The energy, of the same arguments."""
-        masses = constants[..., :1]
-        centre = (masses * places).sum(1, keepdim=True) / masses.sum(1, keepdim=True)
-        return super().forward(places - centre, constants)
+        return super().forward(centred(places, constants), constants)
 
 
 class PairwisePotential(nn.Module):
@@ -75,10 +79,12 @@ class ConvolutionalPotential(nn.Module):
         depth: How many convolutions, each added to its input.
     """
 
+    convolution: type[ContinuousConvolution] = ContinuousConvolution
+
     def __init__(self, bodies: int, hidden: int = 12, depth: int = 2) -> None:
         super().__init__()
         self.lift = nn.Linear(2, hidden)
-        self.layers = nn.ModuleList(ContinuousConvolution(hidden, hidden) for _ in range(depth))
+        self.layers = nn.ModuleList(self.convolution(hidden, hidden) for _ in range(depth))
         self.read = perceptron((hidden, hidden, 1))
 
     def forward(self, places: Tensor, constants: Tensor) -> Tensor:
@@ -87,3 +93,13 @@ class ConvolutionalPotential(nn.Module):
         for layer in self.layers:
             features = features + nn.functional.silu(layer(places, features))
         return self.read(features).sum((1, 2))
+
+
+class TurningPotential(ConvolutionalPotential):
+    """The same with convolutions over SO(2) about the centre of mass: exactly invariant to translation and rotation."""
+
+    convolution = TurningConvolution
+
+    def forward(self, places: Tensor, constants: Tensor) -> Tensor:
+        """The energy, of the same arguments."""
+        return super().forward(centred(places, constants), constants)

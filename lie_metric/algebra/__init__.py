@@ -17,7 +17,7 @@ from lie_metric.algebra.projective import (
     refuse_perspective,
     velocity,
 )
-from lie_metric.algebra.spans import exponential, simplest_basis, spanning_set
+from lie_metric.algebra.spans import exponential, matrix_exponential, simplest_basis, spanning_set
 
 __all__ = [
     "GENERATORS",
@@ -30,6 +30,7 @@ __all__ = [
     "flow_rows",
     "generators",
     "horizon",
+    "matrix_exponential",
     "moves",
     "named",
     "projective_step",

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import PERSPECTIVE, Generator, coefficients, exponential, generators, refuse_perspective
+from lie_metric.algebra import (
+    PERSPECTIVE,
+    Generator,
+    coefficients,
+    exponential,
+    generators,
+    matrix_exponential,
+    refuse_perspective,
+)
 from lie_metric.resampling import Resampling
 
 __all__ = ["Affine", "DirectSum", "Linear", "combined", "content_map", "without_step"]
@@ -73,7 +81,7 @@ class Affine:
         """The transformed tensor, by the exponential of the action; t is a number, or one for each of B."""
         matrix = torch.nn.functional.pad(self.matrix(generator), (0, 0, 0, 1))
         steps = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1)
-        return self._moved(tensor, torch.linalg.matrix_exp(-steps * matrix)[:, :-1])
+        return self._moved(tensor, matrix_exponential(-steps * matrix)[:, :-1])
 
     def transform(self, tensor: Tensor, maps: Tensor) -> Tensor:
         """The tensor after maps of space.

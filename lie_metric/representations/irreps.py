@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator
+from lie_metric.algebra import Generator, matrix_exponential
 from lie_metric.representations.affine import Affine
 from lie_metric.representations.points import Vectors
 
@@ -90,8 +90,7 @@ class Irreps(Affine):
         found = []
         for degree, parity in [(irrep.l, irrep.p) for count, irrep in self._parsed() for _ in range(count)]:
             first, second, third = (
-                torch.linalg.matrix_exp(angle * _turns(degree)[axis])
-                for angle, axis in zip(angles, (1, 0, 1), strict=True)
+                matrix_exponential(angle * _turns(degree)[axis]) for angle, axis in zip(angles, (1, 0, 1), strict=True)
             )
             found.append(first @ second @ third * torch.where(mirrors < 0, parity, 1)[:, None, None])
         whole = torch.stack([torch.block_diag(*blocks) for blocks in zip(*found, strict=True)])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import PERSPECTIVE, Generator
+from lie_metric.algebra import PERSPECTIVE, Generator, matrix_exponential
 from lie_metric.representations.fields import Image
 from lie_metric.resampling import Resampling, working_precision
 
@@ -134,7 +134,7 @@ class Photograph(Image):
         step = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1)
         if any(name in _COLOURS for name in charges):
             matrix = torch.nn.functional.pad(_colours(generator), (0, 0, 0, 1))
-            turned = torch.linalg.matrix_exp(step * matrix)[:, :3].to(raw)
+            turned = matrix_exponential(step * matrix)[:, :3].to(raw)
             raw = (
                 torch.einsum("bij,bjhw->bihw", turned[..., :3].expand(len(raw), 3, 3), raw) + turned[..., 3, None, None]
             )
@@ -143,7 +143,7 @@ class Photograph(Image):
             raw = mean + (step * charges["contrast"]).exp()[..., None].to(raw) * (raw - mean)
         if charges.get("blur"):
             for axis, size in ((-2, raw.shape[-2]), (-1, raw.shape[-1])):
-                kernel = torch.linalg.matrix_exp(step * charges["blur"] / 2 * _second_difference(size)).to(raw)[:, None]
+                kernel = matrix_exponential(step * charges["blur"] / 2 * _second_difference(size)).to(raw)[:, None]
                 raw = kernel @ raw if axis == -2 else raw @ kernel.mT
         return ((raw - self._column(raw, self.mean)) / self._column(raw, self.std)).to(tensor.dtype)
 

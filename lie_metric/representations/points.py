@@ -16,6 +16,7 @@ from lie_metric.algebra import (
     check_horizon,
     flow_rows,
     horizon,
+    matrix_exponential,
     projective_step,
     refuse_perspective,
     velocity,
@@ -115,7 +116,7 @@ class Points(Affine):
         if not horizon(generator):
             return super().act(tensor, generator, t, resampling)
         steps = -torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1)
-        maps = torch.linalg.matrix_exp(steps * self._homogeneous(generator)).to(tensor)[:, None]
+        maps = matrix_exponential(steps * self._homogeneous(generator)).to(tensor)[:, None]
         points = torch.nn.functional.pad(tensor.reshape(len(tensor), -1, self.dimension), (0, 1), value=1.0)
         last = (maps[..., -1, :] * points).sum(-1)
         check_horizon(last, f"the points of {self!r}", "Take a smaller t, or leave out points far from the origin.")

@@ -18,6 +18,7 @@ KEPT = {
     "CentredPotential": {"translation_x", "translation_y"},
     "ConvolutionalPotential": {"translation_x", "translation_y"},
     "PairwisePotential": set(GENERATORS),
+    "TurningPotential": set(GENERATORS),
 }
 BODIES = 5
 
@@ -91,11 +92,11 @@ class TestPotentials:
     def test_order_of_bodies(self, networks, name):
         model, z = dynamics(networks, name), states()
         apart = (model.hamiltonian(z.flip(1)) - model.hamiltonian(z)).abs().max()
-        assert (apart < 1e-12) == (name in {"PairwisePotential", "ConvolutionalPotential"})
+        assert (apart < 1e-12) == (name in {"PairwisePotential", "ConvolutionalPotential", "TurningPotential"})
 
 
 def test_any_number_of_bodies(networks):
-    for name in ("PairwisePotential", "ConvolutionalPotential"):
+    for name in ("PairwisePotential", "ConvolutionalPotential", "TurningPotential"):
         assert dynamics(networks, name).hamiltonian(states()[:, :3]).shape == (16,)
 
 
@@ -115,6 +116,42 @@ def test_convolution_against_a_loop(networks):
         for i in range(6):
             total = sum(torch.outer(layer.kernel(places[b, i] - places[b, j]), features[b, j]) for j in range(6)) / 6
             torch.testing.assert_close(layer(places, features)[b, i], layer.mix(total.flatten()))
+
+
+def test_turning_convolution_against_a_loop(networks):
+    """The kernel sees conj(a) b of places as complex numbers, whose angle is that of v⁻¹u."""
+    torch.manual_seed(0)
+    layer = networks.TurningConvolution(3, 4, kernels=5).double()
+    places, features = torch.randn(2, 6, 2).double(), torch.randn(2, 6, 3).double()
+    z = torch.view_as_complex(places)
+    for b in range(2):
+        for i in range(6):
+            total = 0
+            for j in range(6):
+                both = z[b, i].conj() * z[b, j]
+                seen = torch.stack([z[b, i].abs() ** 2, z[b, j].abs() ** 2, both.real, both.imag])
+                total = total + torch.outer(layer.kernel(seen), features[b, j]) / 6
+            torch.testing.assert_close(layer(places, features)[b, i], layer.mix(total.flatten()))
+
+
+def test_rotations_are_not_mirrors(networks):
+    """SO(2) is not O(2): of the two potentials that keep rotations one keeps mirror images."""
+    mirrored = states()
+    mirrored[..., 0:4:2] *= -1
+    for name, kept in (("PairwisePotential", True), ("TurningPotential", False)):
+        model = dynamics(networks, name)
+        apart = (model.hamiltonian(mirrored) - model.hamiltonian(states())).abs().max()
+        assert apart < 1e-12 if kept else apart > 1e-4
+
+
+def test_a_body_at_the_centre_has_forces(networks):
+    """An angle has no derivative there."""
+    model, z = dynamics(networks, "TurningPotential"), states(1)
+    z[0, :, 4] = 1
+    z[0, 0, :2] = 0
+    z[0, 1:, :2] -= z[0, 1:, :2].mean(0)
+    assert model(z).isfinite().all()
+    assert model(z)[0, 0, 2:4].abs().max() > 1e-6
 
 
 def test_a_vector_field_keeps_nothing(networks):

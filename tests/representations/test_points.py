@@ -107,6 +107,11 @@ class TestGroups:
 
 
 class TestMeanings:
+    def test_small_turns_keep_lengths(self):
+        for angle in (0.01, 0.04, 0.3):
+            moved = act(Points(2), torch.tensor([[1.0, 0.0]], dtype=torch.float64), lm.generators("rotation")[0], angle)
+            assert abs(moved.norm().item() - 1) < 1e-15
+
     def test_points_move_with_the_content_of_images(self):
         grid = torch.stack(torch.meshgrid(*[torch.arange(40.0)] * 2, indexing="xy"), dim=-1)
         place, size = torch.tensor([24.0, 15.0]), (40, 40)
