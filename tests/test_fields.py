@@ -800,6 +800,12 @@ class TestFinite:
         (lambda: Field(3, (1.0, 2.0)), ValueError, "`spacing` must hold 3 positive distances.*x, y, z"),
         (lambda: Field(3, (1.0, 2.0, 0.0)), ValueError, "`spacing` must hold 3 positive"),
         (lambda: Field(2, 2.0), ValueError, "`spacing` must hold 2 positive"),
+        (lambda: Field(2, (1.0, math.inf)), ValueError, r"`spacing` must hold 2 positive .*got \(1.0, inf\)"),
+        (
+            lambda: T.tangents(torch.zeros(1, 4, 4), [generator(2)], lm.PAPER, False, (1,)),
+            ValueError,
+            "`spacing` must hold 2",
+        ),
         (lambda: Field(3, fibre=Vectors(2)), ValueError, "`fibre` must be of dimension 3"),
         (lambda: Field(3, fibre=Field(3)), TypeError, "`fibre` must be a representation with a `size`"),
         (lambda: Field(3, fibre=2), TypeError, r"Pass e.g. `Vectors\(3\)`"),
