@@ -774,6 +774,13 @@ class TestFinite:
         wanted = ((second - first).square().sum() / spread).sqrt()
         torch.testing.assert_close(found["translation_x_2px"], wanted)
 
+    def test_what_counts_is_told_in_physical_space(self):
+        """0.7 of a voxel along z is less than half of a slice of two."""
+        (orbit,) = orbits.listed("translation_z", [0.7 / 3], dimension=3)
+        (element,) = orbit.draw((0,), (6, 8, 10), 0, lm.Resampling())
+        assert element.valid(Field(3, (1.0, 1.0, 2.0)), torch.zeros(1, 1, 6, 8, 10)).all()
+        assert not element.valid(Field(3), torch.zeros(1, 1, 6, 8, 10)).all()
+
     def test_spaced_and_turning_fields_act_by_themselves(self):
         volumes = torch.stack([within(21, 3, seed) for seed in range(2)])[:, :, ::2]
         spaced, orbit = Field(3, (1.0, 1.0, 2.0)), orbits.listed("rotation_x", [0.4], dimension=3)

@@ -509,7 +509,10 @@ def test_half_of_the_image_may_leave_and_a_shift_that_brightens_is_none():
     shift, brighter = lm.generators("translation_x", "saturation")
     assert len(lm.orbits.displaced(shift, (4,))[0].draw((0,), (8, 8), 0, lm.Resampling())) == 1
     assert lm.orbits.DisplacedOrbit("shift", shift, 4.0).shifts
-    assert not lm.orbits.DisplacedOrbit("both", shift + brighter, 4.0).shifts
+    both = (shift + brighter).with_name("both")
+    assert not lm.orbits.DisplacedOrbit("both", both, 4.0).shifts
+    with pytest.raises(ValueError, match=r"must move pixels and nothing else, got \['both'\]"):
+        lm.orbits.displaced(both, (4,))
 
 
 def test_linearity_is_one_on_what_is_straight_and_less_where_it_bends():
