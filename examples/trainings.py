@@ -62,7 +62,7 @@ def add_common(add: Callable[..., Any], epochs: int, batch_size: int, seeds: int
     add("--out", type=Path, default=Path("runs"), help="folder for TensorBoard runs, table and picture")
 
 
-def at_least(parser: argparse.ArgumentParser, options: argparse.Namespace, **least: float) -> None:
+def at_least(parser: argparse.ArgumentParser, options: argparse.Namespace, **least: int) -> None:
     """Ends the program with a message where an option is too small, or where a common one is below 1.
 
     Args:
@@ -72,8 +72,8 @@ def at_least(parser: argparse.ArgumentParser, options: argparse.Namespace, **lea
     """
     common = dict.fromkeys(("epochs", "batch_size", "seeds", "processes", "threads"), 1)
     for name, bound in {**common, **least}.items():
-        if not bound <= getattr(options, name) < math.inf:
-            parser.error(f"--{name.replace('_', '-')} must be at least {bound:g}, got {getattr(options, name)}")
+        if getattr(options, name) < bound:
+            parser.error(f"--{name.replace('_', '-')} must be at least {bound}, got {getattr(options, name)}")
 
 
 def prepare(threads: int) -> None:

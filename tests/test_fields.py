@@ -774,6 +774,13 @@ class TestFinite:
         wanted = ((second - first).square().sum() / spread).sqrt()
         torch.testing.assert_close(found["translation_x_2px"], wanted)
 
+    def test_what_counts_is_told_in_physical_space(self):
+        """0.7 of a voxel along z is less than half of a slice of two."""
+        (orbit,) = orbits.listed("translation_z", [0.7 / 3], dimension=3)
+        (element,) = orbit.draw((0,), (6, 8, 10), 0, lm.Resampling())
+        assert element.valid(Field(3, (1.0, 1.0, 2.0)), torch.zeros(1, 1, 6, 8, 10)).all()
+        assert not element.valid(Field(3), torch.zeros(1, 1, 6, 8, 10)).all()
+
     def test_spaced_and_turning_fields_act_by_themselves(self):
         volumes = torch.stack([within(21, 3, seed) for seed in range(2)])[:, :, ::2]
         spaced, orbit = Field(3, (1.0, 1.0, 2.0)), orbits.listed("rotation_x", [0.4], dimension=3)
@@ -800,6 +807,12 @@ class TestFinite:
         (lambda: Field(3, (1.0, 2.0)), ValueError, "`spacing` must hold 3 positive distances.*x, y, z"),
         (lambda: Field(3, (1.0, 2.0, 0.0)), ValueError, "`spacing` must hold 3 positive"),
         (lambda: Field(2, 2.0), ValueError, "`spacing` must hold 2 positive"),
+        (lambda: Field(2, (1.0, math.inf)), ValueError, r"`spacing` must hold 2 positive .*got \(1.0, inf\)"),
+        (
+            lambda: T.tangents(torch.zeros(1, 4, 4), [generator(2)], lm.PAPER, False, (1,)),
+            ValueError,
+            "`spacing` must hold 2",
+        ),
         (lambda: Field(3, fibre=Vectors(2)), ValueError, "`fibre` must be of dimension 3"),
         (lambda: Field(3, fibre=Field(3)), TypeError, "`fibre` must be a representation with a `size`"),
         (lambda: Field(3, fibre=2), TypeError, r"Pass e.g. `Vectors\(3\)`"),

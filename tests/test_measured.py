@@ -289,7 +289,7 @@ def test_what_may_be_coordinates_is_announced_once_for_each_model(width):
             R.Tokens((2, 2), 1),
             None,
             "logits",
-            "(B, 5, 8): Tokens(grid_size=(2, 2), prefix=1), the grid that",
+            "(B, 5, 8): Tokens(grid_size=(2, 2), prefix=1, spacing=()), the grid that",
         ),
     ],
 )

@@ -49,6 +49,23 @@ def test_wrong_options(name, value, error):
         Options(**GOOD | {name: value})
 
 
+@pytest.mark.parametrize("name", ["input_representation", "output_representation"])
+@pytest.mark.parametrize("key", ["", "a/b", 3])
+def test_parts_have_names_that_can_be_told(name, key):
+    with pytest.raises(ValueError, match=f"`{name}` must have names without '/', .*got \\[{key!r}\\]"):
+        Options(**GOOD | {name: {"a": R.Image(), key: R.Image()}})
+    with pytest.raises(TypeError, match=f"`{name}\\['b'\\]` must be a representation, got 3"):
+        Options(**GOOD | {name: {"a": R.Image(), "b": 3}})
+
+
+def test_options_that_a_measure_has_not():
+    with pytest.raises(TypeError, match=r"among \['chunk_size', .*'seed'\], got \['method', 'sede'\]"):
+        Options.of({"method": "auto", "sede": 1, "output": "logits"}, without=("method",), beside=("seed",))
+    named = Options(output_representation={"forces": R.Vectors(3), "energy": R.Invariant()})
+    with pytest.raises(TypeError, match=r"got the parts \['forces', 'energy'\].*returned\['forces'\]"):
+        _ = named.whole_output
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -60,7 +77,7 @@ def test_wrong_options(name, value, error):
         ("output_representation", R.Invariant()),
         ("resampling", lm.Resampling("cubic")),
         ("chunk_size", 1),
-        *[("method", method) for method in ("forward", "reverse", "double_backward", "difference")],
+        *[("method", method) for method in ("forward", "forward vmap", "reverse", "double_backward", "difference")],
     ],
 )
 def test_right_options(name, value):

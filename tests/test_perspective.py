@@ -226,15 +226,16 @@ class TestImages:
             torch.testing.assert_close(back(kind.tangents(tensor, [X], STENCIL)[0]), wanted)
             torch.testing.assert_close(back(kind.act(tensor, X, 0.2, STENCIL)), turned)
 
-    def test_a_border_moves_with_the_field_inside(self, name):
+    @pytest.mark.parametrize("stencil", [STENCIL, lm.Resampling(align_corners=True)], ids=str)
+    def test_a_border_moves_with_the_field_inside(self, name, stencil):
         """Of a map with a border the inner part is moved as the field alone is, away from the border."""
         X, sides = GENERATOR[name], (2, 5, 3, 1)
         wide = smooth(44, 47, 1)
         inner = wide[..., 3:-1, 2:-5]
         padded = Padded(Image(), sides)
         for inside, alone in (
-            (padded.tangents(wide, [X], STENCIL)[0], Image().tangents(inner, [X], STENCIL)[0]),
-            (padded.act(wide, X, 0.1, STENCIL), Image().act(inner, X, 0.1, STENCIL)),
+            (padded.tangents(wide, [X], stencil)[0], Image().tangents(inner, [X], stencil)[0]),
+            (padded.act(wide, X, 0.1, stencil), Image().act(inner, X, 0.1, stencil)),
         ):
             torch.testing.assert_close(apart(inside[..., 3:-1, 2:-5]), apart(alone), atol=1e-4, rtol=0)
 

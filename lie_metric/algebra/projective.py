@@ -47,8 +47,6 @@ def horizon(generator: Generator) -> tuple[float, ...]:
         >>> [horizon(generator) for generator in generators("rotation", "perspective_y")]
         [(), (0.0, 1.0)]
     """
-    if not generator.charges:
-        return ()
     found = tuple(generator.charges.get(name, 0.0) for name in PERSPECTIVE)
     if not any(found):
         return ()

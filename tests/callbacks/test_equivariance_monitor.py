@@ -251,6 +251,7 @@ def test_what_stands_beside_can_be_left_out():
     assert names(displacement=None) == ["floor"]
     assert names(floor=False, displacement=1) == ["finite", "linearity"]
     assert names(generators="saturation") == []
+    assert names(input_representation=lm.representations.Field(3)) == []
     monitor = EquivarianceMonitor(("rotation", "saturation"), displacement=3.0)
     assert monitor.metrics["finite"].names == monitor.metrics["floor"].names == ("rotation",)
     assert monitor.metrics["finite"].orbits[0].pixels == 3
@@ -363,7 +364,12 @@ def strip(batch):
     [
         (lm.PredictionConsistency(), TypeError, "`metrics` must be a sequence or a mapping"),
         ([nn.ReLU()], TypeError, "`metrics` must be metrics of this library"),
-        ([lm.PredictionConsistency(), lm.PredictionConsistency()], ValueError, "must be a mapping from names when two"),
+        (
+            [lm.PredictionConsistency(), lm.PredictionConsistency()],
+            ValueError,
+            r"got \['prediction_consistency'\] more than",
+        ),
+        ({"se": lm.PredictionConsistency()}, ValueError, "`metrics` must have names of letters"),
         ({"lee": lm.PredictionConsistency()}, ValueError, "`metrics` must have names of letters"),
         ({"a/b": lm.PredictionConsistency()}, ValueError, "`metrics` must have names of letters"),
         ({"a_se": lm.PredictionConsistency()}, ValueError, "`metrics` must have names of letters"),
@@ -553,7 +559,8 @@ def test_no_baseline_of_weights_that_cannot_be_kept(tmp_path, change):
 
     logger = CSVLogger(tmp_path)
     options = {"logger": logger, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}
-    with pytest.warns(UserWarning, match="No baseline: the untrained model cannot be kept"):
+    reason = {"lazy": "it has lazy modules", "replaced": "its parameters or buffers were replaced"}[change]
+    with pytest.warns(UserWarning, match=f"No baseline: the untrained model cannot be kept, because {reason}"):
         fitted(EquivarianceMonitor(num_images=6), Changing(), **options)
     assert [step for step, value in curve(logger.log_dir) if math.isfinite(value)] == [7]
 

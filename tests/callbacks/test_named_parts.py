@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 import lie_metric as lm
 from lie_metric.callbacks.selection import Share, WholeBatches, spread
 from lie_metric.curves.batches import inputs_of
+from lie_metric.curves.keys import Keys
 from lie_metric.representations import Invariant, Packed, Points, Vectors, Velocities
 
 PACKED = {
@@ -118,6 +119,21 @@ def test_each_part_has_its_curves(tmp_path):
     assert kept.replicates.value[-1].item() == pytest.approx(metric.relative()["forces/rotation_z"].item(), rel=1e-5)
     frame = lm.read_runs(tmp_path)
     assert {"equivariance_forces", "equivariance_energy"} <= set(frame["key"])
+
+
+def test_titles_say_what_part_and_how_far():
+    beside = {"finite": lm.StencilError("rotation"), "own_pair": lm.PredictionConsistency("flips")}
+    about = (lm.generators("rotation"), PACKED["output_representation"], beside, frozenset({"finite"}))
+    found = Keys("p", ("relative", "rms"), *about, 2.5).families()
+    assert {title: family for title, (family, _) in found.items()} == {
+        "relative error: output standard deviations per unit of t: energy": "p_energy",
+        "relative error: output standard deviations per unit of t: forces": "p_forces",
+        "root mean square of the Lie derivative, in units of the output: energy": "p_energy_rms",
+        "root mean square of the Lie derivative, in units of the output: forces": "p_forces_rms",
+        "finite error at 2.5 px: 1 = as far as another image": "p_finite",
+        "own pair": "p_own_pair",
+    }
+    assert found["own pair"][1] == beside["own_pair"].names
 
 
 def test_training_is_unchanged():

@@ -378,6 +378,8 @@ def test_one_seed_orders_nothing(compare):
     [
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--processes", "0"], "--processes must be at least 1, got 0"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--batch-size", "-2"], "--batch-size must be at least 1, got -2"),
         (["--num-images", "-1"], "--num-images must be at least 1"),
         (["--data", "imagenet"], "--data must be digits, mnist, cifar10 or folder:PATH, got 'imagenet'"),
         (["--regimes", "mirror"], "invalid choice"),

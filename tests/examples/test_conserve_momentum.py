@@ -209,6 +209,18 @@ def test_cells(momentum, values, text):
     assert momentum.cell(values) == text
 
 
+def test_tables_and_last_values(example):
+    trainings = example("trainings")
+    assert trainings.show([("a", "bcd"), ("efg", "h")]) == "a    bcd\nefg  h  "
+    assert (trainings.listed([]), trainings.listed(["a", "b"])) == ("none", "a, b")
+    run = Run("run", "records")
+    run.points = [
+        Point(key, "scale", 0, k, k, value + k, 0.0) for key, value in (("one", 1.0), ("two", 5.0)) for k in (0, 1)
+    ]
+    assert trainings.last(run, "one", ["scale"]) == {"scale": 2.0}
+    assert trainings.series(run, "two", "scale") == ([0, 1], [5.0, 6.0])
+
+
 def test_fits(momentum):
     assert momentum.fitted([(x, 3 * x**2) for x in (1.0, 2.0, 5.0)]) == pytest.approx((1, 2))
     assert all(map(math.isnan, momentum.fitted([(1.0, 1.0)] * 2)))

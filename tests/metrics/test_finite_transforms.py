@@ -158,6 +158,23 @@ def test_orbit_variance_leaves_out_what_any_element_moved_out_of_the_frame():
     assert F.finite_equivariance_error(model, x, whole, resampling=bilinear)["whole"] < 1e-12
 
 
+class Both:
+    """A shift and its inverse, each of which takes other columns out of the frame."""
+
+    name, complete, one = "both", False, listed("translation_x", [0.5, -0.5])
+
+    def __len__(self):
+        return 2
+
+    def draw(self, *about):
+        return [element for orbit in self.one for element in orbit.draw(*about)]
+
+
+def test_orbit_variance_is_over_what_stays_under_every_element():
+    bilinear = lm.Resampling("bilinear", "zeros")
+    assert F.orbit_variance(nn.Identity(), images(4), [Both()], resampling=bilinear)["both"] < 1e-25
+
+
 def test_consistency_of_pairs_counts_pairs():
     model, x = cnn(), images(8)
     model.eval()
@@ -294,6 +311,17 @@ def test_undefined_values_are_nan_with_a_reason():
         F.relaxed_equivariance_error(nn.Identity(), images(), listed("translation_x", [9.0]))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_have_no_classes(value):
+    def model(x):
+        return x.flatten(1)[:, :5] + torch.tensor([0, 0, 0, 0, value], dtype=x.dtype)
+
+    for reference in ("image", "pairs"):
+        with pytest.warns(UserWarning, match="consistency` is NaN for .*: the model's outputs are not finite"):
+            found = F.prediction_consistency(model, images(), lattice("D4")[-1], reference=reference)
+        assert found["D4"].isnan()
+
+
 def test_curves_are_drawn_over_the_parameter():
     metric = lm.FiniteEquivarianceError(listed(("rotation", "scale"), (0.2, 0.1)))
     metric.update(cnn(), images(5))
@@ -329,7 +357,7 @@ def test_curves_are_drawn_over_the_parameter():
         (
             lambda: F.orbit_variance(cnn(), images(), loss=lambda z, y: z, targets=1),
             ValueError,
-            "`loss` must return one number for each of the 3 images",
+            r"`loss` must return one number for each of the 3 images, got \(3, 5\)",
         ),
         (lambda: lm.figures.error_curves({}, caption=""), ValueError, "`models` must hold at least one curve"),
     ],
@@ -456,16 +484,35 @@ def test_displacements_are_root_mean_squares_over_the_frame(name, size):
     ("call", "message"),
     [
         (lambda: lm.orbits.displaced("saturation", (1,)), "must move pixels and nothing else"),
-        (lambda: lm.orbits.displaced("translation", (1.5,)), "must be whole for shifts"),
+        (lambda: lm.orbits.displaced("translation", (1.5,)), r"must be whole for shifts.*got \[1.5\]"),
+        (
+            lambda: lm.orbits.displaced(("rotation", "translation_x"), (1, 1.5)),
+            r"must be whole for shifts.*got \[1.5\]",
+        ),
         (lambda: lm.orbits.displaced("rotation", ()), "must hold positive distances"),
         (lambda: lm.orbits.displaced("rotation", (-1,)), "must hold positive distances"),
+        (lambda: lm.orbits.displaced("rotation", (float("inf"),)), r"must hold positive distances, got \(inf,\)"),
         (lambda: lm.orbits.displaced("rotation", (1,), border="zeros"), "`border` must be one of"),
         (lambda: F.finite_equivariance_error(Pools(), images(4)[..., :7, :14]), "must leave half of the image"),
+        (
+            lambda: lm.orbits.displaced("rotation", (5,))[0].draw((0,), (8, 12), 0, lm.Resampling()),
+            "half of the image in the frame, got 'rotation_5px' for images of 8×12 pixels",
+        ),
     ],
 )
 def test_displacements_that_have_no_meaning(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_half_of_the_image_may_leave_and_a_shift_that_brightens_is_none():
+    shift, brighter = lm.generators("translation_x", "saturation")
+    assert len(lm.orbits.displaced(shift, (4,))[0].draw((0,), (8, 8), 0, lm.Resampling())) == 1
+    assert lm.orbits.DisplacedOrbit("shift", shift, 4.0).shifts
+    both = (shift + brighter).with_name("both")
+    assert not lm.orbits.DisplacedOrbit("both", both, 4.0).shifts
+    with pytest.raises(ValueError, match=r"must move pixels and nothing else, got \['both'\]"):
+        lm.orbits.displaced(both, (4,))
 
 
 def test_linearity_is_one_on_what_is_straight_and_less_where_it_bends():

@@ -7,6 +7,7 @@ from torch import nn
 
 import lie_metric as lm
 from lie_metric import representations as R
+from lie_metric.representations.grids import planar_size, refuse_own_action, scalar_fields
 
 GENERATORS = lm.generators("affine")
 
@@ -77,6 +78,27 @@ def test_tokens_of_other_grids_move_as_their_fields(size, spacing):
         layout.tangents(tokens, lm.generators("scale", dimension=dimension % 3 + 1), stencil)
 
 
+def test_a_border_brightens_with_the_field():
+    padded, (brighter, *others) = (
+        R.Padded(R.Image(), (1, 2, 0, 1)),
+        lm.generators("saturation", "scale", "perspective_x"),
+    )
+    x, stencil = torch.randn(2, 1, 5, 6, dtype=torch.float64), lm.Resampling()
+    for other in others:
+        both, alone = padded.tangents(x, [2 * brighter + other, other], stencil)
+        torch.testing.assert_close(both, alone + 2 * x)
+
+
+def test_tokens_are_scalars_where_their_places_are_equally_far_apart():
+    assert scalar_fields(R.Tokens((4, 6), 1))
+    spaced = R.Tokens((4, 6), 0, (1, 2))
+    assert not scalar_fields(spaced)
+    with pytest.raises(TypeError, match=r"on images of scalars with square pixels, got Tokens.*spacing=\(1.0, 2.0\)"):
+        planar_size(spaced, torch.zeros(1, 24, 3), "eq_t")
+    with pytest.raises(TypeError, match=r"a layout of scalars for `eq_t`, got Tokens\(grid_size=\(7,\)"):
+        refuse_own_action(R.Tokens((7,)), "eq_t")
+
+
 def test_a_transformer_of_volumes_is_as_equivariant_as_its_patches_are_one_voxel():
     """Pointwise attention over voxels as tokens without positions: everything that permutes places commutes with it."""
     torch.manual_seed(0)
@@ -143,6 +165,7 @@ def test_numbers_from_points_of_a_line():
         (lambda: R.Tokens((2, 2)).check(torch.zeros(2, 5, 3), "output"), "must have 4 tokens"),
         (lambda: R.Tokens((2, 0)), "`grid_size` must be two positive"),
         (lambda: R.Tokens((2, 2), -1), "`prefix` not negative"),
+        (lambda: R.Tokens((2, 2), 0, (1,)), r"`spacing` must hold 2 positive distances.*got \(1,\)"),
         (lambda: R.Invariant().check(torch.tensor(1.0), "output"), "batch axis"),
     ],
 )
