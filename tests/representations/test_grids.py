@@ -143,6 +143,9 @@ def test_numbers_from_points_of_a_line():
         (lambda: R.Tokens((2, 2)).check(torch.zeros(2, 5, 3), "output"), "must have 4 tokens"),
         (lambda: R.Tokens((2, 0)), "`grid_size` must be two positive"),
         (lambda: R.Tokens((2, 2), -1), "`prefix` not negative"),
+        (lambda: R.Tokens((2, 2), 1.5), r"`prefix` not negative, got \(2, 2\) and 1.5"),
+        (lambda: R.Tokens((4.7, 4)), r"`grid_size` must be two positive integers, .* got \(4.7, 4\)"),
+        (lambda: R.Tokens(14), "`grid_size` must be two positive integers, .* got 14 and 0"),
         (lambda: R.Invariant().check(torch.tensor(1.0), "output"), "batch axis"),
     ],
 )
