@@ -163,7 +163,7 @@ def test_every_measure_of_the_local_error():
     metric.update(cnn(), images(6))
     everything = metric.measures()
     records = {record.measure: record for record in metric.records()}
-    assert list(records) == ["relative", "lee", "sensitivity"]
+    assert list(records) == ["relative", "lee", "rms", "sensitivity"]
     for measure, record in records.items():
         for k, name in enumerate(record.names):
             assert record.replicates.value[k] == everything[measure][name]
@@ -173,7 +173,7 @@ def test_every_measure_of_the_local_error():
         assert set(metric.interval(measure)) == {"rotation", "scale"}
     assert records["lee"].units == ("radian", "log factor")
     quiet = lm.LocalEquivarianceError("rotation", with_noise=False)
-    assert list(quiet.statistics()) == ["relative", "lee"]
+    assert list(quiet.statistics()) == ["relative", "lee", "rms"]
 
 
 def test_consistency_is_at_most_one():
