@@ -108,7 +108,8 @@ class Comparison:
         """What the errors are over, and what was done to the verdicts, in words."""
 
         def spelled(values: Sequence[float]) -> str:
-            return ", ".join(dict.fromkeys(f"{value:.2g}" for value in values))
+            texts = [f"{value:.2g}" for value in values]
+            return texts[0] if len(set(texts)) == 1 else ", ".join(texts)  # in the order of the rows
 
         images = spelled([row.over_images for row in self.rows])
         if self.over == "trainings":

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import nn
 
 import lie_metric as lm
-from lie_metric.compare import around, holm, over_trainings
+from lie_metric.compare import Compared, Comparison, around, holm, over_trainings
 from lie_metric.functional.sums import Replicates, grouped
 from lie_metric.records import Record
 
@@ -253,7 +253,7 @@ class TestRefused:
             lm.compare(a, record({"x": torch.rand(8, 2), "y": torch.rand(8, 2)}, ["0", "1"], units=("pixel", "pixel")))
         with pytest.raises(ValueError, match="must be that of the records, got 'lee'"):
             lm.compare(a, b, "lee")
-        with pytest.raises(ValueError, match=r"`measure` must be one of \['lee', 'relative'\]"):
+        with pytest.raises(ValueError, match=r"`measure` must be one of \['lee', 'relative', 'rms'\]"):
             lm.compare(one, one, "other")
 
     def test_what_may_differ(self):
@@ -333,3 +333,12 @@ def test_nothing_is_warned_of_without_cause():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="The output of")
         lm.compare(measured(Linear(0), x), measured(Linear(1), x))
+
+
+def test_standard_errors_in_words_are_one_for_each_row():
+    rows = [
+        Compared(name, 1.0, 2.0, 0.5, 0.4, 0.6, 0.001, 0.001, "a is less", error, math.nan)
+        for name, error in (("scale", 0.1), ("shear_x", 0.2), ("rotation", 0.1))
+    ]
+    assert "over images 0.1, 0.2, 0.1." in Comparison(tuple(rows), "relative", 0.95, 1, 256).caption
+    assert "over images 0.1." in Comparison((rows[0], rows[2]), "relative", 0.95, 1, 256).caption

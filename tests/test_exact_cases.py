@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 import lie_metric as lm
+from lie_metric import functional as F
 from lie_metric.representations import (
+    Boxes,
     Covectors,
     DirectSum,
     Field,
@@ -181,6 +183,33 @@ class TestExactlyEquivariant:
         wrong = relative(centre, blobs(places), output_representation=Invariant())
         assert max(right.values()) < 2.4e-4
         assert wrong["translation_x"] > 3  # half of the side over the spread of the places
+
+    @pytest.mark.parametrize("kind", [Points, Boxes])
+    @pytest.mark.parametrize("stencil", [lm.PAPER, lm.Resampling("cubic"), lm.Resampling("cubic", align_corners=True)])
+    def test_a_centre_of_mass_in_the_unit_of_the_stencil(self, kind, stencil):
+        """Central differences move the centre of an image with black borders by one pixel, whatever the unit."""
+        image = torch.nn.functional.pad(random(6, 1, 7, 9).abs(), (5, 5, 5, 5))
+        x, y = torch.arange(19.0).double(), torch.arange(17.0).double()
+
+        def centre(image):
+            weights = image[:, 0] / image[:, 0].sum((1, 2), keepdim=True)
+            place = torch.stack([(weights * x).sum((1, 2)), (weights * y[:, None]).sum((1, 2))], 1)
+            return place if kind is Points else torch.cat([place - 1, place + 1], 1)
+
+        right = kind.of_image(17, 19, align_corners=stencil.align_corners)
+        other = kind.of_image(17, 19, align_corners=not stencil.align_corners)
+        assert type(right) is kind
+        assert right.unit == (8.0 if stencil.align_corners else 8.5)
+        found = relative(centre, image, "translation", output_representation=right, resampling=stencil)
+        assert max(found.values()) < 1e-12
+        shifts = lm.orbits.displaced("translation", (2,), border="reflect")
+        found = F.finite_equivariance_error(centre, image, shifts, output_representation=right, resampling=stencil)
+        assert max(found.values()) < 1e-12
+        message = rf"`resampling` must have the unit.*Pass `{kind.__name__}.of_image\(17, 19, align_corners="
+        with pytest.raises(ValueError, match=message + str(stencil.align_corners)):
+            relative(centre, image, "translation", output_representation=other, resampling=stencil)
+        with pytest.raises(ValueError, match=message):
+            F.finite_equivariance_error(centre, image, shifts, output_representation=other, resampling=stencil)
 
     @pytest.mark.parametrize(
         ("fibre", "generator", "wanted"),

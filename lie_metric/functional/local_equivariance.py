@@ -393,8 +393,8 @@ def principal_directions(
         [[0.0, 1.0], [1.0, 0.0]]
     """
     validate_normalise(normalise)
-    asked = resolve_for(generators, options.get("input_representation"))
     if isinstance(options.get("output_representation"), Mapping):
         raise ValueError(ONE_PART)
-    _, both = _measure(gram_and_energy, "lee", model, images, asked, options)
+    _, both = _measure(gram_and_energy, "lee", model, images, generators, options)
+    asked = resolve_for(generators, options.get("input_representation"))
     return directions_of(both[0], both[1], asked, normalise)

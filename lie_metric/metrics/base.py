@@ -105,6 +105,9 @@ class ModelMetric(Metric):
     method: str
     chunk_size: int | None
 
+    shaping: ClassVar[frozenset[str]] = frozenset({"generators", "orbits", "quantities"})
+    """Attributes that fix names and shapes of the sums: they stay as the constructor made them."""
+
     measure: str
     """What :meth:`compute` returns."""
 
@@ -117,6 +120,7 @@ class ModelMetric(Metric):
     described: str | None
     input_shapes: set[tuple[int, ...]]
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    _begun: dict[str, Any] | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Keeps what was given, so that another metric can be made of it, see :meth:`inheriting`."""
@@ -137,12 +141,24 @@ class ModelMetric(Metric):
         self._seen = 0
         self._grouped = False
         self._continuing = False
+        self._begun = None
         self.described, self.input_shapes = None, set()
         for name, shape in {"images": (), "hash": (), **shapes}.items():
             self.add_state(f"sum_{name}", torch.zeros(GROUPS, *shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rounding", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
         # Collections compare states to find out whose are the same; sixteen bytes, exact in every dtype.
         self.add_state("fingerprint", torch.zeros(16, dtype=torch.float64), dist_reduce_fx="max")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.shaping and name in vars(self):
+            got = [getattr(one, "name", one) for one in value] if isinstance(value, (list, tuple)) else plain(value)
+            raise AttributeError(
+                f"`{name}` of a {type(self).__name__} must stay as they were given to its constructor, got {got!r} for "
+                f"{list(self.names)}. Make another metric of them."
+            )
+        super().__setattr__(name, value)
+        if name == "measure" or name in self.own or name in Options.__dataclass_fields__:
+            self._computed = None  # what was kept of another measure
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -307,6 +323,16 @@ class ModelMetric(Metric):
         """The attributes on which the sums depend."""
         return {name: getattr(self, name) for name in (*self.own, *self._shared())}
 
+    def _check_unchanged(self) -> None:
+        """Refuses to go on with sums, or to read them, under options that they were not begun with."""
+        for name, before in (self._begun or {}).items():
+            now = getattr(self, name)
+            if now is not before and told_apart(now) != told_apart(before):
+                raise ValueError(
+                    f"`{name}` must stay the same over all images, got {plain(now)!r} after {self._seen} images with "
+                    f"{plain(before)!r}. Set it back, call `reset()` to begin anew, or make another metric."
+                )
+
     @property
     def options(self) -> Options:
         """What of a model is measured and how, as the attributes say now."""
@@ -327,6 +353,7 @@ class ModelMetric(Metric):
         Under several processes image i of rank r is taken for number i · world + r, which is how samplers deal them
         out, so that groups and noise are those of one process.
         """
+        self._check_unchanged()
         count = sample_count(images, layout)
         belonging = None if groups is None else _validated_groups(groups, count)
         if self._seen and self._grouped != (groups is not None):
@@ -349,6 +376,9 @@ class ModelMetric(Metric):
                     f"`images` must lead to outputs of one width, got {now} means after {before}. Use one Metric for "
                     "each kind of output."
                 )
+        if len(indices) and self._begun is None:
+            told = self._given_options().items()
+            self._begun = {name: value for name, value in told if name not in {"method", "chunk_size", "seed"}}
         self._seen += len(indices)
         self._grouped = indices.groups is not None
         self.described = self.described or described
@@ -373,6 +403,7 @@ class ModelMetric(Metric):
         return state
 
     def _sums(self) -> dict[str, Tensor]:
+        self._check_unchanged()
         return {name: self._state(name) for name in self._names} | {"rounding": self.rounding}
 
     def _synced(self, read: Callable[[Mapping[str, Tensor]], Any]) -> Any:
@@ -389,6 +420,7 @@ class ModelMetric(Metric):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Adds a batch and returns the measure of that batch alone, from a single pass over the model."""
+        self._check_unchanged()
         self._continuing = True
         try:
             return super().forward(*args, **kwargs)
@@ -401,6 +433,7 @@ class ModelMetric(Metric):
         if not getattr(self, "_continuing", False):
             self._seen = 0
             self._grouped = False
+            self._begun = None
             self.described, self.input_shapes = None, set()
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:

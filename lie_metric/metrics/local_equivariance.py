@@ -229,7 +229,8 @@ class LocalEquivarianceError(ModelMetric):
         Returns:
             For each generator's name a float64 number of no axes.
         """
-        return local_equivariance_compute(self._sums(), self.measure, self.names)
+        self._needs_noise(self.measure)
+        return local_equivariance_compute(self._sums(), self._chosen(None), self.names)
 
     def _named(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.names, values.unbind(), strict=True))
@@ -305,9 +306,10 @@ class LocalEquivarianceError(ModelMetric):
         spacing = getattr(self.input_representation, "spacing", ())
         moved = [pixels_per_unit(generator, size, self.resampling, spacing) for generator in self.generators]
         if not all(moved):
-            still = [name for name, pixels in zip(self.names, moved, strict=True) if not pixels]
+            still = [one.name for one, pixels in zip(self.generators, moved, strict=True) if not pixels]
             raise ValueError(f"`units` must be 't' for generators that move no pixels, got 'pixel' for {still}.")
-        return 1 / torch.tensor(moved, dtype=torch.float64)
+        parts = len(self.names) // len(moved)  # of an output, one after the other
+        return 1 / torch.tensor(moved, dtype=torch.float64).repeat(parts)
 
     def _external(self, other: ModelMetric | None) -> Callable[[Sums], Tensor | float]:
         """What values in this metric's standard deviation are multiplied by."""

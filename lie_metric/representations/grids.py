@@ -280,7 +280,9 @@ class Tokens(Mapped):
     spacing: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        sizes = tuple(int(size) for size in self.grid_size)
+        asked = (*self.grid_size, self.prefix) if hasattr(self.grid_size, "__iter__") else ()
+        whole = all(isinstance(one, (int, float)) or hasattr(one, "__index__") for one in asked)
+        sizes = tuple(int(one) for one in asked[:-1]) if whole and all(one % 1 == 0 for one in asked) else ()
         if len(sizes) not in {1, 2, 3} or min(sizes) < 1 or self.prefix < 0:
             raise ValueError(
                 "`grid_size` must be two positive integers, or one or three, and `prefix` not negative, got "
@@ -288,6 +290,7 @@ class Tokens(Mapped):
             )
         transforms.check_spacing(self.spacing, len(sizes))
         object.__setattr__(self, "grid_size", sizes)
+        object.__setattr__(self, "prefix", int(self.prefix))
         object.__setattr__(self, "spacing", tuple(float(step) for step in self.spacing))
 
     @property

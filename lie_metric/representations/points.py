@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -62,6 +62,8 @@ class Points(Affine):
     dimension: int
     unit: float = 1.0
     origin: tuple[float, ...] = ()
+    _aligned: bool | None = field(default=None, init=False, repr=False)
+    """Whether the unit is that of images with corners aligned; None of places that are in no image."""
 
     def __post_init__(self) -> None:
         _check_dimension(self.dimension)
@@ -73,21 +75,39 @@ class Points(Affine):
         object.__setattr__(self, "origin", origin)
 
     @classmethod
-    def of_image(cls, height: int, width: int) -> Points:
+    def of_image(cls, height: int, width: int, align_corners: bool = False) -> Points:
         """Keypoints (x, y) of images of a size, in pixels, with 0 at the centre of the first pixel.
 
         Args:
             height: Rows of pixels.
             width: Columns of pixels.
+            align_corners: As of the :class:`~lie_metric.Resampling` by which the images move: True for
+                :data:`lie_metric.PAPER`. It fixes the unit of length, half of the shorter side, which is from the
+                centre of the first pixel to that of the last then.
 
         Returns:
-            The representation: it moves points as the generators move the image's content.
+            The representation: it moves points as the generators move the image's content. Together with a stencil
+            of the other kind it is refused.
 
         Example:
             >>> Points.of_image(4, 8)
             Points(dimension=2, unit=2.0, origin=(3.5, 1.5))
         """
-        return cls(2, min(height, width) / 2, ((width - 1) / 2, (height - 1) / 2))
+        made = cls(2, (min(height, width) - int(align_corners)) / 2, ((width - 1) / 2, (height - 1) / 2))
+        object.__setattr__(made, "_aligned", bool(align_corners))
+        return made
+
+    def _check_unit(self, resampling: Resampling) -> None:
+        """Refuses keypoints that a stencil would move in another unit of length than the image."""
+        if self._aligned is None or self._aligned == resampling.align_corners:
+            return
+        width, height = (int(2 * centre + 1) for centre in self.origin)
+        kind = f"{type(self).__name__}.of_image({height}, {width}"
+        raise ValueError(
+            f"`resampling` must have the unit of length of the places, got {resampling} for `{kind}, "
+            f"align_corners={self._aligned})`, whose unit is {self.unit:g} pixels. Pass `{kind}, "
+            f"align_corners={resampling.align_corners})`."
+        )
 
     @property
     def charges(self) -> frozenset[str]:  # type: ignore[override]
@@ -95,7 +115,12 @@ class Points(Affine):
         return frozenset(PERSPECTIVE) if self.dimension == 2 else frozenset()
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
-        """The infinitesimal actions, shape (K, *tensor.shape)."""
+        """The infinitesimal actions, shape (K, *tensor.shape).
+
+        Raises:
+            ValueError: If the places are those of an image, and the stencil moves images in another unit of length.
+        """
+        self._check_unit(resampling)
         if not any(horizon(generator) for generator in generators):
             return super().tangents(tensor, generators, resampling)
         ones = torch.nn.functional.pad(tensor, (0, 1), value=1.0)
@@ -111,8 +136,10 @@ class Points(Affine):
         """The transformed tensor, by the exponential of the action; t is a number, or one for each of B.
 
         Raises:
-            ValueError: If a point is on the horizon of a projective map or beyond it.
+            ValueError: If a point is on the horizon of a projective map or beyond it; or if the places are those of an
+                image, and the stencil moves images in another unit of length.
         """
+        self._check_unit(resampling)
         if not horizon(generator):
             return super().act(tensor, generator, t, resampling)
         steps = -torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1)
@@ -172,10 +199,12 @@ class Boxes(Points):
 
     def tangents(self, tensor: Tensor, generators: Sequence[Generator], resampling: Resampling) -> Tensor:
         """The infinitesimal actions, shape (K, *tensor.shape)."""
+        self._check_unit(resampling)
         return Affine.tangents(self, tensor, generators, resampling)
 
     def act(self, tensor: Tensor, generator: Generator, t: float | Tensor, resampling: Resampling) -> Tensor:
         """The transformed tensor, by the exponential of the action; t is a number, or one for each of B."""
+        self._check_unit(resampling)
         return Affine.act(self, tensor, generator, t, resampling)
 
     def matrix(self, generator: Generator) -> Tensor:

@@ -98,11 +98,67 @@ class TestEvery:
         both.update(model, x)
         assert sorted(map(sorted, both.compute_groups.values())) == [["a", "c"], ["b"]]
 
+    @pytest.mark.parametrize(("name", "other"), [("output", "probabilities"), ("function", lambda m, x: 2 * m(x))])
+    def test_sums_of_two_functions_are_refused(self, make, name, other):
+        metric, model, x = make(), cnn(), images(4)
+        setattr(metric, name, other)
+        setattr(metric, name, getattr(make(), name))
+        metric.update(model, x)
+        copied, stored = copy.deepcopy(metric), copy.deepcopy(metric)
+        before = metric.compute()
+        setattr(metric, name, other)
+        for call in (lambda: metric.update(model, x), metric.replicates, lambda: metric(model, x)):
+            with pytest.raises(ValueError, match=f"`{name}` must stay the same over all images, .* after 4 images"):
+                call()
+        setattr(metric, name, getattr(copied, name))
+        torch.testing.assert_close(metric.compute(), before, equal_nan=True)
+        copied.update(model, x)
+        setattr(stored, name, other)
+        stored.reset()
+        torch.testing.assert_close(values(stored, model, x), values(make(**{name: other}), model, x), equal_nan=True)
+
     def test_warnings_point_to_the_line_of_the_user(self, make):
         metric = make()
         with pytest.warns(UserWarning, match="NaN") as seen:
             metric.compute()
         assert all(one.filename == __file__ for one in seen if "no image" in str(one.message))
+
+
+def test_what_names_and_shapes_follow_from_stays():
+    metric = lm.LocalEquivarianceError(("rotation", "scale"))
+    with pytest.raises(AttributeError, match=r"`generators` of .*, got 'shear' for \['rotation', 'scale'\]. Make"):
+        metric.generators = "shear"
+    with pytest.raises(AttributeError, match=r"got \['shear_x', 'shear_y'\] for"):
+        metric.generators = lm.generators("shear")
+    with pytest.raises(AttributeError, match="`orbits` of a PredictionConsistency must stay"):
+        MAKE["consistency"]().orbits = listed("rotation", [0.2])
+    with pytest.raises(AttributeError, match="`quantities` of a ConservationError must stay"):
+        lm.ConservationError({"first": lambda x: x[:, 0]}).quantities = {}
+    assert metric.names == copy.deepcopy(metric).names == pickle.loads(pickle.dumps(metric)).names
+
+
+def test_noise_of_some_images_is_no_sensitivity():
+    metric, model, x = lm.LocalEquivarianceError("rotation"), cnn(), images(6)
+    metric.update(model, x[:3])
+    metric.with_noise = True
+    with pytest.raises(ValueError, match=r"`with_noise` must stay the same over all .* got True after 3 .* False"):
+        metric.update(model, x[3:])
+    with pytest.raises(ValueError, match="`with_noise` must stay the same"):
+        metric.sensitivity()
+
+
+def test_a_measure_chosen_later_is_read_like_any_other():
+    metric = lm.LocalEquivarianceError("rotation")
+    metric.update(cnn(), images(4))
+    for measure in ("relative", "rms", "lee"):  # what torchmetrics keeps is of the measure before
+        metric.measure = measure
+        assert metric.compute() == getattr(metric, measure)()
+    metric.measure = "sensitivity"
+    with pytest.raises(ValueError, match="`with_noise` must be True to read the sensitivity"):
+        metric.compute()
+    metric.measure = "typo"
+    with pytest.raises(ValueError, match=r"`measure` must be one of \['lee', 'relative', 'rms'\], got 'typo'"):
+        metric.compute()
 
 
 def test_a_collection_measures_each_orbit_by_itself():

@@ -628,3 +628,30 @@ def test_relative_does_not_depend_on_how_many_images_there_are():
     whole.update(model, x)
     wanted = (whole.lee()["rotation"] / whole.relative()["rotation"].square()).item()
     assert sum(squares) / len(squares) == pytest.approx(wanted, rel=0.15)
+
+
+def test_pixels_of_outputs_with_named_parts():
+    """Each part is what it is alone; of generators of other reach each has its own pixels."""
+    model, x, asked = Net(), images(), ("rotation", "perspective")
+    alone = lm.LocalEquivarianceError(asked)
+    alone.update(model, x)
+    layout = {"a": lm.representations.Invariant(), "b": lm.representations.Invariant()}
+    both = lm.LocalEquivarianceError(asked, output_representation=layout)
+    both.update(lambda x: {"a": model(x), "b": 3 * model(x)}, x)
+    for measure, factor in (("relative", 1), ("rms", 3), ("lee", 9)):
+        own, values = getattr(alone, measure)("pixel"), getattr(both, measure)("pixel")
+        errors = alone.standard_error(measure, "pixel"), both.standard_error(measure, "pixel")
+        for one, found in ((own, values), errors):
+            wanted = {f"{part}/{name}": by * one[name] for part, by in (("a", 1), ("b", factor)) for name in one}
+            assert list(found) == list(wanted)
+            torch.testing.assert_close(found, wanted)
+    still = lm.LocalEquivarianceError(("rotation", "saturation"), output_representation=layout)
+    still.update(lambda x: {"a": model(x), "b": 3 * model(x)}, x)
+    with pytest.raises(ValueError, match=r"move no pixels, got 'pixel' for \['saturation'\]"):
+        still.rms("pixel")
+
+
+@pytest.mark.parametrize("measure", [F.lee, F.rms, F.relative, F.sensitivity, F.gram, F.principal_directions])
+def test_a_class_is_no_representation(measure):
+    with pytest.raises(TypeError, match=r"`input_representation` must be a representation, .* Pass an instance"):
+        measure(Net(), images(), "rotation", input_representation=lm.representations.Image)

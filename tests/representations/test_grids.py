@@ -166,6 +166,9 @@ def test_numbers_from_points_of_a_line():
         (lambda: R.Tokens((2, 0)), "`grid_size` must be two positive"),
         (lambda: R.Tokens((2, 2), -1), "`prefix` not negative"),
         (lambda: R.Tokens((2, 2), 0, (1,)), r"`spacing` must hold 2 positive distances.*got \(1,\)"),
+        (lambda: R.Tokens((2, 2), 1.5), r"`prefix` not negative, got \(2, 2\) and 1.5"),
+        (lambda: R.Tokens((4.7, 4)), r"`grid_size` must be two positive integers, .* got \(4.7, 4\)"),
+        (lambda: R.Tokens(14), "`grid_size` must be two positive integers, .* got 14 and 0"),
         (lambda: R.Invariant().check(torch.tensor(1.0), "output"), "batch axis"),
     ],
 )
