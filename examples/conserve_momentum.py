@@ -1,9 +1,9 @@
-"""Does a network conserve what its symmetry promises? Six springs in the plane, and five networks that learn them.
+"""Does a network conserve what its symmetry promises? Six springs in the plane, and six networks that learn them.
 
     python examples/conserve_momentum.py
 
 makes systems of six bodies with random masses and stiffnesses (as Finzi, Stanton, Izmailov and Wilson 2020 do), and
-trains four Hamiltonians and a neural ODE on short chunks of their trajectories. `EquivarianceMonitor` watches how far
+trains five Hamiltonians and a neural ODE on short chunks of their trajectories. `EquivarianceMonitor` watches how far
 the learned energy is from invariance to translations and rotations, and, by `ConservationError`, how fast momentum,
 spin and energy change along the learned flow. At the end the networks are rolled out from states of systems that they
 have not seen, and the drift that was predicted stands beside the one that is measured. It prints a table and what it
@@ -40,6 +40,7 @@ from networks import (
     Hamiltonian,
     PairwisePotential,
     PlainPotential,
+    TurningPotential,
     VectorField,
 )
 from trainings import add_common, at_least, fit, last, listed, over_seeds, prepare, series, show, write
@@ -66,10 +67,11 @@ MODELS: dict[str, Callable[[int], nn.Module] | None] = {
     "MLP": PlainPotential,
     "centred MLP": CentredPotential,
     "LieConv T(2)": ConvolutionalPotential,
+    "LieConv SO(2)": TurningPotential,
     "pairwise": PairwisePotential,
     "neural ODE": None,
 }
-COLOURS = dict(zip(MODELS, ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#777777"), strict=True))
+COLOURS = dict(zip(MODELS, ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#777777"), strict=True))
 MARKS = {"px": "o", "py": "s", "spin": "^", "energy": "x"}
 
 
@@ -560,7 +562,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="MODEL", help=listed(list(MODELS)))
     add("--systems", type=int, default=400, help="systems to train on")
     add("--test-systems", type=int, default=100, help="systems to measure and to roll out, a state of each")
-    add("--chunks", type=int, default=8, help="chunks of each training system")
+    add("--chunks", type=int, default=5, help="chunks of each training system")
     add("--steps", type=int, default=2, help=f"steps of {STEP} s in a chunk")
     add("--learning-rate", type=float, default=5e-3)
     add("--horizon", type=float, default=5.0, help="length of trajectories and rollouts in seconds")
