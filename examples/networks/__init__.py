@@ -5,7 +5,7 @@ from networks.dynamics import Hamiltonian, VectorField
 from networks.energies import CentredPotential, ConvolutionalPotential, PairwisePotential, PlainPotential
 from networks.graphs import EGNN
 from networks.layers import ContinuousConvolution, perceptron
-from networks.orientations import GRIDS, design_strength, symmetries
+from networks.orientations import GRIDS, design_strength, permutes, symmetries
 from networks.volumes import UNet3d
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "VectorField",
     "design_strength",
     "perceptron",
+    "permutes",
     "symmetries",
 ]

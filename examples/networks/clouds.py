@@ -17,7 +17,7 @@ SOFT = 0.1
 """Lengths are sqrt(l² + 0.01): a distance has no derivative where two points meet, and a point meets itself."""
 
 SHARP = 2.0
-"""How much steeper kernels begin than layers usually do: clouds are a few units across, and kernels are to see parts."""
+"""How much steeper kernels begin than layers usually do: clouds are some two units across, and have parts."""
 
 
 def soft_length(square: Tensor) -> Tensor:
@@ -28,10 +28,10 @@ def soft_length(square: Tensor) -> Tensor:
 class CloudConvolution(nn.Module):
     r"""A separable group convolution, by a kernel over places and one over orientations, with a residual.
 
-    .. math:: h_{in} = \frac1{N m} \sum_{n'} k'(o_n \cdot o_{n'}) \, \sum_j k(a_{ijn'}) f_{jn'}
+    .. math:: h_{in} = \frac1{m} \sum_{n'} k'(o_n \cdot o_{n'}) \, \sum_j k(a_{ijn'}) f_{jn'}
 
-    This is Eq. 8 of Bekkers et al. (2024), with kernels that are linear in functions of a and o \cdot o' that all layers
-    share.
+    after Bekkers et al. (2024, "Fast, expressive SE(n) equivariant networks"). Kernels are linear in functions
+    of a, and of o · o', that all layers share.
 
     Args:
         width: Channels.
@@ -74,11 +74,12 @@ class CloudNetwork(nn.Module):
     - "differences", x' - x: translations;
     - "positions", x and x': nothing.
 
-    With a grid of directions o kernels see o · (x' - x) and |x' - x - (o · (x' - x)) o| (Bekkers et al. 2024, Eq. 6,
-    where both are invariants of the group), and outputs do not change under translations, and those rotations that
-    permute the grid; under others as far as the grid's means are those over the sphere. What points are told beside takes symmetries away: their three
-    coordinates as numbers ("scalars") all of them; o · x ("vectors") translations alone; coordinates about the centroid
-    in a frame that is given ("frame") rotations, unless the frame is turned too.
+    With a grid of directions o kernels see o · (x' - x) and |x' - x - (o · (x' - x)) o|, the invariants of a pair of
+    places with an orientation (Bekkers et al. 2024), and o · o'. Outputs do not change under translations and under
+    those rotations that permute the grid, and under others as far as its means are those over the sphere. What points
+    are told takes symmetries away: their coordinates as three numbers ("scalars") all of them; o · x ("vectors")
+    translations alone; coordinates about the centroid in a frame that is given ("frame") rotations, unless the frame is
+    turned too.
 
     Args:
         outputs: How many numbers.
@@ -123,7 +124,7 @@ class CloudNetwork(nn.Module):
         self.pairs: Pairs = pairs
         self.features: Features = features
         # In double precision whatever the weights are: of a rounded grid no rotation is an exact symmetry.
-        self.register_buffer("grid", torch.zeros(0, 3) if grid is None else grid)
+        self.register_buffer("grid", torch.zeros(0, 3) if grid is None else grid.clone())
         seen = 2 if grid is not None else {"distances": 1, "differences": 3, "positions": 6}[pairs]
         told = {"none": 1, "scalars": 3, "vectors": 1, "frame": 3}[features]
         self.kernel = nn.Sequential(nn.Linear(seen, kernels), nn.SiLU())
@@ -166,7 +167,7 @@ class CloudNetwork(nn.Module):
 
         Args:
             points: (B, N, 3).
-            frame: Three unit vectors, (B, 3, 3), one a row; the default is the axes. Not used but with features "frame".
+            frame: Three unit vectors, (B, 3, 3), a row each, for features "frame"; the default is the axes.
 
         Returns:
             (B, outputs).

@@ -8,7 +8,7 @@ from itertools import permutations, product
 import torch
 from torch import Tensor
 
-__all__ = ["GRIDS", "design_strength", "symmetries"]
+__all__ = ["GRIDS", "design_strength", "permutes", "symmetries"]
 
 GOLDEN = (1 + math.sqrt(5)) / 2
 
@@ -36,8 +36,8 @@ def _signed(*places: tuple[float, ...], even: bool = False, turns: bool = False)
 def _snub() -> Tensor:
     """The orbit of the cube's 24 rotations that averages polynomials of degree 7 exactly (McLaren 1963).
 
-    Invariants of these rotations begin at degrees 4 and 6, so that x⁴ + y⁴ + z⁴ = 3/5 and x²y²z² = 1/105, the means over
-    the sphere, are all that it takes: the squares are the roots of s³ - s² + s/5 - 1/105.
+    Invariants of these rotations begin at degrees 4, 6 and 8, so that x⁴ + y⁴ + z⁴ = 3/5 and x²y²z² = 1/105, the means
+    over the sphere, are all that it takes: the squares are the roots of s³ - s² + s/5 - 1/105.
     """
     companion = torch.tensor([[1, -1 / 5, 1 / 105], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
     x, y, z = torch.linalg.eigvals(companion).real.sqrt().tolist()
@@ -59,6 +59,13 @@ def grids() -> dict[str, Tensor]:
 
 GRIDS = grids()
 """Sets of directions by name; each is one orbit of a finite group of rotations."""
+
+
+def permutes(turn: Tensor, grid: Tensor) -> bool:
+    """Whether a rotation takes each direction of a grid to one of them."""
+    # By matrix products, as cdist takes distances of many points, they are right to 1e-8 only.
+    apart = torch.cdist(grid @ turn.T, grid, compute_mode="donot_use_mm_for_euclid_dist")
+    return bool((apart.amin(1) < 1e-9).all())
 
 
 def symmetries(grid: Tensor) -> Tensor:
@@ -83,7 +90,7 @@ def symmetries(grid: Tensor) -> Tensor:
     for i, j in product(range(len(grid)), repeat=2):
         if abs(inner[i, j] - inner[first, second]) < 1e-9:
             turn = frame(grid[i], grid[j]) @ start
-            if bool((torch.cdist(grid @ turn.T, grid).amin(1) < 1e-9).all()):
+            if permutes(turn, grid):
                 found.append(turn)
     identity = torch.eye(3, dtype=grid.dtype)
     return torch.stack(sorted(found, key=lambda turn: (turn - identity).norm().item()))

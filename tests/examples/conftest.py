@@ -1,5 +1,6 @@
 """Examples are scripts: they are loaded from their files."""
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -21,3 +22,9 @@ def example(monkeypatch):
         return module
 
     return load
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module("networks")

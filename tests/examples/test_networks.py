@@ -1,8 +1,6 @@
 """Each network of the examples has the symmetry that it claims, exactly, and no other."""
 
-import importlib
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,12 +20,6 @@ KEPT = {
     "PairwisePotential": set(GENERATORS),
 }
 BODIES = 5
-
-
-@pytest.fixture
-def networks(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
-    return importlib.import_module("networks")
 
 
 def states(count=16, seed=0):
