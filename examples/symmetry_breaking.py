@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -35,7 +36,7 @@ from lie_metric.representations import Invariant, Points, Vectors
 from lie_metric.runs import Run
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import GRIDS, CloudNetwork, design_strength
+from networks import GRIDS, CloudNetwork, design_strength, permutes
 from trainings import add_common, at_least, cell, fit, listed, over_seeds, prepare, series, show, write
 
 SOLIDS = ("ellipsoid", "box", "octahedron", "cylinder", "cone", "torus")
@@ -48,8 +49,6 @@ NOISE = 0.04
 FEW = 6
 """Which part of the shapes is left where there are few."""
 LEVEL = 0.95
-THIRD = torch.eye(3, dtype=torch.float64).roll(1, 0)
-"""A third of a turn about (1, 1, 1), which permutes every grid."""
 
 
 def turn(axis: Sequence[float], angle: float) -> Tensor:
@@ -60,11 +59,11 @@ def turn(axis: Sequence[float], angle: float) -> Tensor:
 
 
 TURNS = {
-    "third": THIRD,
+    "third": torch.eye(3, dtype=torch.float64).roll(1, 0),  # about (1, 1, 1)
     "quarter": turn((0, 0, 1), math.pi / 2),
     "fifth": turn(GRIDS["icosahedron"][0].tolist(), 2 * math.pi / 5),
 }
-"""Finite rotations: the second permutes the octahedron, the cube and the snub cube, the last the other solids but one."""
+"""Finite rotations: the first permutes all grids, the second those of the cube, the last those of the icosahedron."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +90,15 @@ MAIN = {
     "distances + frame": Variant({"features": "frame"}),
     "differences": Variant(DIFFERENCES),
     "positions": Variant({"pairs": "positions"}),
-    "distances + xyz, turned": Variant({"features": "scalars"}, turned=True),
-    "differences, turned": Variant(DIFFERENCES, turned=True),
+    "turned: distances + xyz": Variant({"features": "scalars"}, turned=True),
+    "turned: differences": Variant(DIFFERENCES, turned=True),
     "icosahedron": Variant({"grid": "icosahedron"}),
     "icosahedron + xyz": Variant({"grid": "icosahedron", "features": "vectors"}),
 }
 SCARCE = {
     "few: distances": Variant(few=True),
     "few: differences": Variant(DIFFERENCES, few=True),
-    "few: differences, turned": Variant(DIFFERENCES, turned=True, few=True),
+    "few: turned: differences": Variant(DIFFERENCES, turned=True, few=True),
 }
 ORIENTED = {name: Variant({"grid": name}) for name in GRIDS}
 TOLD = {
@@ -356,14 +355,15 @@ def train(task: tuple[str, int], options: argparse.Namespace) -> Result:
         DataLoader(seen, options.batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)),
         DataLoader(watched, options.batch_size),
     )
-    folder = options.out / "solids" / f"{name.replace(':', '').replace(',', '').replace(' ', '_')}-s{seed}"
+    folder = options.out / "solids" / f"{name.replace(':', '').replace(' ', '_')}-s{seed}"
     run = fit(
         model,
         loaders,
         folder,
         options.epochs,
         monitors(variant, options.measured),
-        check_val_every_n_epoch=max(options.epochs // 3, 1),
+        # Three times or more, and always at the end.
+        check_val_every_n_epoch=max(n for n in range(1, max(options.epochs // 3, 1) + 1) if options.epochs % n == 0),
     )
     return Result(run, judged(model.eval(), unseen, away, kinds))
 
@@ -393,28 +393,18 @@ def judged(model: Learner, upright: Tensor, away: Tensor, kinds: Tensor) -> dict
     return dict(zip(LENGTHS, (1 - left).tolist(), strict=True))
 
 
-small = partial(cell, rounding=ROUNDING)
-exact_form = partial(cell, form=".3f")
+small, accuracy = partial(cell, rounding=ROUNDING), partial(cell, form=".3f")
 Results = Mapping[str, Sequence[Result]]
 
 
 def table(results: Results) -> list[list[str]]:
     """Rows of text: of networks that tell solids accuracies and errors."""
-    rows = [
-        [
-            "network",
-            "upright",
-            "turned",
-            "rotation, untrained",
-            "rotation",
-            "translation_x",
-            *(f"{t} of a turn" for t in TURNS),
-        ]
-    ]
+    rows = [["network", "upright", "turned", "rotation, untrained", "rotation", "translation_x"]]
+    rows[0] += [f"{name} of a turn" for name in TURNS]
     for name, found in results.items():
         if VARIANTS[name].task != "solids":
             continue
-        rows.append([name, *(exact_form([one.scores[where] for one in found]) for where in ("upright", "turned"))])
+        rows.append([name, *(accuracy([one.scores[where] for one in found]) for where in ("upright", "turned"))])
         turns = [one.curve("rotation") for one in found]
         rows[-1] += [small([curve[0] for curve in turns]), small([curve[-1] for curve in turns])]
         rows[-1].append(small([one.curve("translation_x")[-1] for one in found]))
@@ -428,24 +418,17 @@ def table(results: Results) -> list[list[str]]:
 
 def lengths_table(results: Results) -> list[list[str]]:
     """Rows of text: of networks that tell lengths what they tell, and how far that turns."""
-    rows = [["lengths", *(f"{name} told" for name in LENGTHS), *(f"rotation of {name}" for name in LENGTHS)]]
-    found: Sequence[Result] = ()
+    rows = [["lengths by", *(f"{name} told" for name in LENGTHS), *(f"rotation of {name}" for name in LENGTHS)]]
     for name, found in told(results).items():
-        rows.append(
-            [name.partition(": ")[2], *(exact_form([one.scores[length] for one in found]) for length in LENGTHS)]
-        )
-        rows[-1] += [
-            small([one.curve("rotation", f"equivariance_{length}")[-1] for one in found]) for length in LENGTHS
-        ]
-    rows.append(
-        ["the truth", "1", "1", *(small([found[0].curve("rotation", f"truth_{length}")[-1]]) for length in LENGTHS)]
-    )
-    return rows
+        rows.append([name, *(accuracy([one.scores[length] for one in found]) for length in LENGTHS)])
+        rows[-1] += [small(final(found, key=f"equivariance_{length}")) for length in LENGTHS]
+    true = next(iter(told(results).values()))
+    return [*rows, ["the truth", "1", "1", *(small(final(true, key=f"truth_{length}")[:1]) for length in LENGTHS)]]
 
 
 def told(results: Results) -> dict[str, Sequence[Result]]:
-    """Those that tell lengths."""
-    return {name: found for name, found in results.items() if VARIANTS[name].task == "lengths"}
+    """Those that tell lengths, under the name of what they are told of pairs and points."""
+    return {name.partition(": ")[2]: found for name, found in results.items() if VARIANTS[name].task == "lengths"}
 
 
 @dataclass(frozen=True)
@@ -470,14 +453,13 @@ class Interval:
         return (self.low > 0) - (self.high < 0)
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+        return f"{self.mean:+.3f}" + (f" ({self.low:+.3f} to {self.high:+.3f})" if self.low > -math.inf else "")
 
     @property
     def factor(self) -> str:
         """Of logarithms: the factor that they are of."""
-        return "{:.2g} ({:.2g} to {:.2g})".format(
-            *(math.exp(min(one, 700)) for one in (self.mean, self.low, self.high))
-        )
+        found = f"{math.exp(self.mean):.2g}"
+        return f"{found} ({math.exp(self.low):.2g} to {math.exp(self.high):.2g})" if self.low > -math.inf else found
 
 
 def apart(a: Sequence[float], b: Sequence[float]) -> Interval:
@@ -500,11 +482,20 @@ def final(found: Sequence[Result], generator: str = "rotation", key: str = "equi
     return [one.curve(generator, key)[at] for one in found]
 
 
+def tiny(value: float) -> str:
+    """A number of which the order of magnitude is enough."""
+    return f"{value:.0e}" if value else "0"
+
+
 def sentence(results: Results) -> str:
     """What the numbers show, in words that follow from them."""
     solid = {name: found for name, found in results.items() if VARIANTS[name].task == "solids"}
     parts = exactness(solid) + breaking(solid) + learning(solid) + scarcity(solid) + orientations(solid)
-    return "\n".join([*parts, *broken_tasks(results)])
+    seeds = len(next(iter(results.values())))
+    head = (
+        f"Differences and ratios are paired by seed, with {100 * LEVEL:g} % intervals over {seeds} seeds, of one each."
+    )
+    return "\n".join([head, *parts, *broken_tasks(results)])
 
 
 def exactness(solid: Results) -> list[str]:
@@ -514,25 +505,23 @@ def exactness(solid: Results) -> list[str]:
         kept = {name: largest(found, generator) for name, found in solid.items()}
         exact = [name for name, value in kept.items() if value < ROUNDING]
         most = max((kept[name] for name in exact), default=0.0)
-        parts.append(f"Exact under {generator} in every epoch of every seed (at most {most:.0e}): {listed(exact)}.")
+        parts.append(f"Exact under {generator} in every epoch of every seed (at most {tiny(most)}): {listed(exact)}.")
     framed = solid.get("distances + frame")
     if framed:
         together = largest(framed, "rotation", "together")
         parts.append(
             f"With a frame the rotation error is {fmean(final(framed)):.2g}; where the frame turns too it is at most "
-            f"{together:.0e}: the symmetry is {'not lost but moved into the frame' if together < ROUNDING else 'lost'}."
+            f"{tiny(together)}: the symmetry is {'not lost but moved into the frame' if together < ROUNDING else 'lost'}."
         )
     return parts
 
 
-def compared(
-    solid: Results, names: Sequence[str], where: str, base: str = "distances"
-) -> tuple[str, dict[int, list[str]]]:
-    """Accuracies of networks against those of another, in words, and by sign who is better, worse, or neither."""
+def compared(found: Results, names: Sequence[str], score: str, base: str) -> tuple[str, dict[int, list[str]]]:
+    """Scores of networks less those of another, in words, and by sign who is better, worse, or neither."""
     signs: dict[int, list[str]] = {1: [], 0: [], -1: []}
     words = []
     for name in names:
-        gap = apart([one.scores[where] for one in solid[name]], [one.scores[where] for one in solid[base]])
+        gap = apart(*([one.scores[score] for one in found[which]] for which in (name, base)))
         signs[gap.sign].append(name)
         words.append(f"{name} {gap}")
     return ", ".join(words), signs
@@ -541,90 +530,97 @@ def compared(
 def decided(claim: str, signs: Mapping[int, Sequence[str]], wanted: int) -> str:
     """Whether a claim of the paper is seen, by network."""
     return (
-        f"That {claim} is confirmed for {listed(signs[wanted])}; contradicted for {listed(signs[-wanted])}; not decided "
-        f"for {listed(signs[0])}."
+        f"That {claim} is confirmed for {listed(signs[wanted])}; contradicted for {listed(signs[-wanted])}; not "
+        f"decided for {listed(signs[0])}."
     )
 
 
 def breaking(solid: Results) -> list[str]:
     """Whether giving up a symmetry helps."""
-    free = [name for name in solid if name in MAIN and not MAIN[name].turned and "grid" not in MAIN[name].network]
-    free = [name for name in free if name != "distances"]
-    if "distances" not in solid or not free:
-        return []
     parts = []
+    free = [name for name in list(MAIN)[1:] if name in solid and not MAIN[name].turned]
+    free = [name for name in free if "grid" not in MAIN[name].network]
     for where, claim, wanted in (
-        ("upright", "giving up invariance to rotation helps where data are upright", 1),
-        ("turned", "the invariant network is the better one where data are turned", -1),
+        ("upright", "giving up invariance to rotations helps where data are upright", 1),
+        ("turned", "the invariant network is better where upright data were seen and turned ones are met", -1),
     ):
-        words, signs = compared(solid, free, where)
-        parts.append(
-            f"Accuracy on {where} solids, less that of distances of the same seed: {words}. {decided(claim, signs, wanted)}"
-        )
+        if "distances" in solid and free:
+            words, signs = compared(solid, free, where, "distances")
+            parts.append(
+                f"Accuracy on {where} solids, less that of distances: {words}. {decided(claim, signs, wanted)}"
+            )
     if {"icosahedron", "icosahedron + xyz"} <= solid.keys():
         words, signs = compared(solid, ["icosahedron + xyz"], "upright", "icosahedron")
         other, _ = compared(solid, ["icosahedron + xyz"], "turned", "icosahedron")
         parts.append(
-            "Coordinates as vectors, which give up translations alone: of the accuracy without them on upright solids "
-            f"{words}; on turned ones {other}. {decided('coordinates as vectors help', signs, 1)}"
+            "Coordinates as vectors give up translations alone. Accuracy on upright solids, less that without them: "
+            f"{words}; on turned ones {other}. {decided('they help', signs, 1)}"
+        )
+    if {"icosahedron", "distances"} <= solid.keys():
+        words, signs = compared(solid, ["icosahedron"], "turned", "distances")
+        parts.append(
+            f"A grid of orientations, on turned solids less distances: {words}. "
+            f"{decided('orientations tell more than distances', signs, 1)}"
         )
     return parts
 
 
 def learning(solid: Results) -> list[str]:
     """What training does to broken symmetries."""
-    parts, grown, fallen, words = [], [], [], []
+    parts, words = [], []
+    signs: dict[int, list[str]] = {1: [], 0: [], -1: []}
     for name, found in solid.items():
         if name in MAIN and largest(found, "rotation") > ROUNDING:
             change = ratio(final(found), final(found, at=0))
-            (grown if change.sign > 0 else fallen if change.sign < 0 else []).append(name)
+            signs[change.sign].append(name)
             words.append(f"{name} {change.factor}")
     if words:
         parts.append(
-            f"Training changed the rotation error by the factor {', '.join(words)}: it grew for {listed(grown)}, fell for "
-            f"{listed(fallen)}."
+            f"Training multiplied the rotation error by: {', '.join(words)}. It grew for {listed(signs[1])}; fell for "
+            f"{listed(signs[-1])}; not decided for {listed(signs[0])}."
         )
-    for name in (name for name in solid if name in MAIN and MAIN[name].turned):
-        plain = name.partition(",")[0]
+    for name, plain in ((name, name.partition(": ")[2]) for name in solid if name in MAIN and MAIN[name].turned):
+        if plain not in solid:
+            continue
         lowest = min(min(one.curve("rotation")[1:]) for one in solid[name])
-        if plain in solid:
-            text = (
-                f"Random turns left {ratio(final(solid[name]), final(solid[plain])).factor} of the rotation error of "
-                f"{plain}, and never less than an error of {lowest:.2g}: a broken network "
-                f"{'is not mended' if lowest > ROUNDING else 'is mended'} by data"
-            )
-            if "distances" in solid:
-                words, signs = compared(solid, [name], "turned")
-                text += f"; accuracy on turned solids, less that of distances: {words.removeprefix(name).strip()}"
-            parts.append(text + ".")
+        left = ratio(final(solid[name]), final(solid[plain]))
+        text = (
+            f"Trained on random turns, {plain} keeps {left.factor} of its rotation error, and in no epoch less than an "
+            f"error of {lowest:.2g}: it {'stays broken' if lowest > ROUNDING else 'is mended'}"
+        )
+        if "distances" in solid:
+            gap, _ = compared(solid, [name], "turned", "distances")
+            text += f". Its accuracy on turned solids, less that of distances: {gap.removeprefix(name).strip()}"
+        parts.append(f"{text}.")
     return parts
 
 
 def scarcity(solid: Results) -> list[str]:
     """Whether symmetry is worth more where there is less data."""
-    if not {"distances", "differences", "few: distances", "few: differences"} <= solid.keys():
-        return []
-
-    def lead(where: str, few: str, less: str) -> list[float]:
-        pairs = zip(solid[few + less], solid[few + "distances"], strict=True)
-        return [b.scores[where] - a.scores[where] for a, b in pairs]
-
     parts = []
-    full, scarce = lead("upright", "", "differences"), lead("upright", "few: ", "differences")
-    change = apart(scarce, full)
-    parts.append(
-        f"With a part of {FEW} of the shapes the lead of distances over differences on upright solids goes from "
-        f"{Interval.of(full)} to {Interval.of(scarce)}, a change of {change}: that symmetry is worth more with less data "
-        f"is {('contradicted', 'not decided', 'confirmed')[change.sign + 1]}."
-    )
-    if {"differences, turned", "few: differences, turned"} <= solid.keys():
-        full, scarce = (lead("turned", few, "differences, turned") for few in ("", "few: "))
-        change = apart(scarce, full)
+    for other, where in (("differences", "upright"), ("turned: differences", "turned")):
+        if not {few + name for few in ("", "few: ") for name in ("distances", other)} <= solid.keys():
+            continue
+        full, few = (
+            [
+                a.scores[where] - b.scores[where]
+                for a, b in zip(solid[f"{few}distances"], solid[few + other], strict=True)
+            ]
+            for few in ("", "few: ")
+        )
+        change = apart(few, full)
         parts.append(
-            f"Against augmentation, on turned solids, it goes from {Interval.of(full)} to {Interval.of(scarce)}, a change "
-            f"of {change}: {('contradicted', 'not decided', 'confirmed')[change.sign + 1]}."
+            f"With 1/{FEW} of the shapes the lead of distances over {other} on {where} solids goes from "
+            f"{Interval.of(full)} to {Interval.of(few)}, by {change}: that symmetry is worth more with less data is "
+            f"{('contradicted', 'not decided', 'confirmed')[change.sign + 1]}."
         )
     return parts
+
+
+def own_turns(found: Sequence[Result], grid: Tensor, own: bool = True) -> list[float]:
+    """Errors of all epochs and seeds under the turns that permute a grid, or under the others."""
+    kinds = [kind for kind, rotation in TURNS.items() if permutes(rotation, grid) == own]
+    return [value for one in found for kind in kinds for value in one.curve(kind, "equivariance_turn")]
 
 
 def orientations(solid: Results) -> list[str]:
@@ -634,66 +630,50 @@ def orientations(solid: Results) -> list[str]:
         return []
     parts = []
     for at, when in ((0, "untrained"), (-1, "trained")):
-        words = ", ".join(f"{len(GRIDS[name])} {fmean(final(solid[name], at=at)):.2g}" for name in grids)
-        steps, same, more = [], [], []
-        for a, b in zip(grids, grids[1:], strict=False):
-            change = ratio(final(solid[b], at=at), final(solid[a], at=at))
-            strengths = [design_strength(GRIDS[name]) for name in (a, b)]
-            (same if strengths[0] == strengths[1] else more).append((f"{len(GRIDS[a])} to {len(GRIDS[b])}", change))
-        for kind, found in (("of the same strength", same), ("of a higher one", more)):
-            told = ", ".join(f"{which} {change.factor}" for which, change in found)
-            steps.append(
-                f"to a grid {kind} the error changes by {told or 'nothing'}, and falls in "
-                f"{sum(change.sign < 0 for _, change in found)} of {len(found)} steps"
-            )
-        parts.append(f"Rotation error by directions, {when}: {words}; {'; '.join(steps)}.")
-    own, others = [], []
-    for name in grids:
-        for kind, rotation in TURNS.items():
-            moved = GRIDS[name] @ rotation.T
-            errors = [value for one in solid[name] for value in one.curve(kind, "equivariance_turn")]
-            exact = bool((torch.cdist(moved, GRIDS[name]).amin(1) < 1e-9).all())
-            (own if exact else others).extend(errors)
+        means = ", ".join(f"{len(GRIDS[name])} {fmean(final(solid[name], at=at)):.2g}" for name in grids)
+        parts.append(f"Rotation error by number of directions, {when}: {means}.")
+        for kind, same in (("of the same strength", True), ("of a higher strength", False)):
+            steps = {
+                f"{len(GRIDS[a])} to {len(GRIDS[b])}": ratio(final(solid[b], at=at), final(solid[a], at=at))
+                for a, b in pairwise(grids)
+                if (design_strength(GRIDS[a]) == design_strength(GRIDS[b])) == same
+            }
+            fell = [step for step, change in steps.items() if change.sign < 0]
+            words = ", ".join(f"{step} {change.factor}" for step, change in steps.items())
+            if steps:
+                parts[-1] += f" With more {kind} it is multiplied by: {words}; it falls for {listed(fell)}."
+    own = [value for name in grids for value in own_turns(solid[name], GRIDS[name])]
+    others = [value for name in grids for value in own_turns(solid[name], GRIDS[name], own=False)]
     parts.append(
-        f"Under turns that permute the grid the error is at most {max(own):.0e} in every epoch, under others at least "
-        f"{min(others):.1g}."
+        f"Turns that permute the grid change scores by at most {tiny(max(own))} in every epoch of every seed, others by "
+        f"at least {min(others):.1g}."
     )
-    grown = ratio(final(solid[grids[-1]]), final(solid[grids[-1]], at=0))
-    parts.append(f"Training changed the error of the largest grid by the factor {grown.factor}.")
+    changes = {name: ratio(final(solid[name]), final(solid[name], at=0)) for name in grids}
+    words = ", ".join(f"{len(GRIDS[name])} {change.factor}" for name, change in changes.items())
+    grown = [str(len(GRIDS[name])) for name, change in changes.items() if change.sign > 0]
+    parts.append(f"Training multiplied these errors by: {words}; they grew for {listed(grown)}.")
     return parts
 
 
 def broken_tasks(results: Results) -> list[str]:
     """Whether networks break the symmetry that the task breaks."""
     parts = []
-    for name, found in told(results).items():
-        kind = name.partition(": ")[2]
-        height = (
-            ratio(final(found, key="equivariance_height"), final(found, key="truth_height"))
-            if min(final(found, key="equivariance_height")) > ROUNDING
-            else None
+    found = told(results)
+    for name, each in found.items():
+        height, longest, truth = (
+            final(each, key=key) for key in ("equivariance_height", "equivariance_longest", "truth_height")
         )
-        if height is None:
-            parts.append(
-                f"Lengths by {kind}: no rotation changes what it says of either, though the truth of height has "
-                f"an error of {final(found, key='truth_height')[0]:.2g}."
-            )
-        else:
-            parts.append(
-                f"Lengths by {kind}: height turns by {height.factor} of what the truth does, longest, which "
-                f"should not, by {fmean(final(found, key='equivariance_longest')):.2g}."
-            )
-    if "lengths: distances" in told(results):
+        text = f"Lengths by {name}: the error of height is "
+        text += f"{ratio(height, truth).factor} of that of the truth" if min(height) > ROUNDING else tiny(max(height))
+        parts.append(f"{text}, {truth[0]:.2g}; that of longest, which should be 0, {fmean(longest):.2g}.")
+    others = [name for name in found if name != "distances"]
+    if "distances" in found and others:
         for length in LENGTHS:
-            words = []
-            for name in list(told(results))[1:]:
-                gap = apart(
-                    [one.scores[length] for one in results[name]],
-                    [one.scores[length] for one in results["lengths: distances"]],
-                )
-                words.append(f"{name.partition(': ')[2]} {gap}")
-            if words:
-                parts.append(f"What is told of {length}, less that by distances: {', '.join(words)}.")
+            words, signs = compared(found, others, length, "distances")
+            parts.append(
+                f"What is told of {length}, less that by distances: {words}. "
+                f"{decided('giving up the symmetry helps', signs, 1)}"
+            )
     return parts
 
 
@@ -723,28 +703,13 @@ def picture(results: Results) -> Any:
         values = torch.full_like(values, next(levels)) if exact else values.clamp(min=lowest)
         left.plot(epochs, values.log().mean(0).exp(), style, color=COLOURS[name], linewidth=2, label=name)
         left.fill_between(epochs, values.amin(0), values.amax(0), color=COLOURS[name], alpha=0.12, linewidth=0)
-        for which, mark in (("upright", "o"),):
-            x, y = ([one.scores[where] for one in found] for where in (which, "turned"))
-            errors = [stdev(each) / math.sqrt(len(each)) if len(each) > 1 else 0.0 for each in (x, y)]
-            middle.errorbar(
-                fmean(x),
-                fmean(y),
-                errors[1],
-                errors[0],
-                mark,
-                color=COLOURS[name],
-                markersize=9,
-                mfc="white" if MAIN[name].turned else COLOURS[name],
-                mew=2,
-            )
+        x, y = ([one.scores[where] for one in found] for where in ("upright", "turned"))
+        errors = [stdev(each) / math.sqrt(len(each)) if len(each) > 1 else 0.0 for each in (x, y)]
+        face = "white" if MAIN[name].turned else COLOURS[name]
+        middle.errorbar(fmean(x), fmean(y), errors[1], errors[0], "o", c=COLOURS[name], mfc=face, ms=9, mew=2)
     left.set(title="Rotation error of the scores", xlabel="epoch", ylabel="relative error / radian")
-    middle.set(
-        title="Accuracy (open: trained on turned)",
-        xlabel="on upright solids",
-        ylabel="on turned solids",
-        xlim=(0, 1),
-        ylim=(0, 1),
-    )
+    middle.set(title="Accuracy (open: trained on turned)", xlabel="on upright solids", ylabel="on turned solids")
+    middle.set(xlim=(0, 1), ylim=(0, 1))
     middle.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
     middle.axvspan(0, 1 / 6, color="0.92", linewidth=0, zorder=0)
     middle.axhspan(0, 1 / 6, color="0.92", linewidth=0, zorder=0)
@@ -756,13 +721,9 @@ def picture(results: Results) -> Any:
             right.plot(counts, values.log().mean(1).exp(), style, color=colour, label=f"any rotation, {label}")
             right.fill_between(counts, values.amin(1), values.amax(1), color=colour, alpha=0.2, linewidth=0)
     if grids:
-        right.plot(
-            counts,
-            [math.sqrt(lowest * bottom)] * len(counts),
-            "s",
-            color="#D55E00",
-            label="a turn that permutes the grid",
-        )
+        own = [max(own_turns(results[name], GRIDS[name])) for name in grids]
+        own = [math.sqrt(lowest * bottom) if value < ROUNDING else max(value, lowest) for value in own]
+        right.plot(counts, own, "s", color="#D55E00", label="turns that permute the grid")
         right.set_xticks(
             counts, [f"{n}\nt={design_strength(GRIDS[name])}" for n, name in zip(counts, grids, strict=True)]
         )
@@ -783,14 +744,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, refused before any work where it cannot be followed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
-    add(
-        "--networks",
-        nargs="+",
-        default=list(VARIANTS),
-        choices=list(VARIANTS),
-        metavar="NETWORK",
-        help="; ".join(VARIANTS),
-    )
+    words = {"choices": list(VARIANTS), "metavar": "NETWORK", "help": "; ".join(VARIANTS)}
+    add("--networks", nargs="+", default=list(VARIANTS), **words)
     add("--shapes", type=int, default=360, help="solids to train on")
     add("--test-shapes", type=int, default=600, help="solids to test on")
     add("--measured", type=int, default=24, help="of these, how many the monitor measures")
@@ -803,6 +758,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--learning-rate must be positive, got {options.learning_rate}")
     if options.measured > options.test_shapes:
         parser.error(f"--measured must be at most --test-shapes, {options.test_shapes}, got {options.measured}")
+    for count in (options.shapes, options.shapes // FEW * FEW):
+        if count % options.batch_size == 1 or options.batch_size == 1:
+            parser.error(
+                f"--batch-size must leave no solid alone, got {options.batch_size} for {count}: norms over clouds need two"
+            )
     if len(set(options.networks)) < len(options.networks):
         parser.error(f"--networks must name each network once, got {' '.join(options.networks)}")
     return options
@@ -830,18 +790,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
     )
     over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
     caption = (
-        f"Upright, turned: accuracy on {options.test_shapes} solids. Rotation (root mean square over three axes), "
-        f"translation_x: relative errors on {options.measured} upright solids, in standard deviations of the scores per "
-        f"radian and per unit of length (solids are some two across).\nParts of a turn: what that rotation does to the "
-        f"scores, 0 = nothing, 1 = as much as another solid. {over.capitalize()}; errors below {ROUNDING:g} are rounding, in "
-        "double precision."
+        f"Upright, turned: accuracy on {options.test_shapes} solids. Rotation (root mean square over three axes) and "
+        f"translation_x: relative errors on {options.measured} upright solids, in standard deviations of the scores "
+        "per radian and per unit of length (solids are some two across).\nParts of a turn: what that rotation does to "
+        f"the scores, 0 = nothing, 1 = as much as another solid. {over.capitalize()}; what is below {ROUNDING:g} is "
+        "rounding, in double precision."
     )
     rows = table(results)
     text = [show(rows), caption]
     if told(results):
         text += [
             show(lengths_table(results)),
-            "Told: part of the variance, on turned solids. Rotation: relative errors; the truth of height has one.",
+            "Told: part of the variance, on turned solids. Rotation: relative errors; the true height has one too.",
         ]
     text = "\n\n".join([*text, sentence(results)])
     write(folder, rows, text, {"symmetry_breaking.png": picture(results)}, started)
