@@ -509,9 +509,10 @@ def exactness(solid: Results) -> list[str]:
     framed = solid.get("distances + frame")
     if framed:
         together = largest(framed, "rotation", "together")
+        fate = "not lost but moved into the frame" if together < ROUNDING else "lost"
         parts.append(
             f"With a frame the rotation error is {fmean(final(framed)):.2g}; where the frame turns too it is at most "
-            f"{tiny(together)}: the symmetry is {'not lost but moved into the frame' if together < ROUNDING else 'lost'}."
+            f"{tiny(together)}: the symmetry is {fate}."
         )
     return parts
 
@@ -645,8 +646,8 @@ def orientations(solid: Results) -> list[str]:
     own = [value for name in grids for value in own_turns(solid[name], GRIDS[name])]
     others = [value for name in grids for value in own_turns(solid[name], GRIDS[name], own=False)]
     parts.append(
-        f"Turns that permute the grid change scores by at most {tiny(max(own))} in every epoch of every seed, others by "
-        f"at least {min(others):.1g}."
+        f"Turns that permute the grid change scores by at most {tiny(max(own))} in every epoch of every seed, others "
+        f"by at least {min(others):.1g}."
     )
     changes = {name: ratio(final(solid[name]), final(solid[name], at=0)) for name in grids}
     words = ", ".join(f"{len(GRIDS[name])} {change.factor}" for name, change in changes.items())
@@ -761,7 +762,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for count in (options.shapes, options.shapes // FEW * FEW):
         if count % options.batch_size == 1 or options.batch_size == 1:
             parser.error(
-                f"--batch-size must leave no solid alone, got {options.batch_size} for {count}: norms over clouds need two"
+                "--batch-size must leave no solid alone, whom norms over clouds cannot do with, got "
+                f"{options.batch_size} for {count} solids"
             )
     if len(set(options.networks)) < len(options.networks):
         parser.error(f"--networks must name each network once, got {' '.join(options.networks)}")

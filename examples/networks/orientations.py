@@ -52,7 +52,9 @@ def grids() -> dict[str, Tensor]:
         "octahedron": _signed((1, 0, 0)),
         "cube": cube,
         "icosahedron": _signed((0, 1, GOLDEN), even=True),
-        "dodecahedron": _signed((1, 1, 1), (0, 1 / GOLDEN, GOLDEN), even=True),
+        "dodecahedron": _signed(
+            (1, 1, 1), (0, GOLDEN, 1 / GOLDEN), even=True
+        ),  # the icosahedron's dual, and as it lies
         "snub cube": _snub(),
     }
 
