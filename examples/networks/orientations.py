@@ -52,9 +52,8 @@ def grids() -> dict[str, Tensor]:
         "octahedron": _signed((1, 0, 0)),
         "cube": cube,
         "icosahedron": _signed((0, 1, GOLDEN), even=True),
-        "dodecahedron": _signed(
-            (1, 1, 1), (0, GOLDEN, 1 / GOLDEN), even=True
-        ),  # the icosahedron's dual, and as it lies
+        # Its golden rectangles lie across those of the icosahedron: so it is the dual, with the same rotations.
+        "dodecahedron": _signed((1, 1, 1), (0, GOLDEN, 1 / GOLDEN), even=True),
         "snub cube": _snub(),
     }
 
