@@ -186,7 +186,8 @@ def carried(
         ValueError: If the output is empty, or the representation does not fit or has to be given.
 
     Warns:
-        UserWarning: If an output of two, four, six or eight numbers is taken as invariant, once for each model.
+        UserWarning: If an output of two, four, six or eight numbers, or from points in space of six or nine, is taken
+            as invariant, once for each model.
     """
     if not f.numel():
         raise ValueError(
@@ -198,11 +199,19 @@ def carried(
         return output_representation
     found = infer_output_representation(f, images, model, input_representation)
     found.check(f, "output")
-    if f.ndim == 2 and f.shape[1] in {2, 4, 6, 8} and isinstance(found, Invariant) and _first_time(model, _GUESSED):
+    dimension = getattr(input_representation, "dimension", 2)
+    on_grid = input_representation is None or callable(getattr(input_representation, "map", None))
+    # Of points the components of one vector are refused where the representation is inferred.
+    doubtful = {2, 4, 6, 8} if on_grid else {2 * dimension, dimension**2} - {dimension}
+    if f.ndim == 2 and f.shape[1] in doubtful and isinstance(found, Invariant) and _first_time(model, _GUESSED):
+        example = "Points.of_image(height, width)"
+        if not on_grid:
+            vector = f"Vectors({dimension})"
+            example = f"DirectSum(({', '.join([f'lie_metric.representations.{vector}'] * (f.shape[1] // dimension))}))"
         warn(
             f"The output of {name_of(model)} of shape (B, {f.shape[1]}) is taken as invariant, as class scores are. If "
-            "these are coordinates, boxes or vectors, they move with the image and the measure is wrong: pass e.g. "
-            "`output_representation=lie_metric.representations.Points.of_image(height, width)`. Say so with "
+            f"these are coordinates, boxes or vectors, they move with the {'image' if on_grid else 'points'} and the "
+            f"measure is wrong: pass e.g. `output_representation=lie_metric.representations.{example}`. Say so with "
             "`output_representation=lie_metric.representations.Invariant()` if they are scores."
         )
     return found

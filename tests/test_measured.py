@@ -275,6 +275,27 @@ def test_what_may_be_coordinates_is_announced_once_for_each_model(width):
         F.lee(lambda v: v.flatten(1)[:, width], images(), "scale")
 
 
+@pytest.mark.parametrize(("dimension", "doubtful"), [(2, {4}), (3, {6, 9})])
+def test_what_may_be_several_vectors_of_points_is_announced(dimension, doubtful):
+    points = torch.rand(2, 6, dimension)
+    for width in {*range(1, 11)} - {dimension}:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            F.lee(
+                lambda v, width=width: v.flatten(1)[:, :width],
+                points,
+                "rotation",
+                input_representation=R.Points(dimension),
+            )
+        told = [str(one.message) for one in seen if "taken as invariant" in str(one.message)]
+        assert len(told) == (width in doubtful)
+        for message in told:
+            assert "they move with the points" in message
+            advice = re.search("`output_representation=lie_metric.representations.(DirectSum.*?)`", message).group(1)
+            kind = eval(advice, {"DirectSum": R.DirectSum, "lie_metric": lm})  # what is advised can be typed in
+            kind.check(torch.rand(2, width), "output")
+
+
 @pytest.mark.parametrize(
     ("shape", "representation", "declared", "output", "wanted"),
     [

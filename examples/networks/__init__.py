@@ -10,6 +10,7 @@ from networks.chains import (
     PlacePotential,
     Rods,
 )
+from networks.clouds import CloudConvolution, CloudNetwork
 from networks.dynamics import Hamiltonian, VectorField
 from networks.energies import (
     CentredPotential,
@@ -32,14 +33,18 @@ from networks.lie_convolutions import (
     even_turns,
 )
 from networks.molecules import AtomNetwork, GradientForces, PairForces
+from networks.orientations import GRIDS, design_strength, permutes, symmetries
 from networks.volumes import UNet3d
 
 __all__ = [
     "EGNN",
+    "GRIDS",
     "AngularField",
     "AngularHamiltonian",
     "AtomNetwork",
     "CentredPotential",
+    "CloudConvolution",
+    "CloudNetwork",
     "ConstrainedHamiltonian",
     "ContinuousConvolution",
     "ConvolutionalPotential",
@@ -65,6 +70,9 @@ __all__ = [
     "TurningPotential",
     "UNet3d",
     "VectorField",
+    "design_strength",
     "even_turns",
     "perceptron",
+    "permutes",
+    "symmetries",
 ]

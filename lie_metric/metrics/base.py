@@ -393,8 +393,8 @@ class ModelMetric(Metric):
             setattr(self, f"sum_{name}", state + sums[name].to(state))
         if "rounding" in sums:
             self.rounding = torch.maximum(self.rounding, sums["rounding"].to(self.rounding))
-        told = hashlib.blake2b(told_apart(list(self._given_options().items())).encode(), digest_size=16).digest()
-        self.fingerprint = torch.tensor(list(told)).to(self.fingerprint)
+        digest = hashlib.blake2b(told_apart(list(self._given_options().items())).encode(), digest_size=16).digest()
+        self.fingerprint = torch.tensor(list(digest)).to(self.fingerprint)
 
     def _state(self, name: str) -> Tensor:
         state = getattr(self, f"sum_{name}")
