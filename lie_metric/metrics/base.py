@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +28,7 @@ from lie_metric.functional.sums import (
     standard_error,
     totals,
 )
+from lie_metric.metrics.arguments import accepted, told_apart, validated_groups
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.records import Record, of_images, plain
 from lie_metric.representations import Parts, Representation
@@ -43,30 +43,6 @@ def _gather(result: Tensor, group: Any = None) -> list[Tensor]:
     parts = gather_all_tensors(result, group)
     width = torch.broadcast_shapes(*(part.shape for part in parts))
     return [part.expand(width) for part in parts]
-
-
-def told_apart(value: Any) -> str:
-    """Text that two options share only if they are the same: by value what is plain, all else by identity.
-
-    Args:
-        value: Any option.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> one, other = (lambda: 0), (lambda: 0)
-        >>> told_apart([1, None]) == told_apart((1, None)), told_apart(one) == told_apart(other)
-        (True, False)
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        entries = [getattr(value, field.name) for field in dataclasses.fields(value)]
-        return f"{type(value).__module__}.{type(value).__qualname__}({told_apart(entries)})"
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(told_apart, value))}]"
-    if value is None or isinstance(value, (str, int, float, torch.dtype, torch.device)):
-        return repr(value)
-    return f"{type(value).__qualname__} at {id(value)}"
 
 
 class ModelMetric(Metric):
@@ -314,7 +290,9 @@ class ModelMetric(Metric):
             >>> metric.seed, metric.output
             (3, 'probabilities')
         """
-        taken = {name: value for name, value in options.items() if name in _accepted(type(self)) - self.given}
+        taken = {
+            name: value for name, value in options.items() if name in accepted(type(self), ModelMetric) - self.given
+        }
         args, kwargs = self._arguments
         made: Callable[..., Self] = type(self)
         return made(*args, **kwargs, **taken).to(self.device)
@@ -345,7 +323,7 @@ class ModelMetric(Metric):
     @classmethod
     def _shared(cls) -> list[str]:
         """The options that the constructor takes."""
-        return [field.name for field in dataclasses.fields(Options) if field.name in _accepted(cls)]
+        return [field.name for field in dataclasses.fields(Options) if field.name in accepted(cls, ModelMetric)]
 
     def _indices(self, images: object, groups: Sequence[int] | Tensor | None = None, layout: Any = None) -> Indices:
         """The running numbers of the samples of a batch, and their groups.
@@ -355,7 +333,7 @@ class ModelMetric(Metric):
         """
         self._check_unchanged()
         count = sample_count(images, layout)
-        belonging = None if groups is None else _validated_groups(groups, count)
+        belonging = None if groups is None else validated_groups(groups, count)
         if self._seen and self._grouped != (groups is not None):
             raise ValueError(
                 f"`groups` must be given for all images or for none, got {'none' if groups is None else 'some'} after "
@@ -459,43 +437,6 @@ def variance(sums: Sums) -> Tensor:
         return torch.tensor(torch.nan)
     total = totals(sums)
     return spread(total) / total["entries"]
-
-
-def _validated_groups(groups: Sequence[int] | Tensor, count: int) -> list[int]:
-    """The group of each image as an integer."""
-    advice = "Give one integer for each image, alike for images that belong together, such as crops of one photo."
-    if isinstance(groups, Tensor):
-        if groups.ndim != 1 or groups.dtype.is_floating_point or groups.dtype.is_complex or groups.dtype == torch.bool:
-            raise TypeError(
-                f"`groups` must be integers on one axis, got shape {tuple(groups.shape)} of {groups.dtype}. {advice}"
-            )
-        groups = groups.tolist()
-    if isinstance(groups, str) or not hasattr(groups, "__len__") or not hasattr(groups, "__iter__"):
-        raise TypeError(f"`groups` must be a sequence of integers, got {groups!r}. {advice}")
-    found = list(groups)
-    wrong = next((one for one in found if isinstance(one, bool) or not hasattr(one, "__index__")), None)
-    if wrong is not None:
-        raise TypeError(f"`groups` must be integers, got {wrong!r}. {advice}")
-    if len(found) != count:
-        raise ValueError(f"`groups` must have one entry for each of the {count} images, got {len(found)}. {advice}")
-    numbers = [int(one.__index__()) for one in found]
-    if any(one < 0 for one in numbers):
-        raise ValueError(f"`groups` must not be negative, got {min(numbers)}. {advice}")
-    return numbers
-
-
-@lru_cache(maxsize=64)
-def _accepted(kind: type) -> frozenset[str]:
-    """The names of the arguments of a class, of those of its bases too where it passes others on."""
-    names: set[str] = set()
-    for base in kind.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        names |= {one.name for one in parameters if one.kind in {one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD}}
-        if base is ModelMetric or not any(one.kind == one.VAR_KEYWORD for one in parameters):
-            break
-    return frozenset(names)
 
 
 def _process() -> tuple[int, int]:

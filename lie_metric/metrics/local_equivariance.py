@@ -37,7 +37,8 @@ from lie_metric.functional.sums import MOMENTS, Sums, standard_error
 from lie_metric.jacobian import Check, Method
 from lie_metric.lie import Linearisation
 from lie_metric.measured import described
-from lie_metric.metrics.base import ModelMetric, told_apart, variance
+from lie_metric.metrics.arguments import told_apart
+from lie_metric.metrics.base import ModelMetric, variance
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.representations import Image, grid_size
 from lie_metric.resampling import Resampling
