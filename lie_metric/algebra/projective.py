@@ -15,6 +15,7 @@ __all__ = [
     "flow_rows",
     "horizon",
     "moves",
+    "only_moves",
     "projective_step",
     "refuse_perspective",
     "velocity",
@@ -74,6 +75,23 @@ def moves(generator: Generator) -> bool:
         [True, False, True]
     """
     return any(map(any, generator.matrix)) or bool(horizon(generator))
+
+
+def only_moves(generator: Generator) -> bool:
+    """Whether a generator moves places and changes nothing else: neither intensities nor what charges name.
+
+    Args:
+        generator: The generator.
+
+    Returns:
+        Whether it does.
+
+    Example:
+        >>> from lie_metric import generators
+        >>> [only_moves(generator) for generator in generators("perspective_x", "saturation", "hue")]
+        [True, False, False]
+    """
+    return moves(generator) and not generator.intensity and not set(generator.charges) - set(PERSPECTIVE)
 
 
 def flow_rows(generator: Generator) -> Matrix:

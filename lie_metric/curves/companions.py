@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lie_metric.algebra import Generator, moves
+from lie_metric.algebra import Generator, only_moves
 from lie_metric.binding import on_grid
 from lie_metric.curves.keys import FAMILIES, TITLES
 from lie_metric.metrics import FiniteEquivarianceError, StencilError
@@ -35,7 +35,7 @@ def beside(
         Metrics by name.
     """
     found: dict[str, ModelMetric] = {}
-    moving = [each for each in generators if moves(each) and not each.intensity]
+    moving = [each for each in generators if only_moves(each)]
     pixels_move = on_grid(input_representation) and all(each.dimension == 2 for each in moving)
     if displacement is not None and pixels_move:
         distances = {"finite": displacement, "linearity": _LINEAR}

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import Generator, horizon, moves
+from lie_metric.algebra import Generator, horizon, only_moves
 from lie_metric.algebra import generators as resolve
 from lie_metric.orbits.element import Element, Frame
 from lie_metric.randomness import source
@@ -299,7 +299,7 @@ def displaced(
     if not distances or not all(0 < distance < math.inf for distance in distances):
         raise ValueError(f"`pixels` must hold positive distances, got {pixels!r}. Pass e.g. (1, 2, 8).")
     found = resolve(generators, dimension=dimension)
-    unmoved = [generator.name for generator in found if generator.intensity or not moves(generator)]
+    unmoved = [generator.name for generator in found if not only_moves(generator)]
     if unmoved:
         raise ValueError(
             f"`generators` must move pixels and nothing else, got {unmoved}. Use "

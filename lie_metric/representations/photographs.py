@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lie_metric.algebra import PERSPECTIVE, Generator, matrix_exponential
+from lie_metric.algebra import PERSPECTIVE, Generator, horizon, matrix_exponential
 from lie_metric.representations.fields import Image
 from lie_metric.resampling import Resampling, working_precision
 
@@ -118,13 +118,28 @@ class Photograph(Image):
         """The transformed tensor, by exact one-parameter groups; a negative blur sharpens.
 
         Raises:
-            ValueError: If contrast or blur come with another change of colours, with which they do not commute.
+            ValueError: If contrast or blur come with another change of colours, blur with one of scale, or an intensity
+                with brightness, contrast, chroma or hue: these do not commute.
         """
         charges = generator.charges
         if len({name for name in charges if name in {"contrast", "blur"}}) + any(n in _COLOURS for n in charges) > 1:
             raise ValueError(
                 f"`generators` must have contrast or blur alone for finite transforms, got {generator.name!r} with "
                 f"{sorted(charges)}, which do not commute. Measure one after the other."
+            )
+        square = [row[:-1] for row in generator.matrix]
+        turns = all(square[i][j] == -square[j][i] for i in range(len(square)) for j in range(len(square)))
+        mixed = (
+            "a blur, whose width is in pixels, with a change of scale" if charges.get("blur") and not
+            (turns and not horizon(generator))
+            else "an intensity, of normalised values, with a change of colours"
+            if generator.intensity and any(charges.get(name) for name in (*_COLOURS, "contrast"))
+            else None
+        )  # fmt: skip
+        if mixed:
+            raise ValueError(
+                f"`generators` must not mix {mixed} for finite transforms, got {generator.name!r}: they do not "
+                "commute. Measure one after the other."
             )
         moved = super().act(tensor, generator, t, resampling)
         if not _PHOTOMETRIC & charges.keys():

@@ -126,6 +126,14 @@ def test_finite_changes_of_colour():
     assert metric.compute()["hue_0.5"].item() == pytest.approx(wanted.item())
 
 
+def test_a_blur_goes_with_a_turn_and_with_an_intensity():
+    x, _ = photographs(2)
+    PHOTO.act(x, sum(lm.generators("rotation"), lm.generators("blur")[0]), 0.1, STENCIL)
+    commuting = sum(lm.generators("saturation"), lm.generators("blur")[0])
+    step = PHOTO.act(PHOTO.act(x, commuting, 0.1, STENCIL), commuting, 0.2, STENCIL)
+    torch.testing.assert_close(step, PHOTO.act(x, commuting, 0.3, STENCIL))
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
@@ -135,6 +143,25 @@ def test_finite_changes_of_colour():
         (
             lambda: PHOTO.act(photographs()[0], sum(lm.generators("hue"), lm.generators("blur")[0]), 0.1, STENCIL),
             "contrast or blur alone",
+        ),
+        *[
+            (
+                lambda one=one, other=other: PHOTO.act(
+                    photographs()[0], sum(lm.generators(one), lm.generators(other)[0]), 0.1, STENCIL
+                ),
+                match,
+            )
+            for one, other, match in (
+                ("scale", "blur", "must not mix a blur, .* with a change of scale"),
+                ("perspective_x", "blur", "must not mix a blur, .* with a change of scale"),
+                ("saturation", "hue", "must not mix an intensity, .* with a change of colours"),
+                ("saturation", "contrast", "must not mix an intensity, .* with a change of colours"),
+                ("saturation", "brightness", "must not mix an intensity, .* with a change of colours"),
+            )
+        ],
+        (
+            lambda: lm.orbits.displaced(sum(lm.generators("translation_x"), lm.generators("hue")[0]), (1,)),
+            "must move pixels and nothing else, got .*hue",
         ),
     ],
 )
