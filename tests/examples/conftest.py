@@ -2,12 +2,26 @@
 
 import importlib
 import importlib.util
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def as_found():
+    """Programs say less and take fewer threads in their own process; here others come after them."""
+    logger = logging.getLogger("lightning.pytorch")
+    level, threads = logger.level, torch.get_num_threads()
+    with warnings.catch_warnings():
+        yield
+    logger.setLevel(level)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
