@@ -775,17 +775,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     at_least(parser, options, shapes=FEW * len(SOLIDS), test_shapes=len(SOLIDS), measured=2, points=4)
     if not 0 < options.learning_rate < math.inf:
         parser.error(f"--learning-rate must be positive, got {options.learning_rate}")
-    most = min(options.test_shapes, VALIDATED * options.batch_size)
-    if options.measured > most:
-        parser.error(
-            f"--measured must be at most --test-shapes and {VALIDATED} batches, {most}, got {options.measured}"
-        )
     for count in (options.shapes, options.shapes // FEW * FEW):
         if count % options.batch_size == 1 or options.batch_size == 1:
             parser.error(
                 "--batch-size must leave no solid alone, whom norms over clouds cannot do with, got "
                 f"{options.batch_size} for {count} solids"
             )
+    most = min(options.test_shapes, VALIDATED * options.batch_size)
+    if options.measured > most:
+        parser.error(
+            f"--measured must be at most --test-shapes and {VALIDATED} batches, {most}, got {options.measured}"
+        )
     if len(set(options.networks)) < len(options.networks):
         parser.error(f"--networks must name each network once, got {' '.join(options.networks)}")
     return options
