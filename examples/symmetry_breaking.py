@@ -720,20 +720,23 @@ def picture(results: Results) -> Any:
         middle.errorbar(fmean(x), fmean(y), errors[1], errors[0], "o", c=COLOURS[name], mfc=face, ms=9, mew=2)
     left.set(title="Rotation error of the scores", xlabel="epoch", ylabel="relative error / radian")
     middle.set(
-        title="Accuracy (open: trained on turned; 4 to 24: directions)",
+        title="Accuracy (open: trained on turned)",
         xlabel="on upright solids",
         ylabel="on turned solids",
     )
-    middle.set(xlim=(0, 1), ylim=(0, 1))
+    middle.set(xlim=(0.1, 0.9), ylim=(0.1, 0.9))
     middle.plot([0, 1], [0, 1], color="0.7", linewidth=1, zorder=0)
     middle.axvspan(0, 1 / 6, color="0.92", linewidth=0, zorder=0)
     middle.axhspan(0, 1 / 6, color="0.92", linewidth=0, zorder=0)
     grids = [name for name in GRIDS if name in results]
     counts = [len(GRIDS[name]) for name in grids]
+    beside = {"tetrahedron": (-11, 2), "octahedron": (-3, -14), "cube": (5, 0), "dodecahedron": (-19, 6)}
     for name, count in zip(grids, counts, strict=True):
-        place = [fmean(one.scores[where] for one in results[name]) for where in ("upright", "turned")]
-        middle.plot(*place, "o", color=COLOURS["icosahedron"], markersize=9 if name in MAIN else 4)
-        middle.annotate(str(count), place, (4, 4), textcoords="offset points", fontsize=9, color=COLOURS["icosahedron"])
+        if name not in MAIN:
+            place = [fmean(one.scores[where] for one in results[name]) for where in ("upright", "turned")]
+            middle.plot(*place, "o", color=COLOURS["icosahedron"], markersize=5)
+            text = {"textcoords": "offset points", "fontsize": 10, "color": COLOURS["icosahedron"]}
+            middle.annotate(str(count), place, beside.get(name, (5, 3)), **text)
     for at, style, colour, label in ((0, "o--", "#56B4E9", "untrained"), (-1, "o-", "#0072B2", "trained")):
         if grids:
             values = torch.tensor([final(results[name], at=at) for name in grids]).clamp(min=lowest)
