@@ -289,6 +289,12 @@ class TestSentence:
             in told
         )
 
+    def test_grids_that_become_frames(self, breaking):
+        coarse, fine = pair(breaking, (0.1, 1.0), 0.8, 0.5), pair(breaking, (0.1, 0.1), 0.6, 0.6)
+        told = breaking.sentence({"cube": coarse, "icosahedron": fine})
+        assert "less that on turned ones: 8 +0.300 (+0.300 to +0.300), 12 +0.000" in told
+        assert "networks with 8 directions have learned to use the grid as a frame" in told
+
     def test_lengths(self, breaking):
         def pair(rotation, longest, height):
             return [result(breaking, rotation, {"longest": longest, "height": height + k}) for k in (0.0, 0.01)]
@@ -311,7 +317,11 @@ class TestSentence:
         (["--measured", "1"], "--measured must be at least 2"),
         (["--points", "3"], "--points must be at least 4"),
         (["--seeds", "0"], "--seeds must be at least 1"),
-        (["--measured", "30", "--test-shapes", "24"], "--measured must be at most --test-shapes, 24, got 30"),
+        (
+            ["--measured", "30", "--test-shapes", "24"],
+            "--measured must be at most --test-shapes and 5 batches, 24, got 30",
+        ),
+        (["--measured", "30", "--batch-size", "5"], "and 5 batches, 25, got 30"),
         (["--learning-rate", "0"], "--learning-rate must be positive, got 0.0"),
         (["--learning-rate", "nan"], "--learning-rate must be positive, got nan"),
         (
