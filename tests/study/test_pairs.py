@@ -13,6 +13,7 @@ from lie_metric.study import Framing, Settings
 from lie_metric.study.data import load_data
 from lie_metric.study.measure import measure_model
 from lie_metric.study.pairs import deviations, kinds, means_of, pairs, steps
+from lie_metric.study.settings import LIE_MEASURES
 
 GENERATORS = ("translation", "rotation", "scale")
 NAMES = ["translation_x", "translation_y", "rotation", "scale"]
@@ -31,7 +32,7 @@ def records():
     for name, model in models.items():
         metric = lm.LocalEquivarianceError(GENERATORS, with_noise=True)
         metric.update(model, images)
-        found[name] = {record.measure: record for record in metric.records()}
+        found[name] = {record.measure: record for record in metric.records(LIE_MEASURES)}
     return found
 
 
