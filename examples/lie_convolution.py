@@ -460,27 +460,27 @@ def picture(results: Mapping[str, Sequence[Result]]) -> Any:
     # Zero has no logarithm: what is exact stands in a grey band, each network on a line of its own.
     levels = {name: lowest * step ** (k + 1) for k, name in enumerate(GROUPS)}
     bottom = lowest * step ** (len(GROUPS) + 1)
-    for axis, key, title in zip(panels, ("points_turned", "image_turned"), ("Points turned", "Image turned, resampled"),
-                                strict=False):  # fmt: skip
+    for axis, key, what in zip(panels, ("points_turned", "image_turned"), ("points", "image"), strict=False):
         for name, found in results.items():
             curves = [series(one.run, key, "any_turn") for one in found]
             label = f"{name}: {fmean(one.error for one in found):.1f} % wrong"
-            if not curves[0][0]:
-                axis.plot([], [], color=COLOURS[name], label=label, linewidth=2)
-                continue
-            values = torch.tensor([each[1] for each in curves])
-            values = torch.where(values < ROUNDING, levels[name], values.clamp(min=lowest))
-            epochs = curves[0][0]
-            axis.fill_between(epochs, values.amin(0), values.amax(0), color=COLOURS[name], alpha=0.25, linewidth=0)
-            axis.plot(epochs, values.log().mean(0).exp(), color=COLOURS[name], label=label, linewidth=2)
-        axis.axhspan(bottom, lowest, color="0.92", linewidth=0, zorder=0)
-        axis.set(yscale="log", ylim=(bottom, 3), xlabel="epoch", title=f"{title} by any angle")
-        axis.set_yticks([math.sqrt(lowest * bottom), 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
-        axis.set_ylabel("finite error: 1 = another image")
+            if curves[0][0]:
+                epochs, values = curves[0][0], torch.tensor([each[1] for each in curves])
+                values = torch.where(values < ROUNDING, levels[name], values.clamp(min=lowest))
+                axis.fill_between(epochs, values.amin(0), values.amax(0), color=COLOURS[name], alpha=0.25, linewidth=0)
+                axis.plot(epochs, values.log().mean(0).exp(), color=COLOURS[name], label=label, linewidth=2)
+        axis.set(yscale="log", xlabel="epoch", title=f"The {what} turned by any angle")
+        axis.set_ylabel("finite error: 1 = another digit")
+    panels[0].axhspan(bottom, lowest, color="0.92", linewidth=0, zorder=0)
+    panels[0].set(ylim=(bottom, 3))
+    panels[0].set_yticks([math.sqrt(lowest * bottom), 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
+    panels[1].set(ylim=(0.01, 3))
+    panels[1].set_yticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
+    panels[1].legend(fontsize=9, loc="lower right")
+    for axis in panels[:2]:
         axis.minorticks_off()
-    panels[0].legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 0.3))
     axis = panels[2]
-    axis.set(xlabel="angles to which SE(2) lifts a point", title="Points turned: SE(2) by its lifts", yscale="log")
+    axis.set(xlabel="angles to which SE(2) lifts a point", title="SE(2) by its lifts: the points turned", yscale="log")
     for way, colour in zip(WAYS, (COLOURS["SE(2)"], "#CC79A7"), strict=True):
         for end, style in ((0, "--"), (-1, "-")):
             curves = [
@@ -493,7 +493,7 @@ def picture(results: Mapping[str, Sequence[Result]]) -> Any:
                 label = f"{'evenly spread' if way == 'even' else 'random'}, {'trained' if end else 'untrained'}"
                 axis.plot(LIFTS, values.log().mean(0).exp(), style, color=colour, label=label, linewidth=2)
     if "SE(2)" in results:
-        axis.set_ylabel("finite error: 1 = another image")
+        axis.set_ylabel("finite error: 1 = another digit")
         axis.legend(fontsize=9, loc="lower left")
     return figure
 
