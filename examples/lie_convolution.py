@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -297,7 +297,7 @@ def train(task: tuple[str, int], options: argparse.Namespace) -> Result:
         DataLoader(unknown, min(options.clouds, options.test)),
     )
     folder = options.out / "turned_digits" / f"{name.replace('*×', 'x')}-s{seed}"
-    run = fit(model, loaders, folder, options.epochs, monitors(name, options))
+    run = fit(model, loaders, folder, options.epochs, monitors(name, options), check_val_every_n_epoch=options.every)
     with torch.no_grad():
         images, labels = unknown.tensors
         wrong = (model.eval().of_images(images).argmax(1) != labels).double().mean().item()
@@ -313,6 +313,7 @@ COLUMNS = {
     "any turn": ("points_turned", "any_turn"),
     "quarter": ("points_turned", "quarter_turn"),
     "image: rotation": ("image", "rotation"),
+    "floor": ("image_floor", "rotation"),
     "any turn ": ("image_turned", "any_turn"),
     "quarter ": ("image_lattice", "rotate_90"),
 }
@@ -392,10 +393,14 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
     still = [name for name in results if "any_turn" in exact.get(name, {})]
     if still:
         said = [f"{name} {told(interval(values(name, 'image_turned', 'any_turn')))}" for name in still]
+        if "CNN" in results:
+            of_cnn = [ratio(values(name, "image_turned", "any_turn"), values("CNN", "image_turned", "any_turn"))
+                      for name in still]  # fmt: skip
+            said = [f"{one}, of the CNN's {told(part)}" for one, part in zip(said, of_cnn, strict=True)]
         lattice = [name for name in results if max(values(name, "image_lattice", "rotate_90")) < ROUNDING]
         parts.append(
             f"That is no statement about images: resampled at the old pixels, an image turned by any angle moves the "
-            f"scores by this part of what another image does: {listed(said)}; by a right angle, which "
+            f"scores by this part of what another image does: {'; '.join(said)}; by a right angle, which "
             f"resamples nothing, it is rounding for {listed(lattice)}"
         )
     learned = [name for name in results if name not in still]
@@ -422,7 +427,7 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
             f"({verdict(apart, 1, 'more', 'less')})"
         )
     said = []
-    for one, other in pairwise(name for name in PAPER if name in results):
+    for one, other in combinations([name for name in PAPER if name in results], 2):
         gap = interval([b.error - a.error for a, b in zip(results[one], results[other], strict=True)])
         paper = f"{PAPER[other] - PAPER[one]:+.2f} in the paper"
         agrees = verdict(gap, 0, "the other way round", "the same order")
@@ -508,8 +513,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--lifts", type=int, default=4, help="angles to which SE(2) lifts a point")
     add("--learning-rate", type=float, default=2e-2)
     add("--images", type=int, default=64, help="digits that are measured as images")
-    add("--clouds", type=int, default=12, help="digits that are measured as points")
-    add("--every", type=int, default=3, help="measure every n-th epoch")
+    add("--clouds", type=int, default=10, help="digits that are measured as points")
+    add("--every", type=int, default=5, help="validate and measure every n-th epoch")
     add_common(add, epochs=30, batch_size=50)
     options = parser.parse_args(argv)
     at_least(parser, options, train=2, test=2, lifts=1, images=2, clouds=2, every=1)
@@ -557,7 +562,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         f"Wrong: of {options.test} turned digits that were not trained on. Translation, rotation, scale: relative Lie "
         f"derivatives of the scores, in their standard deviations per half side, radian, factor e. Any turn, quarter: "
         f"finite errors, 1 = as far away as another image. Points ({options.clouds} digits): the pixels' places move; "
-        f"image ({options.images}): it is resampled at the old pixels, and by quarter turns these are permuted. {over}."
+        f"image ({options.images}): it is resampled at the old pixels, and by quarter turns these are permuted. "
+        f"Floor: what two stencils disagree about, in the units of image: rotation, at the last epoch that has it. {over}."
     )
     text = [show(rows), caption]
     if "SE(2)" in results:
