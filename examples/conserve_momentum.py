@@ -176,7 +176,7 @@ def rollout(model: Callable[[Tensor], Tensor], states: Tensor, times: Tensor, **
 
 def rollouts(model: Callable[[Tensor], Tensor], states: Tensor, times: Tensor) -> Tensor:
     """The states at given times, with adaptive steps: (T, B, n, 6); NaN of a system that cannot be followed."""
-    most = {"max_num_steps": 200}  # of each interval: one or two are enough where nothing runs away
+    most = {"max_num_steps": 20}  # of each interval: one or two are enough where nothing runs away
     try:
         return rollout(model, states, times, method="dopri5", rtol=1e-6, atol=1e-8, options=most)
     except AssertionError:  # torchdiffeq's word for a step that becomes too small, or too many of them

@@ -563,7 +563,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         f"derivatives of the scores, in their standard deviations per half side, radian, factor e. Any turn, quarter: "
         f"finite errors, 1 = as far away as another image. Points ({options.clouds} digits): the pixels' places move; "
         f"image ({options.images}): it is resampled at the old pixels, and by quarter turns these are permuted. "
-        f"Floor: what two stencils disagree about, in the units of image: rotation, at the last epoch that has it. {over}."
+        f"Floor: what two stencils disagree about, in units of image: rotation, at the last epoch that has it. {over}."
     )
     text = [show(rows), caption]
     if "SE(2)" in results:
