@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -297,7 +297,7 @@ def train(task: tuple[str, int], options: argparse.Namespace) -> Result:
         DataLoader(unknown, min(options.clouds, options.test)),
     )
     folder = options.out / "turned_digits" / f"{name.replace('*×', 'x')}-s{seed}"
-    run = fit(model, loaders, folder, options.epochs, monitors(name, options))
+    run = fit(model, loaders, folder, options.epochs, monitors(name, options), check_val_every_n_epoch=options.every)
     with torch.no_grad():
         images, labels = unknown.tensors
         wrong = (model.eval().of_images(images).argmax(1) != labels).double().mean().item()
@@ -313,6 +313,7 @@ COLUMNS = {
     "any turn": ("points_turned", "any_turn"),
     "quarter": ("points_turned", "quarter_turn"),
     "image: rotation": ("image", "rotation"),
+    "floor": ("image_floor", "rotation"),
     "any turn ": ("image_turned", "any_turn"),
     "quarter ": ("image_lattice", "rotate_90"),
 }
@@ -392,10 +393,14 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
     still = [name for name in results if "any_turn" in exact.get(name, {})]
     if still:
         said = [f"{name} {told(interval(values(name, 'image_turned', 'any_turn')))}" for name in still]
+        if "CNN" in results:
+            of_cnn = [ratio(values(name, "image_turned", "any_turn"), values("CNN", "image_turned", "any_turn"))
+                      for name in still]  # fmt: skip
+            said = [f"{one}, of the CNN's {told(part)}" for one, part in zip(said, of_cnn, strict=True)]
         lattice = [name for name in results if max(values(name, "image_lattice", "rotate_90")) < ROUNDING]
         parts.append(
             f"That is no statement about images: resampled at the old pixels, an image turned by any angle moves the "
-            f"scores by this part of what another image does: {listed(said)}; by a right angle, which "
+            f"scores by this part of what another image does: {'; '.join(said)}; by a right angle, which "
             f"resamples nothing, it is rounding for {listed(lattice)}"
         )
     learned = [name for name in results if name not in still]
@@ -422,7 +427,7 @@ def sentence(results: Mapping[str, Sequence[Result]]) -> str:
             f"({verdict(apart, 1, 'more', 'less')})"
         )
     said = []
-    for one, other in pairwise(name for name in PAPER if name in results):
+    for one, other in combinations([name for name in PAPER if name in results], 2):
         gap = interval([b.error - a.error for a, b in zip(results[one], results[other], strict=True)])
         paper = f"{PAPER[other] - PAPER[one]:+.2f} in the paper"
         agrees = verdict(gap, 0, "the other way round", "the same order")
@@ -460,27 +465,27 @@ def picture(results: Mapping[str, Sequence[Result]]) -> Any:
     # Zero has no logarithm: what is exact stands in a grey band, each network on a line of its own.
     levels = {name: lowest * step ** (k + 1) for k, name in enumerate(GROUPS)}
     bottom = lowest * step ** (len(GROUPS) + 1)
-    for axis, key, title in zip(panels, ("points_turned", "image_turned"), ("Points turned", "Image turned, resampled"),
-                                strict=False):  # fmt: skip
+    for axis, key, what in zip(panels, ("points_turned", "image_turned"), ("points", "image"), strict=False):
         for name, found in results.items():
             curves = [series(one.run, key, "any_turn") for one in found]
             label = f"{name}: {fmean(one.error for one in found):.1f} % wrong"
-            if not curves[0][0]:
-                axis.plot([], [], color=COLOURS[name], label=label, linewidth=2)
-                continue
-            values = torch.tensor([each[1] for each in curves])
-            values = torch.where(values < ROUNDING, levels[name], values.clamp(min=lowest))
-            epochs = curves[0][0]
-            axis.fill_between(epochs, values.amin(0), values.amax(0), color=COLOURS[name], alpha=0.25, linewidth=0)
-            axis.plot(epochs, values.log().mean(0).exp(), color=COLOURS[name], label=label, linewidth=2)
-        axis.axhspan(bottom, lowest, color="0.92", linewidth=0, zorder=0)
-        axis.set(yscale="log", ylim=(bottom, 3), xlabel="epoch", title=f"{title} by any angle")
-        axis.set_yticks([math.sqrt(lowest * bottom), 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
-        axis.set_ylabel("finite error: 1 = another image")
+            if curves[0][0]:
+                epochs, values = curves[0][0], torch.tensor([each[1] for each in curves])
+                values = torch.where(values < ROUNDING, levels[name], values.clamp(min=lowest))
+                axis.fill_between(epochs, values.amin(0), values.amax(0), color=COLOURS[name], alpha=0.25, linewidth=0)
+                axis.plot(epochs, values.log().mean(0).exp(), color=COLOURS[name], label=label, linewidth=2)
+        axis.set(yscale="log", xlabel="epoch", title=f"The {what} turned by any angle")
+        axis.set_ylabel("finite error: 1 = another digit")
+    panels[0].axhspan(bottom, lowest, color="0.92", linewidth=0, zorder=0)
+    panels[0].set(ylim=(bottom, 3))
+    panels[0].set_yticks([math.sqrt(lowest * bottom), 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
+    panels[1].set(ylim=(0.01, 3))
+    panels[1].set_yticks([0.01, 0.1, 1], ["0.01", "0.1", "1"])
+    panels[1].legend(fontsize=9, loc="lower right")
+    for axis in panels[:2]:
         axis.minorticks_off()
-    panels[0].legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 0.3))
     axis = panels[2]
-    axis.set(xlabel="angles to which SE(2) lifts a point", title="Points turned: SE(2) by its lifts", yscale="log")
+    axis.set(xlabel="angles to which SE(2) lifts a point", title="SE(2) by its lifts: the points turned", yscale="log")
     for way, colour in zip(WAYS, (COLOURS["SE(2)"], "#CC79A7"), strict=True):
         for end, style in ((0, "--"), (-1, "-")):
             curves = [
@@ -493,7 +498,7 @@ def picture(results: Mapping[str, Sequence[Result]]) -> Any:
                 label = f"{'evenly spread' if way == 'even' else 'random'}, {'trained' if end else 'untrained'}"
                 axis.plot(LIFTS, values.log().mean(0).exp(), style, color=colour, label=label, linewidth=2)
     if "SE(2)" in results:
-        axis.set_ylabel("finite error: 1 = another image")
+        axis.set_ylabel("finite error: 1 = another digit")
         axis.legend(fontsize=9, loc="lower left")
     return figure
 
@@ -508,8 +513,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--lifts", type=int, default=4, help="angles to which SE(2) lifts a point")
     add("--learning-rate", type=float, default=2e-2)
     add("--images", type=int, default=64, help="digits that are measured as images")
-    add("--clouds", type=int, default=12, help="digits that are measured as points")
-    add("--every", type=int, default=3, help="measure every n-th epoch")
+    add("--clouds", type=int, default=10, help="digits that are measured as points")
+    add("--every", type=int, default=5, help="validate and measure every n-th epoch")
     add_common(add, epochs=30, batch_size=50)
     options = parser.parse_args(argv)
     at_least(parser, options, train=2, test=2, lifts=1, images=2, clouds=2, every=1)
@@ -557,7 +562,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         f"Wrong: of {options.test} turned digits that were not trained on. Translation, rotation, scale: relative Lie "
         f"derivatives of the scores, in their standard deviations per half side, radian, factor e. Any turn, quarter: "
         f"finite errors, 1 = as far away as another image. Points ({options.clouds} digits): the pixels' places move; "
-        f"image ({options.images}): it is resampled at the old pixels, and by quarter turns these are permuted. {over}."
+        f"image ({options.images}): it is resampled at the old pixels, and by quarter turns these are permuted. "
+        f"Floor: what two stencils disagree about, in units of image: rotation, at the last epoch that has it. {over}."
     )
     text = [show(rows), caption]
     if "SE(2)" in results:
