@@ -1,9 +1,9 @@
-"""Does a network conserve what its symmetry promises? Six springs in the plane, and six networks that learn them.
+"""Does a network conserve what its symmetry promises? Six springs in the plane, and networks that learn them.
 
     python examples/conserve_momentum.py
 
 makes systems of six bodies with random masses and stiffnesses (as Finzi, Stanton, Izmailov and Wilson 2020 do), and
-trains five Hamiltonians and a neural ODE on short chunks of their trajectories. `EquivarianceMonitor` watches how far
+trains Hamiltonians and a neural ODE on short chunks of their trajectories. `EquivarianceMonitor` watches how far
 the learned energy is from invariance to translations and rotations, and, by `ConservationError`, how fast momentum,
 spin and energy change along the learned flow. At the end the networks are rolled out from states of systems that they
 have not seen, and the drift that was predicted stands beside the one that is measured. It prints a table and what it
@@ -71,6 +71,8 @@ MODELS: dict[str, Callable[[int], nn.Module] | None] = {
     "pairwise": PairwisePotential,
     "neural ODE": None,
 }
+DEFAULT = tuple(name for name in MODELS if name != "LieConv SO(2)")
+"""What is trained where nothing is asked for: convolutions over turned offsets cost as much as the five others."""
 COLOURS = dict(zip(MODELS, ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#777777"), strict=True))
 MARKS = {"px": "o", "py": "s", "spin": "^", "energy": "x"}
 
@@ -530,8 +532,8 @@ def picture(results: Mapping[str, Sequence[Result]]) -> Any:
     panels = figure.subplots(1, 3)
     lowest = 1e-3
     # Zero has no logarithm: what is exact stands in a grey band, each network on a line of its own.
-    levels = {name: lowest * 10 ** (-0.15 * (k + 1)) for k, name in enumerate(MODELS)}
-    bottom = lowest * 10 ** (-0.15 * (len(MODELS) + 1))
+    levels = {name: lowest * 10 ** (-0.15 * (k + 1)) for k, name in enumerate(results)}
+    bottom = lowest * 10 ** (-0.15 * (len(results) + 1))
     for axis, generator, unit in zip(panels, ("translation_x", "rotation"), ("unit of length", "radian"), strict=False):
         for name, found in results.items():
             epochs = series(found[0].run, "equivariance", generator)[0]
@@ -545,7 +547,7 @@ def picture(results: Mapping[str, Sequence[Result]]) -> Any:
         axis.set_yticks([lowest * math.sqrt(bottom / lowest), 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
         axis.minorticks_off()
         axis.set_ylabel(f"relative error / {unit}")
-    panels[0].legend(fontsize=9, loc="center right", bbox_to_anchor=(1.0, 0.42))
+    panels[0].legend(fontsize=9, loc="center right", bbox_to_anchor=(1.0, 0.34))
     axis, times = panels[2], next(iter(results.values()))[0].times
     for name, found in results.items():
         for quantity, mark in MARKS.items():
@@ -567,10 +569,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, refused before any work where it cannot be followed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
-    add("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="MODEL", help=listed(list(MODELS)))
+    add("--models", nargs="+", default=list(DEFAULT), choices=list(MODELS), metavar="MODEL", help=listed(list(MODELS)))
     add("--systems", type=int, default=400, help="systems to train on")
     add("--test-systems", type=int, default=100, help="systems to measure and to roll out, a state of each")
-    add("--chunks", type=int, default=5, help="chunks of each training system")
+    add("--chunks", type=int, default=8, help="chunks of each training system")
     add("--steps", type=int, default=2, help=f"steps of {STEP} s in a chunk")
     add("--learning-rate", type=float, default=5e-3)
     add("--horizon", type=float, default=5.0, help="length of trajectories and rollouts in seconds")
