@@ -72,7 +72,7 @@ MODELS: dict[str, Callable[[int], nn.Module] | None] = {
     "neural ODE": None,
 }
 DEFAULT = tuple(name for name in MODELS if name != "LieConv SO(2)")
-"""What is trained where nothing is asked for: convolutions over turned offsets cost as much as the five others."""
+"""What is trained where nothing is asked for; convolutions over turned offsets cost more than any of these."""
 COLOURS = dict(zip(MODELS, ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#777777"), strict=True))
 MARKS = {"px": "o", "py": "s", "spin": "^", "energy": "x"}
 
