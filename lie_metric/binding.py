@@ -176,8 +176,7 @@ def bind_rows(model: Any, inputs: Any, options: Options) -> Bound:
     Raises:
         TypeError: If samples are packed in one axis, or the output has named parts.
     """
-    _ = options.whole_output  # refuses several
-    bound = bind(model, inputs, options)
+    bound = bind(model, inputs, dataclasses.replace(options, output_representation=options.whole_output))
     if isinstance(bound.carrier, Parts) and bound.carrier.together:
         raise TypeError(
             "`input_representation` must have a batch axis for this measure, got `Packed`. Measure Lie derivatives of "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lie_metric.options import Function, Output
 
-__all__ = ["call_of", "name_of", "part_of", "select_output"]
+__all__ = ["call_of", "called_name", "name_of", "part_of", "select_output"]
 
 _TENSOR_KEYS = ("logits", "out", "output")
 
@@ -169,3 +169,22 @@ def _further(signature: inspect.Signature) -> str:
 def name_of(model: object) -> str:
     """What a model is called in messages."""
     return str(getattr(model, "__qualname__", type(model).__name__))
+
+
+def called_name(model: object, function: Function | None) -> str:
+    """What of a model is run, in messages.
+
+    Args:
+        model: As in :func:`lie_derivative`.
+        function: As in :func:`lie_derivative`.
+
+    Returns:
+        The name of the function, or of the model and its method.
+
+    Example:
+        >>> called_name(nn.Flatten(), "forward"), called_name(nn.Flatten(), None), called_name(None, len)
+        ('Flatten.forward', 'Flatten', 'len')
+    """
+    if callable(function):
+        return str(getattr(function, "__qualname__", repr(function)))
+    return f"{name_of(model)}.{function}" if function else name_of(model)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lie_metric.binding import Generators, moved_parts, sample_count
+from lie_metric.calling import called_name
 from lie_metric.curves import Measurement, Program, append, entries_of, strides_of
 from lie_metric.curves.batches import inputs_of
+from lie_metric.curves.failures import OnError, report, validate_on_error
+from lie_metric.curves.keys import validate_prefix
 from lie_metric.functional.local_equivariance import LeeOutput, Measure
 from lie_metric.jacobian import Method
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.records import VERSION, plain
 from lie_metric.resampling import Resampling
-from lie_metric.running import found_modules, random_state
-from lie_metric.warning import warn
+from lie_metric.running import add_up, found_modules, process, random_state
 
 __all__ = ["Recorder"]
 
@@ -107,15 +109,13 @@ class Recorder:
         method: Method = "auto",
         chunk_size: int | None = None,
         seed: int = 0,
-        on_error: Literal["warn", "raise"] = "warn",
+        on_error: OnError = "warn",
         prefix: str = "equivariance",
     ) -> None:
-        if on_error not in {"warn", "raise"}:
-            raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
+        validate_on_error(on_error)
+        validate_prefix(prefix)
         if log is not None and not callable(log):
             raise TypeError(f"`log` must take a mapping of values, got {log!r}. Pass e.g. `wandb.log`, or `print`.")
-        if not isinstance(prefix, str) or not prefix or "/" in prefix:
-            raise ValueError(f"`prefix` must be a non-empty string without '/', got {prefix!r}.")
         if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int)):
             raise TypeError(f"`batch_size` must be an integer or None, got {batch_size!r}.")
         if batch_size is not None and batch_size < 1:
@@ -134,6 +134,7 @@ class Recorder:
         )
         self._layout = input_representation
         self._batches = _batches(inputs, input_representation, batch_size)
+        self._count = sum(sample_count(batch, input_representation) for batch in self._batches)
         self.log, self.on_error, self.prefix = log, on_error, prefix
         self.file = None if folder is None else Path(folder) / f"{prefix}.jsonl"
         self._settings = {name: plain(value) for name, value in dict(settings or {}).items()}
@@ -190,26 +191,24 @@ class Recorder:
             TypeError: If the first call is a misuse.
             ValueError: If the first call is a misuse.
         """
-        device = _device_of(model)
-        if not self.history:
+        device, calls = _device_of(model), len(self.history)
+        epoch = calls if epoch is None else epoch
+        if not calls:
             few = self._batches[0] if isinstance(self._layout, Mapping) else self._batches[0][:2]
             local = self.program.rehearse(model, _on(few, device), device, self._rehearsal_failed)
-            count = sum(sample_count(batch, self._layout) for batch in self._batches)
-            name = _name_of(model, self.program.options.function)
-            self.described = self.program.told(local, name, f"{count} samples")
-        calls = len(self.history) + 1
-        measurement = self.program.measurement(device, self.program.seldom(calls))
-        total = sum(sample_count(batch, self._layout) for batch in self._batches)
-        measurement.strides = strides_of(total)
+            name = called_name(model, self.program.options.function)
+            self.described = self.program.told(local, name, f"{self._count} samples")
+        measurement = self.program.measurement(device, self.program.seldom(calls + 1))
+        measurement.strides = strides_of(self._count)
         for inputs, numbers in self._shares():
             measurement.update(model, _on(inputs, device), numbers)
         measurement.finish(model)
-        values = self.program.keys.values([measurement], self._tell, device, _add_up)
+        values = self.program.keys.values([measurement], self._tell, device, add_up)
         found = {key: float(value) for key, value in values.items()}
-        self._keep(measurement, step, calls - 1 if epoch is None else epoch)
-        entry = {**found, "step": step, "epoch": calls - 1 if epoch is None else epoch}
+        self._keep(measurement, step, epoch, device)
+        entry = {**found, "step": step, "epoch": epoch}
         self.history.append(entry)
-        if self.log is not None and _rank() == 0:
+        if self.log is not None and process()[0] == 0:
             self.log(dict(entry))
         return found
 
@@ -219,7 +218,7 @@ class Recorder:
         Yields:
             Inputs, and the numbers of their samples.
         """
-        rank, world = _rank(), _world()
+        rank, world = process()
         start = 0
         for index, batch in enumerate(self._batches):
             count = sample_count(batch, self._layout)
@@ -233,18 +232,19 @@ class Recorder:
                 if rows:
                     yield batch[rows] if world > 1 else batch, [numbers[row] for row in rows]
 
-    def _keep(self, measurement: Measurement, step: int, epoch: float) -> None:
+    def _keep(self, measurement: Measurement, step: int, epoch: float, device: torch.device) -> None:
         """Adds a line to the file; all processes take part in adding up."""
         if self.file is None:
             return
-        outcomes = _add_up(torch.tensor([float(name in measurement.errors) for name in measurement.metrics]))
+        failures = [float(name in measurement.errors) for name in measurement.metrics]
+        outcomes = add_up(torch.tensor(failures, device=device))
         entries = [
             entry
             for (name, metric), failed in zip(measurement.metrics.items(), outcomes.tolist(), strict=True)
             if not failed
             for entry in entries_of(name, metric, self.prefix, self.program.measures)
         ]
-        if _rank() == 0:
+        if process()[0] == 0:
             line = {"version": VERSION, "epoch": epoch, "step": step, "baseline": step == 0, "records": entries}
             seed = self._settings.get("seed")
             header = {"version": VERSION, "hyperparameters": self._settings}
@@ -257,11 +257,7 @@ class Recorder:
 
     def _tell(self, name: str, error: Exception | None) -> None:
         what = f"The companion {name!r} of `Recorder`" if name else "The equivariance of the model"
-        reason = "on another process" if error is None else f"with {type(error).__name__}: {error}"
-        message = f"{what} could not be measured, it failed {reason.removesuffix('.')}."
-        if self.on_error == "raise":
-            raise RuntimeError(message) from error
-        warn(f"{message} It is NaN and training goes on; `on_error='raise'` stops it.")
+        report(f"{what} could not be measured", error, self.on_error)
 
 
 def _batches(inputs: Any, layout: Layout | None, size: int | None) -> list[Any]:
@@ -300,28 +296,3 @@ def _device_of(model: Any) -> torch.device:
         for tensor in (*module.parameters(), *module.buffers()):
             return tensor.device
     return torch.device("cpu")
-
-
-def _name_of(model: Any, function: Function | None) -> str:
-    if callable(function):
-        return str(getattr(function, "__qualname__", repr(function)))
-    name = getattr(model, "__qualname__", type(model).__name__)
-    return f"{name}.{function}" if function else str(name)
-
-
-def _rank() -> int:
-    distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-
-
-def _world() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _add_up(values: Tensor) -> Tensor:
-    """The sum over all processes."""
-    if _world() > 1:
-        values = values.clone()
-        torch.distributed.all_reduce(values)
-    return values

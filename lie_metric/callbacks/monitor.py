@@ -17,8 +17,10 @@ from lie_metric.binding import bind
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import first_batch, is_fitting, refuse_sharded, validation_loaders
 from lie_metric.callbacks.weights import tensors_of
-from lie_metric.calling import call_of, part_of
+from lie_metric.calling import call_of, called_name, part_of
 from lie_metric.curves.batches import describe, inputs_of, refusal
+from lie_metric.curves.failures import report, validate_on_error
+from lie_metric.curves.keys import validate_prefix
 from lie_metric.measured import function_of, validate_inputs
 from lie_metric.options import Layout, Options
 from lie_metric.resampling import working_precision
@@ -65,8 +67,7 @@ class Monitor(Callback):
         prefix: str,
     ) -> None:
         super().__init__()
-        if on_error not in {"warn", "raise"}:
-            raise ValueError(f"`on_error` must be 'warn' or 'raise', got {on_error!r}.")
+        validate_on_error(on_error)
         if images is not None and not callable(images) and not isinstance(images, (str, int)):
             raise TypeError(
                 f"`images` must be a callable, a key or an index, got {images!r}. Pass e.g. `lambda batch: batch[0]`."
@@ -76,11 +77,7 @@ class Monitor(Callback):
                 f"`function` must be the name of a method or a callable, got {function!r}. Pass e.g. "
                 "`lambda module, images: module.encode(images)`."
             )
-        if not isinstance(prefix, str) or not prefix or "/" in prefix:
-            raise ValueError(
-                f"`prefix` must be a non-empty string without '/', got {prefix!r}. "
-                "Loggers group curves by the text before '/'."
-            )
+        validate_prefix(prefix)
         self.images, self.function, self.on_error, self.prefix = images, function, on_error, prefix
         self._input_representation = input_representation
         self._rehearsed = self._announced = self._tried = False
@@ -278,9 +275,7 @@ class Monitor(Callback):
         Returns:
             Its name.
         """
-        if callable(self.function):
-            return str(getattr(self.function, "__qualname__", repr(self.function)))
-        return f"{type(pl_module).__name__}.{self.function or 'forward'}"
+        return called_name(pl_module, self.function or "forward")
 
     def explained(self, error: Exception, whose: str) -> Exception:
         """A misuse with the argument of the monitor that remedies it; any other failure as it is.
@@ -329,13 +324,7 @@ class Monitor(Callback):
         Raises:
             RuntimeError: If ``on_error`` is ``"raise"``.
         """
-        reason = "on another process"
-        if error is not None:
-            reason = f"with {type(error).__name__}: {str(error).removesuffix('.')}"
-        message = f"{what}, it failed {reason}."
-        if self.on_error == "raise":
-            raise RuntimeError(message) from error
-        warn(f"{message} It is logged as NaN and training goes on; `on_error='raise'` stops it.")
+        report(what, error, self.on_error)
 
     def skips(self, trainer: Trainer, every_n_epochs: int) -> bool:
         """Whether nothing is measured in this validation epoch.

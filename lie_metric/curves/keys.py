@@ -31,6 +31,15 @@ TITLES = {
 }
 
 
+def validate_prefix(prefix: object) -> None:
+    """Refuses what cannot be the first word of keys."""
+    if not isinstance(prefix, str) or not prefix or "/" in prefix:
+        raise ValueError(
+            f"`prefix` must be a non-empty string without '/', got {prefix!r}. "
+            "Loggers group curves by the text before '/'."
+        )
+
+
 class Keys:
     """The keys of one monitor.
 

@@ -209,13 +209,13 @@ def _measure(
     targets: Any = None,
     loss: Loss | None = None,
 ) -> dict[str, Tensor]:
-    own = {"seed": options["seed"]} if "seed" in options else {"seed": 0}
+    seed = options.get("seed", 0)
     shared = {name: value for name, value in options.items() if name != "seed"}
     chosen = Options.of(shared, without=("method", "chunk_size"), beside=("seed",))
-    asked = finite_transforms_validate(transforms, own["seed"], chosen, several)
+    asked = finite_transforms_validate(transforms, seed, chosen, several)
     indices = range(sample_count(images, chosen.input_representation))
     sums, *_ = finite_transforms_update(
-        model, images, chosen, orbits=asked, indices=indices, targets=targets, loss=loss, **own
+        model, images, chosen, orbits=asked, indices=indices, targets=targets, loss=loss, seed=seed
     )
     return finite_transforms_compute(sums, measure, [orbit.name for orbit in asked])
 

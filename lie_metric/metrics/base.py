@@ -33,6 +33,7 @@ from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.records import Record, of_images, plain
 from lie_metric.representations import Parts, Representation
 from lie_metric.resampling import Resampling
+from lie_metric.running import process
 from lie_metric.warning import warn
 
 __all__ = ["ModelMetric"]
@@ -341,7 +342,7 @@ class ModelMetric(Metric):
             )
         if self.numbers is not None:
             return Indices(self.numbers, belonging)
-        rank, world = _process()
+        rank, world = process()
         return Indices([(self._seen + row) * world + rank for row in range(count)], belonging)
 
     def _add(
@@ -437,10 +438,3 @@ def variance(sums: Sums) -> Tensor:
         return torch.tensor(torch.nan)
     total = totals(sums)
     return spread(total) / total["entries"]
-
-
-def _process() -> tuple[int, int]:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

@@ -122,24 +122,11 @@ class Photograph(Image):
                 with brightness, contrast, chroma or hue: these do not commute.
         """
         charges = generator.charges
+        _refuse_mixed(generator)
         if len({name for name in charges if name in {"contrast", "blur"}}) + any(n in _COLOURS for n in charges) > 1:
             raise ValueError(
                 f"`generators` must have contrast or blur alone for finite transforms, got {generator.name!r} with "
                 f"{sorted(charges)}, which do not commute. Measure one after the other."
-            )
-        square = [row[:-1] for row in generator.matrix]
-        turns = all(square[i][j] == -square[j][i] for i in range(len(square)) for j in range(len(square)))
-        mixed = (
-            "a blur, whose width is in pixels, with a change of scale" if charges.get("blur") and not
-            (turns and not horizon(generator))
-            else "an intensity, of normalised values, with a change of colours"
-            if generator.intensity and any(charges.get(name) for name in (*_COLOURS, "contrast"))
-            else None
-        )  # fmt: skip
-        if mixed:
-            raise ValueError(
-                f"`generators` must not mix {mixed} for finite transforms, got {generator.name!r}: they do not "
-                "commute. Measure one after the other."
             )
         moved = super().act(tensor, generator, t, resampling)
         if not _PHOTOMETRIC & charges.keys():
@@ -169,6 +156,22 @@ class Photograph(Image):
     @staticmethod
     def _column(like: Tensor, values: Sequence[float]) -> Tensor:
         return like.new_tensor(values)[:, None, None]
+
+
+def _refuse_mixed(generator: Generator) -> None:
+    """Refuses motions and intensities that do not commute with the changes of colours beside them."""
+    charges, square = generator.charges, [row[:-1] for row in generator.matrix]
+    turns = all(square[i][j] == -square[j][i] for i in range(len(square)) for j in range(len(square)))
+    mixed = None
+    if charges.get("blur") and (not turns or horizon(generator)):
+        mixed = "a blur, whose width is in pixels, with a change of scale"
+    elif generator.intensity and any(charges.get(name) for name in (*_COLOURS, "contrast")):
+        mixed = "an intensity, of normalised values, with a change of colours"
+    if mixed:
+        raise ValueError(
+            f"`generators` must not mix {mixed} for finite transforms, got {generator.name!r}: they do not commute. "
+            "Measure one after the other."
+        )
 
 
 def _colours(generator: Generator) -> Tensor:

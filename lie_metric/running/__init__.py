@@ -4,14 +4,17 @@ from lie_metric.running.draws import random_state, same_draws
 from lie_metric.running.gradients import GraphsKept, gradients_as_needed
 from lie_metric.running.isolation import evaluation, isolated
 from lie_metric.running.modules import configuration, found_modules
+from lie_metric.running.processes import add_up, process
 
 __all__ = [
     "GraphsKept",
+    "add_up",
     "configuration",
     "evaluation",
     "found_modules",
     "gradients_as_needed",
     "isolated",
+    "process",
     "random_state",
     "same_draws",
 ]
