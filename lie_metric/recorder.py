@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Recorder:
 
     Args:
         inputs: Images (B, C, H, W), or what else ``input_representation`` is of; a list of batches, where they are of
-            several sizes or have named parts.
+            several sizes or have named parts. They are copied, so that what a loop does to them later changes nothing.
         generators: As of :class:`~lie_metric.EquivarianceMonitor`, as are all arguments that are not described here.
         batch_size: How many images of one tensor are measured at a time; None for all.
         folder: Where the file is kept; None for none.
@@ -261,7 +262,7 @@ class Recorder:
 
 
 def _batches(inputs: Any, layout: Layout | None, size: int | None) -> list[Any]:
-    """What is measured at a time."""
+    """What is measured at a time, copied."""
     found = list(inputs) if isinstance(inputs, list) else [inputs]
     if not isinstance(layout, Mapping):
         wrong = next((one for one in found if not isinstance(one, Tensor)), None)
@@ -276,7 +277,7 @@ def _batches(inputs: Any, layout: Layout | None, size: int | None) -> list[Any]:
             moved_parts(one, layout)
     if not found or not sum(sample_count(one, layout) for one in found):
         raise ValueError("`inputs` must hold at least one sample, got none. Pass images of the validation set.")
-    return found
+    return [one.detach().clone() if isinstance(one, Tensor) else copy.deepcopy(one) for one in found]
 
 
 def _on(inputs: Any, device: torch.device) -> Any:

@@ -80,6 +80,22 @@ class TestValues:
             part, generator = name.split("/")
             assert found[f"equivariance_{part}/{generator}"] == pytest.approx(value.item(), rel=1e-6)
 
+    def test_inputs_that_a_loop_changes_later_stay_as_they_were(self):
+        images = IMAGES.clone()
+        parts = [{"pos": torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))}]
+        layout = {"input_representation": {"pos": Points(3)}, "output_representation": Invariant()}
+        for inputs, options, model in (
+            (images, {"displacement": None, "floor": False}, net()),
+            (parts, layout, lambda batch: batch["pos"].sin().sum((1, 2))[:, None]),
+        ):
+            recorder = lm.Recorder(inputs, "rotation", on_error="raise", **options)
+            before = recorder.measure(model, step=0)
+            for tensor in [inputs] if isinstance(inputs, torch.Tensor) else inputs[0].values():
+                tensor.mul_(3)
+            if isinstance(inputs, list):
+                inputs.clear()
+            assert recorder.measure(model, step=1) == before
+
     def test_of_a_loader(self):
         loader = DataLoader(TensorDataset(IMAGES, torch.arange(24)), 5, shuffle=True)
         state = torch.get_rng_state()
