@@ -20,7 +20,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -39,7 +39,7 @@ from lie_metric.functional.sums import Replicates
 from lie_metric.runs import Run, read
 
 sys.path.insert(0, str(Path(__file__).parent))
-from trainings import add_common, at_least, finished, fit, prepare, show, write
+from trainings import LEVEL, OneCycle, add_common, at_least, finished, fit, prepare, show, write
 
 GENERATORS = ("translation_x", "translation_y", "rotation", "scale")
 REGIMES: dict[str, tuple[str, ...]] = {
@@ -68,7 +68,6 @@ CHARTS = {
     "equivariance": "relative error",
 }
 KINDS = {"rotation": ("rotation",), "translation": ("translation_x", "translation_y")}
-LEVEL = 0.95
 Task = tuple[str, str, int]
 """Model, regime, seed."""
 
@@ -141,7 +140,7 @@ class Augmentation:
         )
 
 
-class Classifier(LightningModule):
+class Classifier(OneCycle):
     """A classifier with cross entropy and AdamW on a cosine schedule.
 
     Args:
@@ -158,11 +157,9 @@ class Classifier(LightningModule):
         learning_rate: float = 2e-3,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(dict(settings or {}))
+        super().__init__(learning_rate, settings)
         self.model = model
         self.augmentation = augmentation
-        self.learning_rate = learning_rate
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, C)."""
@@ -182,12 +179,9 @@ class Classifier(LightningModule):
         self.log("val_loss", nn.functional.cross_entropy(scores, labels))
         self.log("val_accuracy", (scores.argmax(1) == labels).float().mean())
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with a one-cycle schedule over all steps."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.01)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def optimizer_of(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=0.01)
 
 
 class Board(TensorBoardLogger):

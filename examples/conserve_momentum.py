@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchdiffeq import odeint
@@ -43,7 +42,7 @@ from networks import (
     TurningPotential,
     VectorField,
 )
-from trainings import add_common, at_least, fit, last, listed, over_seeds, prepare, series, show, write
+from trainings import Rates, add_common, at_least, begin, fit, last, listed, of_seeds, over_seeds, series, show, write
 from trainings import cell as mean_cell
 
 BODIES = 6
@@ -188,57 +187,14 @@ def rollouts(model: Callable[[Tensor], Tensor], states: Tensor, times: Tensor) -
         return torch.cat([rollouts(model, half, times) for half in halves], dim=1)
 
 
-class Learner(LightningModule):
-    """Trains rates of change, so that short rollouts follow the data.
-
-    Args:
-        dynamics: From states to rates; Hamiltonian or not.
-        scale: Typical changes of q and p over a chunk.
-        learning_rate: Peak learning rate.
-        settings: What tells the run from others.
-    """
-
-    scale: Tensor
-
-    def __init__(
-        self, dynamics: nn.Module, scale: Tensor, learning_rate: float, settings: Mapping[str, Any] | None = None
-    ) -> None:
-        super().__init__()
-        self.save_hyperparameters(dict(settings or {}))
-        self.dynamics = dynamics
-        self.learning_rate = learning_rate
-        self.register_buffer("scale", scale)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Rates of change, of the shape of the states."""
-        return self.dynamics(states)
-
-    def hamiltonian(self, states: Tensor) -> Tensor:
-        """The learned energy (B,), where there is one."""
-        return self.dynamics.hamiltonian(states)
+class Learner(Rates):
+    """Trains rates of change, so that short rollouts follow the data."""
 
     def loss(self, pieces: Tensor) -> Tensor:
         """Mean squared error of rollouts by RK4; 1 = as if nothing moved."""
         times = STEP * torch.arange(pieces.shape[1], dtype=pieces.dtype, device=pieces.device)
         found = rollout(self, pieces[:, 0], times, method="rk4")[1:].transpose(0, 1)
         return ((found - pieces[:, 1:])[..., :4] / self.scale).square().mean()
-
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """The loss."""
-        loss = self.loss(batch[0])
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
-        return loss
-
-    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Logs the loss on systems that are not trained on."""
-        self.log("val_loss", self.loss(batch[0]))
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Adam with a one-cycle schedule over all steps."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def spread_of_changes(pieces: Tensor) -> Tensor:
@@ -600,10 +556,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         By model the results of all seeds.
     """
     options = parse(argv)
-    started = time.monotonic()
-    prepare(options.threads)
-    folder = options.out / "springs"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, started = begin(options, "springs")
     results = over_seeds(
         train,
         options.models,
@@ -614,7 +567,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         ),
     )
     rows, along = table(results), prediction_table(results)
-    over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
+    over = of_seeds(options.seeds)
     caption = (
         f"H: relative Lie derivative of the learned energy, in its standard deviations per unit of t (*: of the field, "
         f"there is no H); d/dt: conservation errors, in standard deviations of the quantity per second; energy is the "

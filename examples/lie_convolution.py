@@ -22,17 +22,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch import seed_everything
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
-from lie_metric.functional.student import quantile
 from lie_metric.representations import Invariant, Points
 from lie_metric.runs import Run
 
@@ -47,7 +46,21 @@ from networks import (
     Shifts,
     even_turns,
 )
-from trainings import add_common, at_least, fit, listed, over_seeds, prepare, series, show, write
+from trainings import (
+    OneCycle,
+    add_common,
+    at_least,
+    begin,
+    fit,
+    interval,
+    listed,
+    of_seeds,
+    over_seeds,
+    ratio,
+    series,
+    show,
+    write,
+)
 from trainings import cell as mean_cell
 
 SIDE, DIGIT = 16, 10
@@ -119,7 +132,7 @@ def points(batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return PLACES.expand(len(images), -1, -1).contiguous(), images[:, 0, DISC]
 
 
-class Classifier(LightningModule):
+class Classifier(OneCycle):
     """Trains a network of points or of images.
 
     Args:
@@ -129,10 +142,8 @@ class Classifier(LightningModule):
     """
 
     def __init__(self, network: nn.Module, learning_rate: float, settings: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
-        self.save_hyperparameters(dict(settings or {}))
+        super().__init__(learning_rate, settings)
         self.network = network
-        self.learning_rate = learning_rate
         self.seconds = self.started = 0.0
 
     def forward(self, places: Tensor, values: Tensor, turns: Tensor | None = None) -> Tensor:
@@ -163,13 +174,6 @@ class Classifier(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Adds up."""
         self.seconds += time.process_time() - self.started
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Adam with a one-cycle schedule over all steps."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def build(name: str, lifts: int) -> nn.Module:
@@ -341,18 +345,6 @@ def lift_table(found: Sequence[Result]) -> list[list[str]]:
             curves = [series(one.run, f"lifts_{way}_{count}", "any_turn")[1] for one in found]
             rows[-1] += [cell([curve[end] for curve in curves]) for end in (0, -1)]
     return rows
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean over seeds and both ends of its 95 % interval by Student's t; the ends are NaN for one seed."""
-    half = quantile(0.95, len(values) - 1) * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return fmean(values), fmean(values) - half, fmean(values) + half
-
-
-def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
-    """The geometric mean over seeds of ratios within a seed, and both ends of its 95 % interval."""
-    centre, low, high = interval([math.log(a / b) for a, b in zip(above, below, strict=True)])
-    return math.exp(centre), math.exp(low), math.exp(high)
 
 
 def told(found: tuple[float, float, float], form: str = ".2g") -> str:
@@ -546,10 +538,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         By network the results of all seeds.
     """
     options = parse(argv)
-    started = time.monotonic()
-    prepare(options.threads)
-    folder = options.out / "turned_digits"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, started = begin(options, "turned_digits")
     results = over_seeds(
         train,
         options.networks,
@@ -557,7 +546,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         lambda one: f"{one.error:.1f} % wrong, image under any turn {one.last('image_turned', 'any_turn'):.2g}",
     )
     rows = table(results)
-    over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
+    over = of_seeds(options.seeds)
     caption = (
         f"Wrong: of {options.test} turned digits that were not trained on. Translation, rotation, scale: relative Lie "
         f"derivatives of the scores, in their standard deviations per half side, radian, factor e. Any turn, quarter: "

@@ -27,18 +27,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import lie_metric as lm
-from lie_metric.compare import around, over_trainings
 from lie_metric.representations import Invariant, Masked, Points, Vectors
 from lie_metric.runs import Run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import AtomNetwork, GradientForces, PairForces
-from trainings import add_common, at_least, fit, last, listed, over_seeds, prepare, series, show, write
+from trainings import (
+    LEVEL,
+    OneCycle,
+    add_common,
+    at_least,
+    begin,
+    fit,
+    last,
+    listed,
+    of_seeds,
+    over_seeds,
+    ratio,
+    series,
+    show,
+    write,
+)
 from trainings import cell as mean_cell
 
 Molecules = Mapping[str, Tensor]
@@ -61,7 +75,6 @@ ENERGY_WEIGHT = 0.1
 """Of the energy's error in the loss: it is one number of a molecule, forces are 3 n."""
 ROUNDING = 1e-9
 """Errors below it are of rounding, in float64."""
-LEVEL = 0.95
 
 
 Forces = Callable[[AtomNetwork, float], nn.Module]
@@ -235,7 +248,7 @@ def random_rotation_generator() -> lm.Generator:
     return lm.Generator("rotation", ((0, -z, y, 0), (z, 0, -x, 0), (-y, x, 0, 0)))
 
 
-class Learner(LightningModule):
+class Learner(OneCycle):
     """Trains energies and forces.
 
     Args:
@@ -258,9 +271,8 @@ class Learner(LightningModule):
         penalised: int = 8,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(dict(settings or {}))
-        self.network, self.scales, self.learning_rate = network, scales, learning_rate
+        super().__init__(learning_rate, settings)
+        self.network, self.scales = network, scales
         self.turning, self.penalty, self.penalised = turning, penalty, penalised
         self.seconds = 0.0
 
@@ -308,13 +320,6 @@ class Learner(LightningModule):
         """Logs the mean length of the error of forces on molecules that are not trained on."""
         wrong = (self(batch)["forces"] - batch["forces"])[batch["mask"]].norm(dim=-1).mean()
         self.log("val_force_error", wrong, batch_size=len(batch["pos"]))
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Adam with a one-cycle schedule over all steps."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 @dataclass
@@ -510,22 +515,6 @@ def table(results: Mapping[str, Sequence[Result]]) -> tuple[list[list[str]], lis
         ]
         symmetry.append([name, *(cell(values) for values in zip(*columns, strict=True))])
     return accuracy, symmetry
-
-
-def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
-    """Geometric mean over seeds of ratios, and the ends of its interval; NaN where one is zero.
-
-    Args:
-        above: By seed.
-        below: By seed.
-
-    Returns:
-        The ratio and both ends.
-    """
-    if min(*above, *below) <= 0:
-        return math.nan, math.nan, math.nan
-    logarithms = [math.log(a / b) for a, b in zip(above, below, strict=True)]
-    return around(*over_trainings(logarithms), LEVEL)[:3]
 
 
 def told(found: tuple[float, float, float]) -> str:
@@ -766,10 +755,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         By model the results of all seeds.
     """
     options = parse(argv)
-    started = time.monotonic()
-    prepare(options.threads)
-    folder = options.out / "molecules"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, started = begin(options, "molecules")
     results = over_seeds(
         train,
         options.models,
@@ -780,7 +766,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         ),
     )
     accuracy, symmetry = table(results)
-    over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
+    over = of_seeds(options.seeds)
     nothing = zip(*(one.nothing for one in next(iter(results.values()))), strict=True)
     energy, force = (fmean(values) for values in nothing)
     first = (

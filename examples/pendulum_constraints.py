@@ -18,7 +18,6 @@ import argparse
 import functools
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,13 +26,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchdiffeq import odeint
 
 import lie_metric as lm
-from lie_metric.functional.student import quantile
 from lie_metric.representations import Covectors, DirectSum, Flow, Invariant, Points, Vectors
 from lie_metric.runs import Run
 
@@ -48,7 +46,21 @@ from networks import (
     PlacePotential,
     Rods,
 )
-from trainings import add_common, at_least, fit, last, listed, over_seeds, prepare, series, show, write
+from trainings import (
+    Rates,
+    add_common,
+    at_least,
+    begin,
+    fit,
+    last,
+    listed,
+    of_seeds,
+    over_seeds,
+    ratio,
+    series,
+    show,
+    write,
+)
 from trainings import cell as mean_cell
 
 STEP = 0.05
@@ -188,41 +200,20 @@ def chunks(path: Tensor, each: int, steps: int, seed: int) -> Tensor:
     return path[begin + torch.arange(steps + 1), rows].flatten(0, 1)
 
 
-class Learner(LightningModule):
-    """Trains rates of change, so that short rollouts follow the data.
-
-    Args:
-        dynamics: From states to rates, in Cartesian coordinates.
-        scale: Typical changes of q and p over a chunk.
-        learning_rate: Peak learning rate.
-        settings: What tells the run from others.
-    """
-
-    scale: Tensor
+class Learner(Rates):
+    """Trains rates of change in Cartesian coordinates, so that short rollouts follow the data."""
 
     def __init__(
         self, dynamics: nn.Module, scale: Tensor, learning_rate: float, settings: Mapping[str, Any] | None = None
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(dict(settings or {}))
-        self.dynamics = dynamics
-        self.learning_rate = learning_rate
-        self.register_buffer("scale", scale)
+        super().__init__(dynamics, scale, learning_rate, settings)
         self.rods = Rods([1.0] * len(scale))
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Rates of change, of the shape of the states (B, n, 2 d)."""
-        return self.dynamics(states)
 
     @property
     def energetic(self) -> bool:
         """Whether there is a learned energy."""
         inner = self.dynamics.inner if isinstance(self.dynamics, InAngles) else self.dynamics
         return hasattr(inner, "hamiltonian")
-
-    def hamiltonian(self, states: Tensor) -> Tensor:
-        """The learned energy (B,), where there is one."""
-        return self.dynamics.hamiltonian(states)
 
     def stretch(self, states: Tensor) -> Tensor:
         """How far rods are from their lengths, (B, n)."""
@@ -240,23 +231,6 @@ class Learner(LightningModule):
         times = STEP * torch.arange(pieces.shape[1], dtype=pieces.dtype, device=pieces.device)
         found = self.roll(pieces[:, 0], times, method="rk4")[1:].transpose(0, 1)
         return ((found - pieces[:, 1:]) / self.scale).square().mean()
-
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """The loss."""
-        loss = self.loss(batch[0])
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
-        return loss
-
-    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Logs the loss on systems that are not trained on."""
-        self.log("val_loss", self.loss(batch[0]))
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Adam with a one-cycle schedule over all steps."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def spread_of_changes(pieces: Tensor) -> Tensor:
@@ -590,25 +564,6 @@ def table(
     return rows
 
 
-def ratio(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
-    """The geometric mean of ratios over seeds, with the ends of its 95 % interval by Student's t.
-
-    Args:
-        values: One for each seed.
-        others: What they are divided by.
-
-    Returns:
-        Ratio, low and high: NaN for a ratio that has none, ends of NaN for one seed.
-    """
-    if not all(0 < one < math.inf for one in (*values, *others)):
-        return (math.nan,) * 3
-    logs = [math.log(a / b) for a, b in zip(values, others, strict=True)]
-    if len(logs) < 2:
-        return math.exp(logs[0]), math.nan, math.nan
-    half = quantile(0.95, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
-    return math.exp(fmean(logs)), math.exp(fmean(logs) - half), math.exp(fmean(logs) + half)
-
-
 def judged_ratio(
     found: tuple[float, float, float], less: str, alike: str, more: str, form: str = ".3g"
 ) -> tuple[str, str]:
@@ -883,10 +838,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, list[Result]]
         By system and model the results of all seeds.
     """
     options = parse(argv)
-    started = time.monotonic()
-    prepare(options.threads)
-    folder = options.out / "pendulum"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, started = begin(options, "pendulum")
     chosen = [(where, name) for where in options.where for name in options.models if where in MODELS[name]]
     flat = over_seeds(
         train,
@@ -899,7 +851,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, list[Result]]
         results[where][name] = flat[f"{where}: {name}"]
     true = {where: true_values(where, pieces(where, options)[1][:, 0]) for where in results}
     tables = {where: table(where, found, true[where]) for where, found in results.items()}
-    over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
+    over = of_seeds(options.seeds)
     caption = (
         f"{options.bobs} bobs. Rotations and translations: relative Lie derivative of the learned energy, in its "
         "standard deviations per radian or unit of length (*: of the field, there is no energy); allowed: of "

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,18 +25,32 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
-from lie_metric.functional.student import quantile
 from lie_metric.representations import Invariant, Points, Vectors
 from lie_metric.runs import Run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import GRIDS, CloudNetwork, design_strength, permutes
-from trainings import add_common, at_least, cell, fit, listed, over_seeds, prepare, series, show, write
+from trainings import (
+    LEVEL,
+    OneCycle,
+    add_common,
+    at_least,
+    begin,
+    cell,
+    fit,
+    interval,
+    listed,
+    of_seeds,
+    over_seeds,
+    series,
+    show,
+    write,
+)
 
 SOLIDS = ("ellipsoid", "box", "octahedron", "cylinder", "cone", "torus")
 LENGTHS = ("longest", "height")
@@ -50,7 +63,6 @@ FEW = 6
 """Which part of the shapes is left where there are few."""
 VALIDATED = 5
 """Batches of unseen solids on which a loss is logged while training, and of which some are measured."""
-LEVEL = 0.95
 
 
 def turn(axis: Sequence[float], angle: float) -> Tensor:
@@ -173,7 +185,7 @@ def lengths(clouds: Tensor) -> dict[str, Tensor]:
     return {"longest": torch.linalg.eigvalsh(spread)[:, -1:].sqrt(), "height": spread[:, 2, 2:].sqrt()}
 
 
-class Learner(LightningModule):
+class Learner(OneCycle):
     """Trains a network to tell solids, or lengths.
 
     Args:
@@ -195,11 +207,9 @@ class Learner(LightningModule):
         clouds: Tensor,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(dict(settings or {}))
+        super().__init__(learning_rate, settings)
         self.network = network
         self.variant = variant
-        self.learning_rate = learning_rate
         true = torch.cat(list(lengths(clouds).values()), dim=1)
         self.register_buffer("centre", true.mean(0))
         self.register_buffer("spread", true.std(0))
@@ -238,13 +248,6 @@ class Learner(LightningModule):
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Logs the loss on clouds that are not trained on."""
         self.log("val_loss", self.loss(*batch))
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Adam with a one-cycle schedule over all steps."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def build(variant: Variant) -> CloudNetwork:
@@ -445,10 +448,8 @@ class Interval:
     @classmethod
     def of(cls, values: Sequence[float]) -> Interval:
         """That of some values."""
-        if len(values) < 2:
-            return cls(values[0], -math.inf, math.inf)
-        half = quantile(LEVEL, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-        return cls(fmean(values), fmean(values) - half, fmean(values) + half)
+        mean, low, high = interval(values)
+        return cls(mean, -math.inf, math.inf) if math.isnan(low) else cls(mean, low, high)
 
     @property
     def sign(self) -> int:
@@ -804,17 +805,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         By name the results of all seeds.
     """
     options = parse(argv)
-    started = time.monotonic()
-    prepare(options.threads)
-    folder = options.out / "solids"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, started = begin(options, "solids")
     results = over_seeds(
         train,
         options.networks,
         options,
         lambda one: ", ".join(f"{name} {value:.3f}" for name, value in one.scores.items()),
     )
-    over = f"± standard error over {options.seeds} seeds" if options.seeds > 1 else "one seed"
+    over = of_seeds(options.seeds)
     caption = (
         f"Upright, turned: accuracy on {options.test_shapes} solids. Rotation (root mean square over three axes) and "
         f"translation_x: relative errors on {options.measured} upright solids, in standard deviations of the scores "

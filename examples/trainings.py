@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import fmean, stdev
@@ -22,24 +22,37 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lie_metric.compare import around, over_trainings
+from lie_metric.functional.student import quantile
 from lie_metric.runs import Run, read
 
 __all__ = [
+    "LEVEL",
+    "OneCycle",
+    "Rates",
     "add_common",
     "at_least",
+    "begin",
     "cell",
     "finished",
     "fit",
+    "interval",
     "last",
     "listed",
+    "of_seeds",
     "over_seeds",
     "prepare",
+    "ratio",
     "series",
     "show",
     "write",
 ]
+
+LEVEL = 0.95
+"""Probability of intervals over seeds."""
 
 Task = TypeVar("Task", bound=Hashable)
 Found = TypeVar("Found")
@@ -74,6 +87,90 @@ def at_least(parser: argparse.ArgumentParser, options: argparse.Namespace, **lea
     for name, bound in {**common, **least}.items():
         if getattr(options, name) < bound:
             parser.error(f"--{name.replace('_', '-')} must be at least {bound}, got {getattr(options, name)}")
+
+
+class OneCycle(LightningModule):
+    """A module whose learning rate goes up to a peak and down again in one cycle over all steps.
+
+    Args:
+        learning_rate: The peak.
+        settings: What tells the run from others.
+    """
+
+    def __init__(self, learning_rate: float, settings: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.save_hyperparameters(dict(settings or {}))
+        self.learning_rate = learning_rate
+
+    def optimizer_of(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """What moves weights: Adam."""
+        return torch.optim.Adam(weights, lr=self.learning_rate)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer and its cycle."""
+        optimizer = self.optimizer_of(self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Rates(OneCycle):
+    """Trains rates of change by a loss of pieces of trajectories, which a subclass says.
+
+    Args:
+        dynamics: From states to rates, with ``hamiltonian`` where there is an energy.
+        scale: Typical changes of states over a piece.
+        learning_rate: Peak learning rate.
+        settings: What tells the run from others.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self, dynamics: nn.Module, scale: Tensor, learning_rate: float, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(learning_rate, settings)
+        self.dynamics = dynamics
+        self.register_buffer("scale", scale)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Rates of change, of the shape of the states."""
+        return self.dynamics(states)
+
+    def hamiltonian(self, states: Tensor) -> Tensor:
+        """The learned energy (B,), where there is one."""
+        return self.dynamics.hamiltonian(states)
+
+    def loss(self, pieces: Tensor) -> Tensor:
+        """How far rollouts are from pieces."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """The loss."""
+        loss = self.loss(batch[0])
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Logs the loss on systems that are not trained on."""
+        self.log("val_loss", self.loss(batch[0]))
+
+
+def begin(options: argparse.Namespace, name: str) -> tuple[Path, float]:
+    """Prepares this process, and makes the folder of a program.
+
+    Args:
+        options: The command line.
+        name: That of the folder.
+
+    Returns:
+        The folder, and the time for :func:`write`.
+    """
+    started = time.monotonic()
+    prepare(options.threads)
+    folder = options.out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, started
 
 
 def prepare(threads: int) -> None:
@@ -257,6 +354,33 @@ def cell(values: Sequence[float], rounding: float = 0.0, form: str = ".2g") -> s
     if len(values) < 2 or mean < rounding:
         return f"{mean:{form}}"
     return f"{mean:{form}} ± {stdev(values) / math.sqrt(len(values)):.1g}"
+
+
+def of_seeds(seeds: int) -> str:
+    """What stands behind ± in tables, in words."""
+    return f"± standard error over {seeds} seeds" if seeds > 1 else "one seed"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean over seeds and both ends of its interval by Student's t; the ends are NaN for one seed."""
+    mean, error, freedom = over_trainings(values)
+    half = quantile(LEVEL, freedom) * error
+    return mean, mean - half, mean + half
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
+    """The geometric mean of ratios within a seed, with both ends of its interval.
+
+    Args:
+        above: By seed.
+        below: By seed.
+
+    Returns:
+        The ratio and both ends: NaN where a number is not positive and finite, ends of NaN for one seed.
+    """
+    if not all(0 < one < math.inf for one in (*above, *below)):
+        return math.nan, math.nan, math.nan
+    return around(*over_trainings([math.log(a / b) for a, b in zip(above, below, strict=True)]), LEVEL)[:3]
 
 
 def listed(words: Sequence[str]) -> str:
