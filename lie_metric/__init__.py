@@ -21,6 +21,7 @@ from lie_metric.metrics import (
 )
 from lie_metric.recorder import Recorder
 from lie_metric.resampling import PAPER, Resampling
+from lie_metric.running import unsharded
 from lie_metric.runs import read_record, read_runs
 
 __version__ = "0.1.0"
@@ -58,4 +59,5 @@ __all__ = [
     "representations",
     "testing",
     "transforms",
+    "unsharded",
 ]

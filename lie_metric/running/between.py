@@ -64,7 +64,7 @@ class Between:
     def restore(self) -> None:
         """Gives back what a call has changed."""
         for container, saved in self._containers:
-            give_back(container, saved, False)
+            give_back(container, saved)
         for attributes, saved in self._attributes:
             if holds(attributes, saved):
                 continue

@@ -7,8 +7,6 @@ import collections
 import operator
 from typing import Any
 
-from torch import Tensor
-
 __all__ = ["MUTABLE", "Saved", "contents", "give_back", "holds", "names_of_slots", "write_back"]
 
 
@@ -48,13 +46,12 @@ def holds(container: Any, saved: Saved) -> bool:
     return all(map(operator.is_, container.values(), values)) and all(map(operator.is_, container, keys))
 
 
-def give_back(container: Any, saved: Saved, sharded: bool) -> None:
+def give_back(container: Any, saved: Saved) -> None:
     """Puts back what a container held.
 
     Args:
         container: The container.
         saved: What it held.
-        sharded: Whether it is of a model that exchanges its tensors itself: these stay.
     """
     if holds(container, saved):
         return
@@ -64,9 +61,6 @@ def give_back(container: Any, saved: Saved, sharded: bool) -> None:
         (container.update if isinstance(container, set) else container.extend)(values)
         return
     entries = dict(zip(keys, values, strict=True))
-    if sharded:
-        present = {key: value for key, value in container.items() if isinstance(value, Tensor)}
-        entries = {key: value for key, value in entries.items() if not isinstance(value, Tensor)} | present
     if list(container) != list(entries):
         container.clear()
     for key, value in entries.items():  # some, as counters, add what `update` is given

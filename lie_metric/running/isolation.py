@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from lie_metric.running.draws import MEASURED
 from lie_metric.running.modules import Found, found_modules, refuse_lazy
+from lie_metric.running.sharding import refuse_sharded
 from lie_metric.running.state import State
 from lie_metric.warning import warn
 
@@ -47,7 +48,7 @@ def evaluation(model: object) -> Iterator[None]:
         Nothing.
 
     Raises:
-        RuntimeError: If a layer's weights are not made yet.
+        RuntimeError: If a layer's weights are not made yet, or are dealt out over processes.
 
     Warns:
         UserWarning: If the model changed a buffer although it was in evaluation mode; the buffer is restored. If a
@@ -62,6 +63,7 @@ def _evaluation(model: object, mode: type[_Watch]) -> Iterator[None]:
     with _LOCK:
         found = found_modules(model)
         refuse_lazy(found.modules.values())
+        refuse_sharded(found.modules.values())
         state = State(found)
         watch = mode(state, found)
         try:

@@ -51,9 +51,7 @@ class State:
     def __init__(self, found: Found) -> None:
         modules = list(found.modules.values())
         self._modules = [module for _, module in modules]
-        # Sharded models exchange their parameters for parts and back, and know which of them stand there.
         classes = {type(module) for _, module in modules}
-        self._sharded = any(_is_sharded(cls) for cls in classes)
         self._exchanging = {cls for cls in classes if _keeps_a_protocol(cls)}
         self._hooks = [
             value
@@ -112,7 +110,7 @@ class State:
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            gradient = None if self._sharded else parameter.grad
+            gradient = parameter.grad
             version = 0 if gradient is None else version_of(gradient)
             self._gradients.append((f"{prefix}{name}.grad", parameter, parameter.requires_grad, gradient, version))
             self._keep_tensor(prefix + name, parameter, module._parameters, name)
@@ -120,9 +118,8 @@ class State:
     def _keep_tensor(self, path: str, value: Tensor, holder: Any, name: str | int) -> None:
         if value.is_inference() and not isinstance(holder, tuple):
             self._inference.append((holder, name))
-        if not self._sharded:
-            kept = Kept(path, value, value.detach(), version_of(value), recorded=value.grad_fn is not None)
-            self._tensors.setdefault(id(value), kept)
+        kept = Kept(path, value, value.detach(), version_of(value), recorded=value.grad_fn is not None)
+        self._tensors.setdefault(id(value), kept)
 
     def _keep_entries(self, prefix: str, container: Any, depth: int) -> None:
         """Keeps what a container holds: references, and what stands behind those that can change."""
@@ -198,10 +195,9 @@ class State:
         """
         if self._between is not None:
             self._between.restore()
-        if not self._sharded:
-            for _, parameter, *_ in self._gradients:
-                if parameter.grad is not None:
-                    parameter.grad = None  # a model that calls `backward` would add to it
+        for _, parameter, *_ in self._gradients:
+            if parameter.grad is not None:
+                parameter.grad = None  # a model that calls `backward` would add to it
         counts = list(map(len, self._hooks))
         try:
             yield
@@ -249,7 +245,7 @@ class State:
         for path, parameter, required, gradient, version in self._gradients:
             if parameter.requires_grad != required:
                 parameter.requires_grad_(required)
-            if not self._sharded and parameter.grad is not gradient:
+            if parameter.grad is not gradient:
                 parameter.grad = gradient
             if gradient is not None and version_of(gradient) != version:
                 lost.append(path)
@@ -261,7 +257,7 @@ class State:
             if container:  # an empty tuple stays so
                 container.clear()
         for container, saved in self._references:
-            give_back(container, saved, self._sharded)
+            give_back(container, saved)
         for holder, name, value in self._slots:
             if getattr(holder, name, None) is not value:
                 object.__setattr__(holder, name, value)
@@ -300,7 +296,3 @@ def _keeps_a_protocol(cls: type) -> bool:
     return any(
         base.__module__.startswith(("torch.distributed.", "torch.nn.parallel.distributed")) for base in cls.__mro__
     )
-
-
-def _is_sharded(cls: type) -> bool:
-    return any(base.__name__ in {"FSDPModule", "FullyShardedDataParallel"} for base in cls.__mro__)
