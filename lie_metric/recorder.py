@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lie_metric.metrics.base import ModelMetric
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.records import VERSION, plain
 from lie_metric.resampling import Resampling
-from lie_metric.running import add_up, found_modules, process, random_state
+from lie_metric.running import add_up, found_modules, process, random_state, unsharded
 
 __all__ = ["Recorder"]
 
@@ -40,8 +41,8 @@ class Recorder:
 
     *Several processes* (``torchrun``, accelerate): every process makes the recorder with the same inputs and calls
     :meth:`measure` at the same time; each measures its share, and all have the values of one process over all inputs.
-    The process of rank 0 logs and writes. Pass the model itself, not its wrapper of data parallelism. Sharded models
-    are not for it.
+    The process of rank 0 logs and writes. Pass the model itself, not its wrapper of data parallelism; of a model that
+    is sharded the outermost module, with FSDP1 its wrapper: see :func:`lie_metric.unsharded`.
 
     Args:
         inputs: Images (B, C, H, W), or what else ``input_representation`` is of; a list of batches, where they are of
@@ -180,7 +181,7 @@ class Recorder:
         """Measures a model as it is now.
 
         Args:
-            model: The model, on one device.
+            model: The model, on one device or sharded.
             step: How many steps it was trained; at step 0 it is the baseline.
             epoch: How many epochs; the default is that of the number of calls.
 
@@ -192,8 +193,11 @@ class Recorder:
             TypeError: If the first call is a misuse.
             ValueError: If the first call is a misuse.
         """
+        with unsharded(model) if isinstance(model, torch.nn.Module) else nullcontext(model) as whole:
+            return self._measure(whole, step, len(self.history) if epoch is None else epoch)
+
+    def _measure(self, model: Any, step: int, epoch: float) -> dict[str, float]:
         device, calls = _device_of(model), len(self.history)
-        epoch = calls if epoch is None else epoch
         if not calls:
             few = self._batches[0] if isinstance(self._layout, Mapping) else self._batches[0][:2]
             local = self.program.rehearse(model, _on(few, device), device, self._rehearsal_failed)

@@ -45,7 +45,7 @@ class Untrained:
         if self.wanted and self.weights is None:
             tensors = tensors_of(module)
             if any(map(is_lazy, tensors.values())):
-                self._give_up("it has lazy modules that have not been called yet")
+                self.give_up("it has lazy modules that have not been called yet")
             else:
                 self.weights = copies(tensors)
 
@@ -61,10 +61,18 @@ class Untrained:
             with exchanged(module, self.weights or {}):
                 measure()
         except ValueError:
-            self._give_up("its parameters or buffers were replaced in training")
+            self.give_up("its parameters or buffers were replaced in training")
         except Exception as error:
             start.errors = dict.fromkeys(start.metrics, error)
 
-    def _give_up(self, reason: str) -> None:
+    def give_up(self, reason: str) -> None:
+        """Frees them, and says why.
+
+        Args:
+            reason: Why.
+
+        Warns:
+            UserWarning: Always.
+        """
         self.forget()
-        warn(f"No baseline: the untrained model cannot be kept, because {reason}.")
+        warn(f"No baseline: the untrained model cannot be kept, because {reason.removesuffix('.')}.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import methodcaller
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -18,12 +19,11 @@ from lie_metric.algebra import Generator
 from lie_metric.binding import sample_count
 from lie_metric.callbacks import tensorboard
 from lie_metric.callbacks.baseline import Untrained
-from lie_metric.callbacks.loaders import LoaderMeasurements
+from lie_metric.callbacks.loaders import LoaderMeasurements, Step
 from lie_metric.callbacks.monitor import Function, Monitor
 from lie_metric.callbacks.records import keep
 from lie_metric.callbacks.selection import Gathering, Share, WholeBatches, described
-from lie_metric.callbacks.silence import silence
-from lie_metric.callbacks.trainers import is_a, number_of_batches, validation_loaders
+from lie_metric.callbacks.trainers import is_a, number_of_batches, outermost, validation_loaders
 from lie_metric.curves import Measurement, Program, strides_of
 from lie_metric.curves.batches import inputs_of
 from lie_metric.functional.local_equivariance import Measure
@@ -31,6 +31,7 @@ from lie_metric.jacobian import Method
 from lie_metric.metrics.base import ModelMetric
 from lie_metric.options import Layout, Options
 from lie_metric.resampling import Resampling
+from lie_metric.running import unsharded
 
 __all__ = ["EquivarianceMonitor"]
 
@@ -104,7 +105,9 @@ class EquivarianceMonitor(Monitor):
 
         *Several processes*: ``num_images`` is the total. Each process measures its share of the images, the
         padding of a distributed sampler is left out, and the sums are added up; the values are those of one process
-        over the same images. Sharded modules (FSDP, DeepSpeed, model parallel) are refused.
+        over the same images. Of modules sharded by FSDP (``FSDPStrategy``, and ``fully_shard`` under
+        ``ModelParallelStrategy``) the whole weights are gathered once in each measured epoch, see
+        :func:`lie_metric.unsharded`; tensor parallel ones and DeepSpeed's are refused.
 
         *Comparisons*: with a logger that has a directory, ``<log_dir>/<prefix>.jsonl`` keeps of each measured epoch
         what :func:`lie_metric.compare`, :func:`lie_metric.read_runs` and ``lie-metric compare`` need: values without
@@ -252,7 +255,7 @@ class EquivarianceMonitor(Monitor):
             stage: The stage about to begin.
 
         Raises:
-            MisconfigurationException: If the strategy shards the module, training has no validation, or another monitor
+            MisconfigurationException: If the strategy is DeepSpeed's, training has no validation, or another monitor
                 writes the same keys.
         """
         self._forget()
@@ -314,7 +317,24 @@ class EquivarianceMonitor(Monitor):
             trainer: The trainer.
             pl_module: The module.
         """
-        self._untrained.keep(pl_module)
+        if self._untrained.wanted and not self._untrained.is_kept:
+            try:
+                with unsharded(outermost(trainer, pl_module)):
+                    self._untrained.keep(pl_module)
+            except (ValueError, RuntimeError) as error:  # of all processes alike
+                self._untrained.give_up(str(error))
+
+    @override
+    def measures_now(self, trainer: Trainer) -> bool:
+        """Whether something is measured in this validation epoch.
+
+        Args:
+            trainer: The trainer.
+
+        Returns:
+            Whether it is.
+        """
+        return bool(self._loaders)
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -379,17 +399,18 @@ class EquivarianceMonitor(Monitor):
             else:
                 ready = loader.gathering.add(images, batch_idx + 1 >= batches)
         except Exception as error:
-            for measurement in loader.measurements:
-                measurement.errors = dict.fromkeys(measurement.metrics, error)
+            loader.fail(error)
             return
-        # Failures are told when all processes meet at the end of the epoch: raising here would leave others waiting.
         for chosen, numbers in ready:
-            with silence(trainer, pl_module):
-                if loader.curve is not None:
-                    loader.curve.update(pl_module, chosen, numbers)
-                if loader.start is not None and self._untrained.is_kept:
-                    measure = partial(loader.start.update, pl_module, chosen, numbers)
-                    self._untrained.measure(pl_module, loader.start, measure)
+            self._measure(trainer, pl_module, loader, methodcaller("update", pl_module, chosen, numbers))
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, loader: LoaderMeasurements, measure: Step) -> None:
+        # Failures are told when all processes meet at the end of the epoch: raising here would leave others waiting.
+        try:
+            with self.measuring(trainer, pl_module):
+                loader.measure(pl_module, self._untrained, measure)
+        except Exception as error:
+            loader.fail(error)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -401,11 +422,7 @@ class EquivarianceMonitor(Monitor):
         """
         super().on_validation_epoch_end(trainer, pl_module)
         for loader in self._loaders:
-            with silence(trainer, pl_module):
-                if loader.curve is not None:
-                    loader.curve.finish(pl_module)
-                if loader.start is not None and self._untrained.is_kept:
-                    self._untrained.measure(pl_module, loader.start, partial(loader.start.finish, pl_module))
+            self._measure(trainer, pl_module, loader, methodcaller("finish", pl_module))
         baseline = self._untrained.is_kept
         if baseline:
             self._untrained.forget()

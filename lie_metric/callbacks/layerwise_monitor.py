@@ -14,7 +14,6 @@ from lie_metric import figures
 from lie_metric.algebra import Generator
 from lie_metric.binding import resolve_for
 from lie_metric.callbacks.monitor import Function, Monitor
-from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import is_a, step
 from lie_metric.curves.batches import images_of
 from lie_metric.functional.sums import standard_error, totals
@@ -162,6 +161,18 @@ class LayerwiseMonitor(Monitor):
         return f"{measured}; stencil {self.resampling}; up to {self.num_images} images of the first validation batch"
 
     @override
+    def measures_now(self, trainer: Trainer) -> bool:
+        """Whether layers are measured in this validation epoch.
+
+        Args:
+            trainer: The trainer.
+
+        Returns:
+            Whether they are.
+        """
+        return not self.skips(trainer, self.every_n_epochs)
+
+    @override
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -186,7 +197,7 @@ class LayerwiseMonitor(Monitor):
             return
         try:
             images = images_of(batch, self.images, self._name)
-            with silence(trainer, pl_module):
+            with self.measuring(trainer, pl_module):
                 self._report = self._attribute(pl_module, images[: self.num_images])
         except Exception as error:
             # All processes learn of it at the end of the epoch: raising here would leave the others waiting.

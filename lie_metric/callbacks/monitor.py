@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from typing_extensions import override
 
 from lie_metric.binding import bind
 from lie_metric.callbacks.silence import silence
-from lie_metric.callbacks.trainers import first_batch, is_fitting, refuse_sharded, validation_loaders
+from lie_metric.callbacks.trainers import first_batch, is_fitting, outermost, refuse_strategy, validation_loaders
 from lie_metric.callbacks.weights import tensors_of
 from lie_metric.calling import call_of, called_name, part_of
 from lie_metric.curves.batches import describe, inputs_of, refusal
@@ -24,7 +25,7 @@ from lie_metric.curves.keys import validate_prefix
 from lie_metric.measured import function_of, validate_inputs
 from lie_metric.options import Layout, Options
 from lie_metric.resampling import working_precision
-from lie_metric.running import isolated
+from lie_metric.running import Unsharded, gather, is_sharded, isolated
 from lie_metric.warning import warn
 
 __all__ = ["Function", "Monitor"]
@@ -82,6 +83,7 @@ class Monitor(Callback):
         self._input_representation = input_representation
         self._rehearsed = self._announced = self._tried = False
         self._failures: list[Exception] = []
+        self._whole: Unsharded | Exception | None = None
 
     def words(self) -> set[str]:
         """The texts before the slash of the keys."""
@@ -122,11 +124,11 @@ class Monitor(Callback):
             stage: The stage about to begin.
 
         Raises:
-            MisconfigurationException: If the strategy shards the module, or another monitor writes the same keys.
+            MisconfigurationException: If the strategy is DeepSpeed's, or another monitor writes the same keys.
         """
         self._rehearsed = self._announced = self._tried = False
-        self._failures = []
-        refuse_sharded(self, trainer, stage)
+        self._failures, self._whole = [], None
+        refuse_strategy(self, trainer, stage)
         if stage == "test":
             warn(
                 f"`{self._name}` measures validation images, nothing in `trainer.test()`. For other images call "
@@ -154,11 +156,71 @@ class Monitor(Callback):
         if self._rehearsed:
             return
         if trainer.num_val_batches and not any(map(is_lazy, tensors_of(pl_module).values())):
+            self._gather(trainer, pl_module)
             for index, loader in enumerate(validation_loaders(trainer)):
                 batch = None if loader is None else first_batch(trainer, pl_module, index)
                 if batch is not None:
                     self._try(trainer, pl_module, batch, index)
+            self._whole = None
         self._settle(trainer, pl_module)
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Gathers weights that are dealt out over processes, once an epoch: here all of them come by.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            batch: The batch; not used.
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader.
+        """
+        if batch_idx == 0 and self._whole is None and (not self._rehearsed or self.measures_now(trainer)):
+            self._gather(trainer, pl_module)
+
+    def measures_now(self, trainer: Trainer) -> bool:
+        """Whether something is measured in this validation epoch.
+
+        Args:
+            trainer: The trainer.
+
+        Returns:
+            Whether it is.
+        """
+        raise NotImplementedError
+
+    def _gather(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the whole weights of a module that is sharded, or why they cannot be had; monitors share them."""
+        if not is_sharded(outermost(trainer, pl_module).modules()):
+            return
+        others = (other._whole for other in trainer.callbacks if isinstance(other, Monitor))  # type: ignore[attr-defined]
+        self._whole = next((whole for whole in others if whole is not None), None)
+        if self._whole is None:
+            try:
+                self._whole = gather(outermost(trainer, pl_module), pl_module.device)
+            except (ValueError, RuntimeError) as error:  # of all processes alike
+                self._whole = error
+
+    @contextmanager
+    def measuring(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+        """The module as one that may be called at will: none of its logs and metrics take notice, and it is whole.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Exception: Why its whole weights could not be had.
+        """
+        if isinstance(self._whole, Exception):
+            raise self._whole
+        with silence(trainer, pl_module), nullcontext() if self._whole is None else self._whole.standing():
+            yield
 
     @override
     def on_validation_batch_end(
@@ -194,10 +256,20 @@ class Monitor(Callback):
         if not self._rehearsed:
             self._settle(trainer, pl_module)
 
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Frees gathered weights.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._whole = None
+
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int) -> None:
         self._tried = True
         try:
-            with silence(trainer, pl_module):
+            with self.measuring(trainer, pl_module):
                 line = self._line(trainer, pl_module, batch, dataloader_idx)
         except Exception as error:
             # The other processes learn of it when all meet: raising here would leave them waiting.

@@ -18,7 +18,16 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lie_metric.running import random_state
 
-__all__ = ["first_batch", "is_a", "is_fitting", "number_of_batches", "refuse_sharded", "step", "validation_loaders"]
+__all__ = [
+    "first_batch",
+    "is_a",
+    "is_fitting",
+    "number_of_batches",
+    "outermost",
+    "refuse_strategy",
+    "step",
+    "validation_loaders",
+]
 
 
 def is_a(value: object, *names: str) -> bool:
@@ -82,8 +91,22 @@ def validation_loaders(trainer: Trainer) -> list[Any]:
     return list(combined.flattened) if combined._mode == "sequential" else [None]
 
 
-def refuse_sharded(callback: Callback, trainer: Trainer, stage: str) -> None:
-    """Refuses strategies under which no process holds the whole module.
+def outermost(trainer: Trainer, pl_module: LightningModule) -> torch.nn.Module:
+    """The module as the strategy has wrapped it.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The module.
+
+    Returns:
+        The wrapper, or the module itself if there is none.
+    """
+    model = trainer.strategy.model
+    return pl_module if model is None else model
+
+
+def refuse_strategy(callback: Callback, trainer: Trainer, stage: str) -> None:
+    """Refuses strategies under which the whole weights cannot be had.
 
     Args:
         callback: Who asks.
@@ -91,14 +114,13 @@ def refuse_sharded(callback: Callback, trainer: Trainer, stage: str) -> None:
         stage: The stage about to begin.
 
     Raises:
-        MisconfigurationException: If the strategy shards the module.
+        MisconfigurationException: If the strategy is DeepSpeed's.
     """
-    sharding = is_a(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
-    if stage in {"fit", "validate"} and sharding:
+    if stage in {"fit", "validate"} and is_a(trainer.strategy, "DeepSpeedStrategy"):
         raise MisconfigurationException(
-            f"`{type(callback).__name__}` must have a strategy that keeps the module whole on each device, got "
-            f"{type(trainer.strategy).__name__}. Train with strategy='ddp' or on one device, or measure a "
-            "checkpoint afterwards with `lie_metric.LocalEquivarianceError`."
+            f"`{type(callback).__name__}` must have weights that it can gather, got "
+            f"{type(trainer.strategy).__name__}, whose engine keeps them to itself. Train with strategy='fsdp' or "
+            "'ddp', or measure a checkpoint afterwards with `lie_metric.LocalEquivarianceError`."
         )
 
 

@@ -5,7 +5,7 @@ from lie_metric.running.gradients import GraphsKept, gradients_as_needed
 from lie_metric.running.isolation import evaluation, isolated
 from lie_metric.running.modules import configuration, found_modules
 from lie_metric.running.processes import add_up, process
-from lie_metric.running.sharding import Unsharded, gather, is_sharded, local_part, unsharded
+from lie_metric.running.sharding import Unsharded, gather, is_sharded, unsharded
 
 __all__ = [
     "GraphsKept",
@@ -18,7 +18,6 @@ __all__ = [
     "gradients_as_needed",
     "is_sharded",
     "isolated",
-    "local_part",
     "process",
     "random_state",
     "same_draws",

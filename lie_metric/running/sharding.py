@@ -10,11 +10,11 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lie_metric.running.processes import add_up, process
 
-__all__ = ["Unsharded", "gather", "is_sharded", "local_part", "refuse_sharded", "unsharded"]
+__all__ = ["Unsharded", "gather", "is_sharded", "refuse_sharded", "unsharded"]
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _PACKAGE = "torch.distributed.fsdp"
@@ -97,19 +97,6 @@ def refuse_sharded(modules: Iterable[tuple[str, nn.Module]]) -> None:
                 f"({type(module).__name__}), whose weights are dealt out over processes. Measure inside "
                 "`with lie_metric.unsharded(model) as whole:`, which all processes enter together, and pass `whole`."
             )
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory.
-
-    Args:
-        tensor: A tensor that is dealt out, or not.
-
-    Returns:
-        Its part; of a tensor that is not dealt out the tensor itself.
-    """
-    with torch.no_grad():
-        return tensor.to_local() if _is_dealt(tensor) else tensor  # type: ignore[attr-defined]
 
 
 class Unsharded:
@@ -259,7 +246,7 @@ def _make_room(modules: list[nn.Module], units: list[Any], device: torch.device 
         id(value): value for module in modules for value in module.parameters(False) if _is_dealt(value)
     }
     needed = sum(value.numel() * value.element_size() for value in dealt.values())
-    place = device or next((local_part(value).device for value in dealt.values()), None)
+    place = device or next((value.to_local().device for value in dealt.values()), None)
     for unit in units:
         for value in {value for module in _inside(unit) for value in module.parameters(False) if _is_flat(value)}:
             needed += value.numel() * value.element_size() * unit.process_group.size()

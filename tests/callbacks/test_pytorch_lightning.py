@@ -65,11 +65,11 @@ def test_its_logged_values_are_untouched(fitted):
     assert fitted.callback_metrics["seen"] == 4.0  # two images would have been seen in the rehearsal
 
 
-def test_its_sharded_strategies_are_refused():
-    from pytorch_lightning.strategies import FSDPStrategy
+def test_its_deepspeed_is_refused():
+    from pytorch_lightning.strategies import DeepSpeedStrategy
 
     class Fake:
-        strategy = object.__new__(FSDPStrategy)
+        strategy = object.__new__(DeepSpeedStrategy)
 
-    with pytest.raises(Exception, match="must have a strategy that keeps the module whole"):
+    with pytest.raises(Exception, match="must have weights that it can gather"):
         lm.EquivarianceMonitor().setup(Fake(), None, "fit")
