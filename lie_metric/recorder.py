@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,17 @@ class Recorder:
     :func:`lie_metric.read_runs`, :func:`lie_metric.compare` and ``lie-metric compare`` read. The model is measured in
     evaluation mode and left as it was found, random states included, so that training is not changed.
 
-    Linearity and the stencil's own error are measured at the first, second, fourth, eighth, ... call, and companions of
-    many images on a part of them, as the monitor does it.
+    Linearity and the stencil's own error are measured at step 0 and at the first, second, fourth, eighth, ... call
+    after it, and companions of many images on a part of them, as the monitor does it. On the same weights and images
+    its values are those of the monitor.
+
+    *The model* may be compiled, wrapped for data parallelism, or prepared by accelerate, whatever its mixed precision:
+    what is measured is the module inside, in float32, without autocast.
 
     *Several processes* (``torchrun``, accelerate): every process makes the recorder with the same inputs and calls
     :meth:`measure` at the same time; each measures its share, and all have the values of one process over all inputs.
-    The process of rank 0 logs and writes. Pass the model itself, not its wrapper of data parallelism. Sharded models
-    are not for it.
+    The process of rank 0 logs and writes. Inputs that differ between processes are an error of the first call. Sharded
+    models are not for it.
 
     Args:
         inputs: Images (B, C, H, W), or what else ``input_representation`` is of; a list of batches, where they are of
@@ -74,6 +79,7 @@ class Recorder:
 
     Attributes:
         history: For each call the values, with "step" and "epoch".
+        keys: All keys of the values, in their order; a call lacks those of what it leaves out.
         described: What is measured, by which method and stencil, in a line; None before the first call.
 
     Example:
@@ -136,6 +142,7 @@ class Recorder:
         self._layout = input_representation
         self._batches = _batches(inputs, input_representation, batch_size)
         self._count = sum(sample_count(batch, input_representation) for batch in self._batches)
+        self.keys = self.program.keys.all()
         self.log, self.on_error, self.prefix = log, on_error, prefix
         self.file = None if folder is None else Path(folder) / f"{prefix}.jsonl"
         self._settings = {name: plain(value) for name, value in dict(settings or {}).items()}
@@ -156,6 +163,7 @@ class Recorder:
 
         Args:
             loader: Gives batches; it is gone through once, as far as it is needed, without a trace in random states.
+                Under several processes one that gives all of them the same, rather than to each its part.
             generators: As of the class.
             num_images: At least how many samples.
             inputs: Where what the model takes is in a batch, as of :class:`~lie_metric.EquivarianceMonitor`.
@@ -190,16 +198,19 @@ class Recorder:
         Raises:
             RuntimeError: If nothing can be measured and ``on_error`` is ``"raise"``.
             TypeError: If the first call is a misuse.
-            ValueError: If the first call is a misuse.
+            ValueError: If the first call is a misuse, or other processes hold other inputs.
         """
         device, calls = _device_of(model), len(self.history)
         epoch = calls if epoch is None else epoch
         if not calls:
+            self._refuse_other_inputs(device)
             few = self._batches[0] if isinstance(self._layout, Mapping) else self._batches[0][:2]
             local = self.program.rehearse(model, _on(few, device), device, self._rehearsal_failed)
             name = called_name(model, self.program.options.function)
             self.described = self.program.told(local, name, f"{self._count} samples")
-        measurement = self.program.measurement(device, self.program.seldom(calls + 1))
+        # As the monitor counts: its baseline is none of the epochs that it measures.
+        count = 1 + sum(entry["step"] > 0 for entry in self.history)
+        measurement = self.program.measurement(device, self.program.seldom(count) if step > 0 else frozenset())
         measurement.strides = strides_of(self._count)
         for inputs, numbers in self._shares():
             measurement.update(model, _on(inputs, device), numbers)
@@ -212,6 +223,23 @@ class Recorder:
         if self.log is not None and process()[0] == 0:
             self.log(dict(entry))
         return found
+
+    def _refuse_other_inputs(self, device: torch.device) -> None:
+        """Compares inputs over processes: of other ones each process would measure another part than its share."""
+        rank, world = process()
+        if world == 1:
+            return
+        told = torch.zeros(world, 2, dtype=torch.int64, device=device)
+        told[rank] = torch.tensor([self._count, _checksum(self._batches, self._layout)])
+        told = add_up(told)
+        if (told != told[0]).any():
+            counts = told[:, 0].tolist()
+            got = f"{counts} samples by rank" if len(set(counts)) > 1 else f"{counts[0]} on each that differ"
+            raise ValueError(
+                f"`inputs` must be the same samples on every process, got {got}. A loader that is dealt out, as by "
+                "`accelerator.prepare` or a distributed sampler, gives each process a part of its own: pass one that is "
+                "not and that neither shuffles nor augments, `Recorder.of_loader(DataLoader(dataset, batch_size))`."
+            )
 
     def _shares(self) -> Iterator[tuple[Any, list[int]]]:
         """What this process measures: whole batches of named parts, and every so many-th image of a tensor.
@@ -278,6 +306,16 @@ def _batches(inputs: Any, layout: Layout | None, size: int | None) -> list[Any]:
     if not found or not sum(sample_count(one, layout) for one in found):
         raise ValueError("`inputs` must hold at least one sample, got none. Pass images of the validation set.")
     return [one.detach().clone() if isinstance(one, Tensor) else copy.deepcopy(one) for one in found]
+
+
+def _checksum(batches: list[Any], layout: Layout | None) -> int:
+    """A number that the bytes of all tensors that move fix, below 2^62."""
+    told = hashlib.blake2b(digest_size=8)
+    for batch in batches:
+        for name, tensor in moved_parts(batch, layout).items():
+            told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            told.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return int.from_bytes(told.digest(), "big") >> 2
 
 
 def _on(inputs: Any, device: torch.device) -> Any:

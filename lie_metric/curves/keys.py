@@ -85,6 +85,15 @@ class Keys:
             found[title] = (f"{self.prefix}_{name}", metric.names)
         return found
 
+    def all(self) -> list[str]:
+        """Every key of one loader, those of what is measured seldom among them."""
+        return [
+            f"{key}/{name}"
+            for family, names in self.families().values()
+            for key in (family, f"{family}_se")
+            for name in names
+        ]
+
     def values(
         self,
         measurements: Sequence[Measurement | None],
