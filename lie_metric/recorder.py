@@ -237,8 +237,8 @@ class Recorder:
             got = f"{counts} samples by rank" if len(set(counts)) > 1 else f"{counts[0]} on each that differ"
             raise ValueError(
                 f"`inputs` must be the same samples on every process, got {got}. A loader that is dealt out, as by "
-                "`accelerator.prepare` or a distributed sampler, gives each process a part of its own: pass one that is "
-                "not and that neither shuffles nor augments, `Recorder.of_loader(DataLoader(dataset, batch_size))`."
+                "`accelerator.prepare` or a distributed sampler, gives each process a part of its own: pass one that "
+                "is not, nor shuffles or augments, `Recorder.of_loader(DataLoader(dataset, batch_size))`."
             )
 
     def _shares(self) -> Iterator[tuple[Any, list[int]]]:
@@ -314,7 +314,7 @@ def _checksum(batches: list[Any], layout: Layout | None) -> int:
     for batch in batches:
         for name, tensor in moved_parts(batch, layout).items():
             told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            told.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            told.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return int.from_bytes(told.digest(), "big") >> 2
 
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lie_metric.binding import bind
 from lie_metric.callbacks.silence import silence
-from lie_metric.callbacks.trainers import first_batch, is_fitting, refuse_sharded, validation_loaders
+from lie_metric.callbacks.trainers import first_batch, is_fitting, is_testing, measured_loaders, refuse_sharded
 from lie_metric.callbacks.weights import tensors_of
 from lie_metric.calling import call_of, called_name, part_of
 from lie_metric.curves.batches import describe, inputs_of, refusal
@@ -32,6 +32,7 @@ __all__ = ["Function", "Monitor"]
 Function = Callable[[Any, Any], Any] | str
 
 _MISUSE = (TypeError, ValueError)
+_TEST = "test_"
 _OPTIONS = ("output_representation", "input_representation", "output", "function", "images")
 
 
@@ -48,6 +49,7 @@ class Monitor(Callback):
         input_representation: How the input carries the action.
         on_error: What to do when the model cannot be measured.
         prefix: First word of the keys.
+        test: Whether ``trainer.test()`` is measured too.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -65,6 +67,7 @@ class Monitor(Callback):
         input_representation: Layout | None,
         on_error: Literal["warn", "raise"],
         prefix: str,
+        test: bool,
     ) -> None:
         super().__init__()
         validate_on_error(on_error)
@@ -78,14 +81,25 @@ class Monitor(Callback):
                 "`lambda module, images: module.encode(images)`."
             )
         validate_prefix(prefix)
+        if not isinstance(test, bool):
+            raise TypeError(f"`test` must be True or False, got {test!r}. True measures the loaders of tests too.")
         self.images, self.function, self.on_error, self.prefix = images, function, on_error, prefix
+        self.test = test
         self._input_representation = input_representation
         self._rehearsed = self._announced = self._tried = False
         self._failures: list[Exception] = []
 
     def words(self) -> set[str]:
-        """The texts before the slash of the keys."""
+        """The texts before the slash of the keys, those of tests aside."""
         raise NotImplementedError
+
+    def taken(self) -> set[str]:
+        """The texts before the slash of all keys that are written."""
+        return self.words() | ({f"{_TEST}{word}" for word in self.words()} if self.test else set())
+
+    def prefix_in(self, trainer: Trainer) -> str:
+        """The first word of the keys in what the trainer does now."""
+        return f"{_TEST}{self.prefix}" if is_testing(trainer) else self.prefix
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Tensor, dataloader_idx: int) -> str:
         """Measures images as an epoch would, and forgets the result.
@@ -126,14 +140,14 @@ class Monitor(Callback):
         """
         self._rehearsed = self._announced = self._tried = False
         self._failures = []
-        refuse_sharded(self, trainer, stage)
-        if stage == "test":
+        refuse_sharded(self, trainer, "validate" if stage == "test" and self.test else stage)
+        if stage == "test" and not self.test:
             warn(
-                f"`{self._name}` measures validation images, nothing in `trainer.test()`. For other images call "
-                "`trainer.validate(model, loader)`."
+                f"`{self._name}` measures validation images, nothing in `trainer.test()`. To measure the test images "
+                f"too, pass `{self._name}(test=True)`."
             )
         for other in getattr(trainer, "callbacks", ()):
-            shared = self.words() & other.words() if isinstance(other, Monitor) and other is not self else set()
+            shared = self.taken() & other.taken() if isinstance(other, Monitor) and other is not self else set()
             if shared:
                 raise MisconfigurationException(
                     f"`{self._name}` must have keys of its own, got a second monitor, `{other._name}`, that "
@@ -154,7 +168,7 @@ class Monitor(Callback):
         if self._rehearsed:
             return
         if trainer.num_val_batches and not any(map(is_lazy, tensors_of(pl_module).values())):
-            for index, loader in enumerate(validation_loaders(trainer)):
+            for index, loader in enumerate(measured_loaders(trainer)):
                 batch = None if loader is None else first_batch(trainer, pl_module, index)
                 if batch is not None:
                     self._try(trainer, pl_module, batch, index)
@@ -193,6 +207,51 @@ class Monitor(Callback):
         """
         if not self._rehearsed:
             self._settle(trainer, pl_module)
+
+    @override
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As in validation, if tests are measured.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self.test:
+            self.on_validation_epoch_start(trainer, pl_module)
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As in validation, if tests are measured.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            outputs: What ``test_step`` returned; not used.
+            batch: The batch, on the module's device.
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader.
+        """
+        if self.test:
+            self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As in validation, if tests are measured.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self.test:
+            self.on_validation_epoch_end(trainer, pl_module)
 
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int) -> None:
         self._tried = True

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DistributedSampler, SequentialSampler
 
-from lie_metric.callbacks.trainers import number_of_batches
+from lie_metric.callbacks.trainers import is_testing, number_of_batches
 
 __all__ = ["Gathering", "Share", "WholeBatches", "described", "spread"]
 
@@ -249,4 +249,4 @@ def described(
         whole = WholeBatches(share, size, batches, num_images)
         counted = f"{len(whole.chosen)} batches of {size}"
     where = "at the beginning of" if loader is None or math.isinf(batches) else "spread over"
-    return f"{counted} {where} the validation set"
+    return f"{counted} {where} the {'test' if is_testing(trainer) else 'validation'} set"

@@ -222,7 +222,8 @@ def loaders_of(kind, processes, batch_size):
     """The loader of each process over 11 images, dealt out with the padding of a sampler or shown to all."""
     data = TensorDataset(torch.arange(11))
     for rank in range(processes):
-        trainer = types.SimpleNamespace(world_size=processes, global_rank=rank)
+        state = types.SimpleNamespace(fn="validate")
+        trainer = types.SimpleNamespace(world_size=processes, global_rank=rank, state=state)
         sampler = DistributedSampler(data, processes, rank, shuffle=False) if kind == "dealt" else None
         loader = DataLoader(Dealt(rank, processes) if kind == "stream" else data, batch_size, sampler=sampler)
         trainer.num_val_batches = [float("inf") if kind == "stream" else len(loader)]

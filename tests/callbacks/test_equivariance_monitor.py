@@ -646,7 +646,7 @@ def test_sanity_check_rehearses_and_logs_nothing():
     seed_everything(0)
     trainer = make_trainer(EquivarianceMonitor(), Watch(), max_epochs=1)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="No image of validation loader")
+        warnings.filterwarnings("error", message="No image of loader")
         trainer.fit(Counted(), loader(), loader())
     assert torch.isfinite(trainer.callback_metrics["equivariance/rotation"])
 
