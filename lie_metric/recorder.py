@@ -190,7 +190,7 @@ class Recorder:
         Args:
             model: The model, on one device.
             step: How many steps it was trained; at step 0 it is the baseline.
-            epoch: How many epochs; the default is that of the number of calls.
+            epoch: How many epochs it was trained, which may be a fraction; the default is the number of earlier calls.
 
         Returns:
             The values by key, NaN for what could not be measured.
@@ -274,7 +274,9 @@ class Recorder:
             for entry in entries_of(name, metric, self.prefix, self.program.measures)
         ]
         if process()[0] == 0:
-            line = {"version": VERSION, "epoch": epoch, "step": step, "baseline": step == 0, "records": entries}
+            # Files count from 0 the epoch that ends, as the monitor's do.
+            number = 0 if step == 0 else epoch - 1
+            line = {"version": VERSION, "epoch": number, "step": step, "baseline": step == 0, "records": entries}
             seed = self._settings.get("seed")
             header = {"version": VERSION, "hyperparameters": self._settings}
             append(self.file, [line], header | ({"seed": seed} if isinstance(seed, int) else {}))

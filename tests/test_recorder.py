@@ -134,21 +134,30 @@ class TestLoop:
         assert [(entry["step"], entry["epoch"]) for entry in recorder.history] == [(0, 0), (2, 1), (4, 2)]
         assert recorder.history == logged
         assert "equivariance_floor/rotation" in logged[0]
-        seldom = [math.isfinite(entry.get("equivariance_floor/rotation", math.nan)) for entry in logged]
-        assert seldom == [True, True, False], "floors at the first, second, fourth, ... measurement"
         header, *lines = map(json.loads, (tmp_path / "run" / "equivariance.jsonl").read_text().splitlines())
         assert header["hyperparameters"] == {"lr": 0.1, "seed": 4}
         assert header["seed"] == 4
         assert [(line["step"], line["epoch"], line["baseline"]) for line in lines] == [
             (0, 0, True),
-            (2, 1, False),
-            (4, 2, False),
+            (2, 0, False),
+            (4, 1, False),
         ]
+        read = lm.read_runs(tmp_path)
+        assert sorted(set(zip(read["step"], read["epoch"], strict=True))) == [(0, 0), (2, 1), (4, 2)]
         kept = lm.read_record(tmp_path / "run")
         assert kept.images == 24
         value = dict(zip(kept.names, kept.replicates.value.tolist(), strict=True))["rotation"]
         assert value == pytest.approx(logged[-1]["equivariance/rotation"], rel=1e-5)
         assert set(lm.read_runs(tmp_path)["key"]) >= {"equivariance", "equivariance_finite"}
+
+    def test_floors_are_measured_where_the_monitor_measures_them(self):
+        for steps, wanted in ((range(6), [0, 1, 2, 4]), (range(1, 6), [1, 2, 4])):
+            recorder = lm.Recorder(IMAGES[:2], "rotation", displacement=None)
+            for step in steps:
+                recorder.measure(net(), step)
+            key = "equivariance_floor/rotation"
+            assert [entry["step"] for entry in recorder.history if key in entry] == wanted
+            assert recorder.keys == [key for key in recorder.history[0] if key not in {"step", "epoch"}]
 
     def test_epochs_count_by_themselves(self):
         recorder = lm.Recorder(IMAGES[:4], "rotation", displacement=None, floor=False)
