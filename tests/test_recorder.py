@@ -53,7 +53,7 @@ class TestValues:
             assert recorder.described is None
             found = recorder.measure(module.net, step=5)
             assert found.keys() == wanted.keys()
-            assert found == pytest.approx(wanted, rel=1e-4)
+            assert found == pytest.approx(wanted, rel=1e-6)
         assert recorder.described.startswith("Sequential: output (B, 3): invariant, class scores; method ")
         assert recorder.described.endswith("24 samples")
 
@@ -263,7 +263,8 @@ def test_two_processes_give_the_values_of_one(tmp_path):
     assert len((tmp_path / "two" / "equivariance.jsonl").read_text().splitlines()) == 2
 
 
-def test_under_the_trainer_of_transformers(tmp_path):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_under_the_trainer_of_transformers(tmp_path, bf16):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     from lie_metric.callbacks.transformers import watch
@@ -285,7 +286,7 @@ def test_under_the_trainer_of_transformers(tmp_path):
         model = transformers.ViTForImageClassification(config)
         arguments = transformers.TrainingArguments(
             str(tmp_path / "out"), num_train_epochs=2, eval_strategy="epoch", report_to=[], use_cpu=True,
-            per_device_train_batch_size=8, save_strategy="no", disable_tqdm=True, seed=0,
+            per_device_train_batch_size=8, save_strategy="no", disable_tqdm=True, seed=0, bf16=bf16,
         )  # fmt: skip
         trainer = transformers.Trainer(model, arguments, train_dataset=Set(), eval_dataset=Set())
         recorder = lm.Recorder(IMAGES, "rotation", on_error="raise")
@@ -298,8 +299,11 @@ def test_under_the_trainer_of_transformers(tmp_path):
     told = [entry for entry in trainer.state.log_history if "equivariance/rotation" in entry]
     assert [entry["step"] for entry in told] == [0, 3, 6]
     assert [entry["epoch"] for entry in recorder.history] == [0, 1, 2]
+    assert "half precision" not in recorder.described
     metric = lm.LocalEquivarianceError("rotation")
-    metric.update(model, IMAGES)
+    whole = transformers.ViTForImageClassification(config)
+    whole.load_state_dict(model.state_dict())
+    metric.update(whole, IMAGES)
     assert told[-1]["equivariance/rotation"] == pytest.approx(metric.compute()["rotation"].item(), rel=1e-6)
     assert told[-1]["equivariance/rotation"] == recorder.history[-1]["equivariance/rotation"]
     *_, plain = trained(False)
