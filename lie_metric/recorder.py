@@ -53,7 +53,7 @@ class Recorder:
             several sizes or have named parts. They are copied, so that what a loop does to them later changes nothing.
         generators: As of :class:`~lie_metric.EquivarianceMonitor`, as are all arguments that are not described here.
         batch_size: How many images of one tensor are measured at a time; None for all.
-        folder: Where the file is kept; None for none.
+        folder: Where the file is kept; None for none. That of the process of rank 0 counts, as does its ``log``.
         log: What takes the values, with "step" and "epoch" beside them: ``wandb.log``, ``print``, a writer's method.
         settings: What tells the run from others, such as its learning rate and its "seed"; kept in the file.
         measures: As of the monitor.
@@ -145,6 +145,7 @@ class Recorder:
         self.keys = self.program.keys.all()
         self.log, self.on_error, self.prefix = log, on_error, prefix
         self.file = None if folder is None else Path(folder) / f"{prefix}.jsonl"
+        self._keeps = False
         self._settings = {name: plain(value) for name, value in dict(settings or {}).items()}
         self.history: list[dict[str, float]] = []
         self.described: str | None = None
@@ -203,7 +204,7 @@ class Recorder:
         device, calls = _device_of(model), len(self.history)
         epoch = calls if epoch is None else epoch
         if not calls:
-            self._refuse_other_inputs(device)
+            self._agree(device)
             few = self._batches[0] if isinstance(self._layout, Mapping) else self._batches[0][:2]
             local = self.program.rehearse(model, _on(few, device), device, self._rehearsal_failed)
             name = called_name(model, self.program.options.function)
@@ -224,15 +225,17 @@ class Recorder:
             self.log(dict(entry))
         return found
 
-    def _refuse_other_inputs(self, device: torch.device) -> None:
-        """Compares inputs over processes: of other ones each process would measure another part than its share."""
+    def _agree(self, device: torch.device) -> None:
+        """Compares inputs over processes, of which each measures a share, and tells all whether there is a file."""
         rank, world = process()
+        self._keeps = self.file is not None
         if world == 1:
             return
-        told = torch.zeros(world, 2, dtype=torch.int64, device=device)
-        told[rank] = torch.tensor([self._count, _checksum(self._batches, self._layout)])
+        told = torch.zeros(world, 3, dtype=torch.int64, device=device)
+        told[rank] = torch.tensor([self._count, _checksum(self._batches, self._layout), int(self._keeps)])
         told = add_up(told)
-        if (told != told[0]).any():
+        self._keeps = bool(told[0, 2])
+        if (told[:, :2] != told[0, :2]).any():
             counts = told[:, 0].tolist()
             got = f"{counts} samples by rank" if len(set(counts)) > 1 else f"{counts[0]} on each that differ"
             raise ValueError(
@@ -263,7 +266,7 @@ class Recorder:
 
     def _keep(self, measurement: Measurement, step: int, epoch: float, device: torch.device) -> None:
         """Adds a line to the file; all processes take part in adding up."""
-        if self.file is None:
+        if not self._keeps:
             return
         failures = [float(name in measurement.errors) for name in measurement.metrics]
         outcomes = add_up(torch.tensor(failures, device=device))
@@ -273,7 +276,7 @@ class Recorder:
             if not failed
             for entry in entries_of(name, metric, self.prefix, self.program.measures)
         ]
-        if process()[0] == 0:
+        if process()[0] == 0 and self.file is not None:
             # Files count from 0 the epoch that ends, as the monitor's do.
             number = 0 if step == 0 else epoch - 1
             line = {"version": VERSION, "epoch": number, "step": step, "baseline": step == 0, "records": entries}

@@ -238,15 +238,33 @@ def _worker(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     with open(f"{folder}/{rank}.pickle", "wb") as file:
-        pickle.dump(_measured(folder), file)
+        pickle.dump([*_measured(folder), _refused(rank)], file)
     torch.distributed.destroy_process_group()
 
 
 def _measured(folder):
     logged = []
     options = {"metrics": [lm.PredictionConsistency()], "measures": ("relative", "sensitivity"), "on_error": "raise"}
-    recorder = lm.Recorder(IMAGES[:19], "rotation", batch_size=8, folder=folder, log=logged.append, **options)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    kept = None if rank else folder  # as loops have it that give a folder to one process alone
+    recorder = lm.Recorder(IMAGES[:19], "rotation", batch_size=8, folder=kept, log=logged.append, **options)
     return recorder.measure(net(), step=0), len(logged)
+
+
+def _refused(rank):
+    """What is said of inputs that differ, in values, numbers, and parts that move."""
+    layout = {"input_representation": {"pos": Points(3)}, "output_representation": Invariant()}
+    cases = [
+        (IMAGES[rank : rank + 4], {}),
+        (IMAGES[: 4 - rank], {}),
+        ({"pos": torch.full((2, 5, 3), float(rank))}, layout),
+    ]
+    found = []
+    for inputs, options in cases:
+        with pytest.raises(ValueError, match="same samples") as caught:
+            lm.Recorder(inputs, "rotation", **options).measure(lambda x: x, step=0)
+        found.append(str(caught.value))
+    return found
 
 
 @pytest.mark.slow
@@ -255,6 +273,9 @@ def test_two_processes_give_the_values_of_one(tmp_path):
         (tmp_path / name).mkdir()
     torch.multiprocessing.start_processes(_worker, (str(tmp_path / "two"),), 2, start_method="forkserver")
     pair = [pickle.loads((tmp_path / "two" / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+    refused = [found.pop() for found in pair]
+    assert all("`inputs` must be the same samples on every process" in text for texts in refused for text in texts)
+    assert ["[4, 3] samples by rank" in refused[0][1], "4 on each that differ" in refused[1][0]] == [True, True]
     wanted, _ = _measured(tmp_path / "one")
     assert pair[0][0] == pair[1][0] == pytest.approx(wanted, rel=1e-5)
     assert [logged for _, logged in pair] == [1, 0]
