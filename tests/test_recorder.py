@@ -330,6 +330,15 @@ def test_under_the_trainer_of_transformers(tmp_path, bf16):
     *_, plain = trained(False)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
+    several = lm.Recorder(IMAGES, "rotation", displacement=None, floor=False)
+    watch(trainer, several)
+    trainer.eval_dataset = {"one": Set(), "other": Set()}
+    trainer.args.eval_on_start = True
+    trainer.train()
+    assert [entry["step"] for entry in several.history] == [0, 3, 6]
+    trainer.evaluate(Set())
+    trainer.evaluate(Set())
+    assert [entry["step"] for entry in several.history] == [0, 3, 6, 6, 6]
     with pytest.raises(TypeError, match=r"`trainer` must be a `transformers.Trainer`, got int"):
         watch(3, recorder)
     with pytest.raises(TypeError, match=r"`recorder` must be a `lie_metric.Recorder`, got 'all'"):
