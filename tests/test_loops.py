@@ -7,6 +7,7 @@ what the files keep of float64 sums, of the untrained model and after each epoch
 import csv
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,20 +235,31 @@ def under_accelerate(folder, weights, precision, compiled):
     accelerator.end_training()
 
 
-def launched(folder, weights, precision, compiled):
-    """Two processes that meet at a port which the launcher is given by the system."""
-    folder.mkdir(exist_ok=True)
+def launched(folder, code, *arguments):
+    """What a script prints on two processes, which meet at a port that the launcher is given by the system."""
     script = folder / "launched.py"
-    script.write_text(LAUNCHED)
+    script.write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    arguments = [str(__file__).rpartition("/")[0], str(folder / "record"), str(weights), precision, compiled]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    return folder / "record"
+    return done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "compiled"), [("no", "eager"), ("bf16", "compiled")])
 def test_accelerate_on_two_processes(lightning, tmp_path, precision, compiled):
     """Whatever the precision of training is, what is measured is the model in float32."""
-    assert_same(lightning, launched(tmp_path, lightning, precision, compiled))
+    record = tmp_path / "record"
+    launched(tmp_path, LAUNCHED, str(Path(__file__).parent), str(record), str(lightning), precision, compiled)
+    assert_same(lightning, record)
+
+
+@pytest.mark.slow
+def test_the_lines_for_accelerate_run_as_they_stand(tmp_path):
+    guide = (Path(__file__).parents[1] / "examples" / "README.md").read_text(encoding="utf-8")
+    (code,) = [block.split("```")[0] for block in guide.split("```python\n")[1:] if "Accelerator(" in block]
+    printed = launched(tmp_path, code)
+    assert [line.split()[0] for line in printed.splitlines()] == ["0", "1"]
+    found = lm.read_runs(tmp_path)
+    last = found[(found["key"] == "equivariance") & (found["generator"] == "rotation") & (found["epoch"] == 2)]
+    assert float(last["value"].item()) == pytest.approx(float(printed.split()[-1]), rel=1e-6)
