@@ -13,8 +13,7 @@ from torch import Tensor
 
 from lie_metric.binding import Generators, moved_parts, sample_count
 from lie_metric.calling import called_name
-from lie_metric.curves import Measurement, Program, append, entries_of, strides_of
-from lie_metric.curves.batches import inputs_of
+from lie_metric.curves import Measurement, Program, append, chosen_samples, entries_of, strides_of
 from lie_metric.curves.failures import OnError, report, validate_on_error
 from lie_metric.curves.keys import validate_prefix
 from lie_metric.functional.local_equivariance import LeeOutput, Measure
@@ -23,7 +22,7 @@ from lie_metric.metrics.base import ModelMetric
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.records import VERSION, plain
 from lie_metric.resampling import Resampling
-from lie_metric.running import add_up, found_modules, process, random_state
+from lie_metric.running import add_up, found_modules, process
 
 __all__ = ["Recorder"]
 
@@ -160,13 +159,17 @@ class Recorder:
         inputs: Callable[[Any], Any] | int | str | None = None,
         **options: Any,
     ) -> Recorder:
-        """A recorder of the first samples of a loader, whole batches of it.
+        """A recorder of the samples of a loader that the monitor would measure.
+
+        These are one from each of ``num_images`` equal parts of the set, in the order of the loader, and the first ones
+        where its length is not known. Of a plain ``DataLoader`` that does not shuffle only they are loaded; any other
+        loader is gone through once, as far as it is needed. No random state is changed.
 
         Args:
-            loader: Gives batches; it is gone through once, as far as it is needed, without a trace in random states.
-                Under several processes one that gives all of them the same, rather than to each its part.
+            loader: Gives batches. Under several processes one that gives all of them the same, rather than to each its
+                part.
             generators: As of the class.
-            num_images: At least how many samples.
+            num_images: How many samples; of inputs with named parts as many batches as hold them.
             inputs: Where what the model takes is in a batch, as of :class:`~lie_metric.EquivarianceMonitor`.
             options: Further arguments of the class.
 
@@ -174,15 +177,14 @@ class Recorder:
             The recorder.
 
         Raises:
-            ValueError: If the loader is empty.
+            TypeError: If ``num_images`` is no integer.
+            ValueError: If the loader is empty, or ``num_images`` is less than one.
         """
-        layout, found, count = options.get("input_representation"), [], 0
-        with random_state():
-            for batch in loader:
-                found.append(inputs_of(batch, inputs, layout, "Recorder"))
-                count += sample_count(found[-1], layout)
-                if count >= num_images:
-                    break
+        if isinstance(num_images, bool) or not isinstance(num_images, int):
+            raise TypeError(f"`num_images` must be an integer, got {num_images!r}. Pass e.g. 256.")
+        if num_images < 1:
+            raise ValueError(f"`num_images` must be at least 1, got {num_images}. Pass e.g. 256.")
+        found = chosen_samples(loader, num_images, inputs, options.get("input_representation"), "Recorder")
         return cls(found, generators, **options)
 
     def measure(self, model: Any, step: int, epoch: float | None = None) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
+from lie_metric.curves import spread
 from lie_metric.representations import Invariant, Points, Vectors
 
 IMAGES = torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -102,10 +103,61 @@ class TestValues:
         recorder = lm.Recorder.of_loader(loader, "rotation", num_images=12, displacement=None, floor=False)
         assert torch.equal(torch.get_rng_state(), state)
         found = recorder.measure(net(), step=0)
-        assert recorder.described.endswith("15 samples")
+        assert recorder.described.endswith("12 samples")
         assert found.keys() == {f"equivariance{kind}/rotation" for kind in ("", "_se", "_lee", "_lee_se")}
-        with pytest.raises(ValueError, match="at least one sample"):
-            lm.Recorder.of_loader([])
+        for empty in ([], DataLoader(TensorDataset(IMAGES[:0]), 5)):
+            with pytest.raises(ValueError, match="at least one sample"):
+                lm.Recorder.of_loader(empty)
+        with pytest.raises(ValueError, match="`num_images` must be at least 1, got 0"):
+            lm.Recorder.of_loader(loader, num_images=0)
+        with pytest.raises(TypeError, match=r"`num_images` must be an integer, got 2\.5"):
+            lm.Recorder.of_loader(loader, num_images=2.5)
+
+    @pytest.mark.parametrize("kind", ["plain", "drop last", "other", "in pairs", "stream"])
+    def test_of_a_loader_are_the_samples_of_the_monitor(self, kind):
+        loaded = []
+
+        class Set(torch.utils.data.Dataset):
+            def __len__(self):
+                return 24
+
+            def __getitem__(self, index):
+                loaded.append(index)
+                return IMAGES[index]
+
+        class Stream(torch.utils.data.IterableDataset):
+            def __iter__(self):
+                return iter(IMAGES)
+
+        class Other(DataLoader):
+            """Not known to give what a plain one gives."""
+
+        def in_pairs(entries):
+            return torch.stack([image for entry in entries for image in (entry, 2 * entry)])
+
+        options = {"drop last": {"drop_last": True}, "in pairs": {"collate_fn": in_pairs}}.get(kind, {})
+        make = Other if kind == "other" else DataLoader
+        batches = make(Stream() if kind == "stream" else Set(), 5, **options)
+        recorder = lm.Recorder.of_loader(batches, ("rotation", "scale"), num_images=9, seed=3, on_error="raise")
+        assert kind != "plain" or loaded == spread(9, 24)
+        monitor = lm.EquivarianceMonitor(("rotation", "scale"), 9, seed=3, on_error="raise")
+        trainer = Trainer(callbacks=[monitor], logger=False, enable_progress_bar=False, enable_model_summary=False,
+                          accelerator="cpu")  # fmt: skip
+        module = Module()
+        (wanted,) = trainer.validate(module, batches, verbose=False)
+        assert recorder.measure(module.net, step=0) == pytest.approx(wanted, rel=1e-6)
+
+    def test_of_a_loader_of_named_parts(self):
+        batches = [{"pos": torch.full((4, 5, 3), float(index))} for index in range(6)]
+        layout = {"input_representation": {"pos": Points(3)}, "output_representation": Invariant()}
+
+        def kept(loader):
+            recorder = lm.Recorder.of_loader(loader, "rotation", num_images=9, **layout)
+            return [int(batch["pos"][0, 0, 0]) for batch in recorder._batches]
+
+        loader = DataLoader(TensorDataset(torch.arange(24)), 4, collate_fn=lambda rows: batches[int(rows[0][0]) // 4])
+        assert kept(loader) == spread(3, 6) == [0, 3, 4]
+        assert kept(batches) == kept(iter(batches)) == [0, 1, 2]
 
 
 class TestLoop:

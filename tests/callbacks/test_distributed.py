@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from lie_metric.callbacks import EquivarianceMonitor
-from lie_metric.callbacks.selection import Gathering, Share, spread
+from lie_metric.callbacks.selection import Gathering, Share
+from lie_metric.curves import spread
 from lie_metric.metrics import LatticeEquivarianceError, OrbitVariance
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

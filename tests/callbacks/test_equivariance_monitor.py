@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lie_metric as lm
 from lie_metric.callbacks import EquivarianceMonitor, weights
-from lie_metric.callbacks.selection import spread
+from lie_metric.curves import spread
 from lie_metric.metrics import LocalEquivarianceError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

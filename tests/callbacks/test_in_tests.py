@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
+from lie_metric.curves import spread
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -104,7 +105,7 @@ def test_several_loaders_and_a_part_of_them(package):
     (*_, last) = trainer_of(package, [monitor]).test(module, [loader(TEST), loader(OTHERS)], verbose=False)
     key = "test_equivariance/rotation/dataloader_idx_{}".format
     assert last[key(1)] == pytest.approx(of(module, OTHERS), rel=1e-6)
-    chosen = lm.callbacks.selection.spread(6, 12)
+    chosen = spread(6, 12)
     assert last[key(0)] == pytest.approx(of(module, TEST[chosen]), rel=1e-6)
 
 
