@@ -88,6 +88,7 @@ def test_wrappers_are_taken_off(group, monkeypatch, wrap):
 def accelerate():
     """The package, whose state belongs to the process."""
     package = pytest.importorskip("accelerate")
+    package.state.AcceleratorState._reset_state(reset_partial_state=True)
     yield package
     package.state.AcceleratorState._reset_state(reset_partial_state=True)
 
