@@ -234,8 +234,9 @@ def _further(signature: inspect.Signature) -> str:
 
 
 def name_of(model: object) -> str:
-    """What a model is called in messages."""
-    return str(getattr(model, "__qualname__", type(model).__name__))
+    """What a model is called in messages, without wrappers of data parallelism."""
+    inside = bare(model)
+    return str(getattr(inside, "__qualname__", type(inside).__name__))
 
 
 def called_name(model: object, function: Function | None) -> str:
@@ -254,5 +255,4 @@ def called_name(model: object, function: Function | None) -> str:
     """
     if callable(function):
         return str(getattr(function, "__qualname__", repr(function)))
-    name = name_of(bare(model))
-    return f"{name}.{function}" if function else name
+    return f"{name_of(model)}.{function}" if function else name_of(model)

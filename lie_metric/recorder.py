@@ -247,12 +247,16 @@ class Recorder:
             )
 
     def _shares(self) -> Iterator[tuple[Any, list[int]]]:
-        """What this process measures: whole batches of named parts, and every so many-th image of a tensor.
+        """What this process measures: whole batches of named parts, and of images as many as any other.
 
         Yields:
             Inputs, and the numbers of their samples.
         """
         rank, world = process()
+        # Companions take every so many-th image: these are dealt out first, so that each process has as many of them.
+        strides = {1, *strides_of(self._count).values()}
+        order = sorted(range(self._count), key=lambda number: -max(s for s in strides if number % s == 0))
+        own = set(order[rank::world])
         start = 0
         for index, batch in enumerate(self._batches):
             count = sample_count(batch, self._layout)
@@ -262,7 +266,7 @@ class Recorder:
                 if index % world == rank:
                     yield batch, list(numbers)
             else:
-                rows = [row for row, number in enumerate(numbers) if number % world == rank]
+                rows = [row for row, number in enumerate(numbers) if number in own]
                 if rows:
                     yield batch[rows] if world > 1 else batch, [numbers[row] for row in rows]
 

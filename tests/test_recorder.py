@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
-from lie_metric.curves import spread
+from lie_metric.curves import spread, strides_of
 from lie_metric.representations import Invariant, Points, Vectors
 
 IMAGES = torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -158,6 +158,22 @@ class TestValues:
         loader = DataLoader(TensorDataset(torch.arange(24)), 4, collate_fn=lambda rows: batches[int(rows[0][0]) // 4])
         assert kept(loader) == spread(3, 6) == [0, 3, 4]
         assert kept(batches) == kept(iter(batches)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+@pytest.mark.parametrize("count", [5, 32, 64, 256])
+def test_processes_share_companions_too(monkeypatch, world, count):
+    recorder = lm.Recorder(torch.zeros(count, 1, 8, 8), "rotation", batch_size=7)
+    dealt = []
+    for rank in range(world):
+        monkeypatch.setattr("lie_metric.recorder.process", lambda rank=rank: (rank, world))
+        shares = list(recorder._shares())
+        assert all(len(images) == len(numbers) for images, numbers in shares)
+        dealt.append([number for _, numbers in shares for number in numbers])
+    assert sorted(number for numbers in dealt for number in numbers) == list(range(count))
+    for stride in {1, *strides_of(count).values()}:
+        loads = [sum(number % stride == 0 for number in numbers) for numbers in dealt]
+        assert max(loads) - min(loads) <= 1
 
 
 class TestLoop:
