@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from lie_metric.options import Function, Output
 
-__all__ = ["call_of", "called_name", "name_of", "part_of", "select_output"]
+__all__ = ["bare", "call_of", "called_name", "casting", "name_of", "part_of", "select_output", "uncast"]
 
 _TENSOR_KEYS = ("logits", "out", "output")
 
@@ -81,8 +82,73 @@ def _unwrap(returned: Any) -> Tensor:
     )
 
 
+def bare(model: Any) -> Any:
+    """A model without the wrapper of data parallelism, compiled or not.
+
+    The wrapper of several processes may wait at each call for all of them, which measure different numbers of images,
+    and prepares for a backward pass that never comes.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The module inside; the model itself if it has no such wrapper.
+
+    Example:
+        >>> inside = nn.Linear(2, 2)
+        >>> bare(nn.DataParallel(inside)) is inside, bare(inside) is inside
+        (True, True)
+    """
+    inner = getattr(model, "_orig_mod", None) if type(model).__name__ == "OptimizedModule" else model
+    return bare(inner.module) if isinstance(inner, _PARALLEL) else model
+
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def casting(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The modules that accelerate has prepared for mixed precision: their ``forward`` switches autocast on by itself.
+
+    Args:
+        modules: Modules.
+
+    Returns:
+        Those of them.
+    """
+    return [
+        module
+        for module in modules
+        if "_original_forward" in vars(module)
+        and str(getattr(vars(module).get("forward"), "__module__", "")).startswith("accelerate.")
+    ]
+
+
+@contextmanager
+def uncast(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Gives modules the ``forward`` that they had before accelerate prepared them.
+
+    Derivatives in half precision hold to a few hundredths alone, see :func:`casting`.
+
+    Args:
+        modules: Those that :func:`casting` found.
+
+    Yields:
+        Nothing.
+    """
+    kept = [(vars(module), vars(module)["forward"]) for module in modules]
+    try:
+        for attributes, _ in kept:
+            attributes["forward"] = attributes["_original_forward"]
+        yield
+    finally:
+        for attributes, forward in kept:
+            attributes["forward"] = forward
+
+
 def call_of(model: Any, function: Function | None, arguments: int = 1) -> Callable[..., Any]:
     """What of a model is run: the model itself, a method of it, or a function of it and the images.
+
+    Wrappers of data parallelism are taken off, see :func:`bare`.
 
     Args:
         model: As in :func:`lie_derivative`.
@@ -96,6 +162,7 @@ def call_of(model: Any, function: Function | None, arguments: int = 1) -> Callab
         TypeError: If what is to be run cannot be called with images alone.
         ValueError: If the model has no such method.
     """
+    model = bare(model)
     if isinstance(function, str):
         found = getattr(model, function, None)
         if not callable(found):
@@ -167,8 +234,9 @@ def _further(signature: inspect.Signature) -> str:
 
 
 def name_of(model: object) -> str:
-    """What a model is called in messages."""
-    return str(getattr(model, "__qualname__", type(model).__name__))
+    """What a model is called in messages, without wrappers of data parallelism."""
+    inside = bare(model)
+    return str(getattr(inside, "__qualname__", type(inside).__name__))
 
 
 def called_name(model: object, function: Function | None) -> str:

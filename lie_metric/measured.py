@@ -10,7 +10,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from lie_metric.calling import call_of, name_of, select_output
+from lie_metric.calling import bare, call_of, casting, name_of, select_output, uncast
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.representations import (
     ChannelsLast,
@@ -95,7 +95,7 @@ def function_of(
     frozen: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """The map from inputs to the measured tensor, with half-precision weights raised to float32.
+    """The map from inputs to the measured tensor, with half-precision weights raised to float32 and no casts between.
 
     Each of its calls sees the same random draws, those that follow the state in which it is made.
 
@@ -120,11 +120,12 @@ def function_of(
                 working = working.detach()
             if working is not tensor:
                 raised[id(tensor)] = tensor, working
-    if not raised:
+    cast_again = casting(modules)
+    if not raised and not cast_again:
         return gradients_as_needed(same_draws(lambda x: select_output(call(x), output)))
 
     def measured(x: Tensor) -> Tensor:
-        with _exchanged(modules, raised):
+        with _exchanged(modules, raised), uncast(cast_again):
             return select_output(call(x), output)
 
     return gradients_as_needed(same_draws(measured))
@@ -197,7 +198,7 @@ def carried(
     if output_representation is not None:
         output_representation.check(f, "output")
         return output_representation
-    found = infer_output_representation(f, images, model, input_representation)
+    found = infer_output_representation(f, images, bare(model), input_representation)
     found.check(f, "output")
     dimension = getattr(input_representation, "dimension", 2)
     on_grid = input_representation is None or callable(getattr(input_representation, "map", None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,8 +14,7 @@ from torch import Tensor
 
 from lie_metric.binding import Generators, moved_parts, sample_count
 from lie_metric.calling import called_name
-from lie_metric.curves import Measurement, Program, append, entries_of, strides_of
-from lie_metric.curves.batches import inputs_of
+from lie_metric.curves import Measurement, Program, append, chosen_samples, entries_of, strides_of
 from lie_metric.curves.failures import OnError, report, validate_on_error
 from lie_metric.curves.keys import validate_prefix
 from lie_metric.functional.local_equivariance import LeeOutput, Measure
@@ -23,7 +23,7 @@ from lie_metric.metrics.base import ModelMetric
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.records import VERSION, plain
 from lie_metric.resampling import Resampling
-from lie_metric.running import add_up, found_modules, process, random_state, unsharded
+from lie_metric.running import add_up, found_modules, process, unsharded
 
 __all__ = ["Recorder"]
 
@@ -36,20 +36,24 @@ class Recorder:
     :func:`lie_metric.read_runs`, :func:`lie_metric.compare` and ``lie-metric compare`` read. The model is measured in
     evaluation mode and left as it was found, random states included, so that training is not changed.
 
-    Linearity and the stencil's own error are measured at the first, second, fourth, eighth, ... call, and companions of
-    many images on a part of them, as the monitor does it.
+    Linearity and the stencil's own error are measured at step 0 and at the first, second, fourth, eighth, ... call
+    after it, and companions of many images on a part of them, as the monitor does it. On the same weights and images
+    its values are those of the monitor.
+
+    *The model* may be compiled, wrapped for data parallelism, or prepared by accelerate, whatever its mixed precision:
+    what is measured is the module inside, in float32, without autocast.
 
     *Several processes* (``torchrun``, accelerate): every process makes the recorder with the same inputs and calls
     :meth:`measure` at the same time; each measures its share, and all have the values of one process over all inputs.
-    The process of rank 0 logs and writes. Pass the model itself, not its wrapper of data parallelism; of a model that
-    is sharded the outermost module, with FSDP1 its wrapper: see :func:`lie_metric.unsharded`.
+    The process of rank 0 logs and writes. Inputs that differ between processes are an error of the first call. Of a
+    model that is sharded pass the outermost module, with FSDP1 its wrapper: see :func:`lie_metric.unsharded`.
 
     Args:
         inputs: Images (B, C, H, W), or what else ``input_representation`` is of; a list of batches, where they are of
             several sizes or have named parts. They are copied, so that what a loop does to them later changes nothing.
         generators: As of :class:`~lie_metric.EquivarianceMonitor`, as are all arguments that are not described here.
         batch_size: How many images of one tensor are measured at a time; None for all.
-        folder: Where the file is kept; None for none.
+        folder: Where the file is kept; None for none. That of the process of rank 0 counts, as does its ``log``.
         log: What takes the values, with "step" and "epoch" beside them: ``wandb.log``, ``print``, a writer's method.
         settings: What tells the run from others, such as its learning rate and its "seed"; kept in the file.
         measures: As of the monitor.
@@ -75,6 +79,7 @@ class Recorder:
 
     Attributes:
         history: For each call the values, with "step" and "epoch".
+        keys: All keys of the values, in their order; a call lacks those of what it leaves out.
         described: What is measured, by which method and stencil, in a line; None before the first call.
 
     Example:
@@ -137,8 +142,10 @@ class Recorder:
         self._layout = input_representation
         self._batches = _batches(inputs, input_representation, batch_size)
         self._count = sum(sample_count(batch, input_representation) for batch in self._batches)
+        self.keys = self.program.keys.all()
         self.log, self.on_error, self.prefix = log, on_error, prefix
         self.file = None if folder is None else Path(folder) / f"{prefix}.jsonl"
+        self._keeps = False
         self._settings = {name: plain(value) for name, value in dict(settings or {}).items()}
         self.history: list[dict[str, float]] = []
         self.described: str | None = None
@@ -153,12 +160,17 @@ class Recorder:
         inputs: Callable[[Any], Any] | int | str | None = None,
         **options: Any,
     ) -> Recorder:
-        """A recorder of the first samples of a loader, whole batches of it.
+        """A recorder of the samples of a loader that the monitor would measure.
+
+        These are one from each of ``num_images`` equal parts of the set, in the order of the loader, and the first ones
+        where its length is not known. Of a plain ``DataLoader`` that does not shuffle only they are loaded; any other
+        loader is gone through once, as far as it is needed. No random state is changed.
 
         Args:
-            loader: Gives batches; it is gone through once, as far as it is needed, without a trace in random states.
+            loader: Gives batches. Under several processes one that gives all of them the same, rather than to each its
+                part.
             generators: As of the class.
-            num_images: At least how many samples.
+            num_images: How many samples; of inputs with named parts as many batches as hold them.
             inputs: Where what the model takes is in a batch, as of :class:`~lie_metric.EquivarianceMonitor`.
             options: Further arguments of the class.
 
@@ -166,15 +178,14 @@ class Recorder:
             The recorder.
 
         Raises:
-            ValueError: If the loader is empty.
+            TypeError: If ``num_images`` is no integer.
+            ValueError: If the loader is empty, or ``num_images`` is less than one.
         """
-        layout, found, count = options.get("input_representation"), [], 0
-        with random_state():
-            for batch in loader:
-                found.append(inputs_of(batch, inputs, layout, "Recorder"))
-                count += sample_count(found[-1], layout)
-                if count >= num_images:
-                    break
+        if isinstance(num_images, bool) or not isinstance(num_images, int):
+            raise TypeError(f"`num_images` must be an integer, got {num_images!r}. Pass e.g. 256.")
+        if num_images < 1:
+            raise ValueError(f"`num_images` must be at least 1, got {num_images}. Pass e.g. 256.")
+        found = chosen_samples(loader, num_images, inputs, options.get("input_representation"), "Recorder")
         return cls(found, generators, **options)
 
     def measure(self, model: Any, step: int, epoch: float | None = None) -> dict[str, float]:
@@ -183,7 +194,7 @@ class Recorder:
         Args:
             model: The model, on one device or sharded.
             step: How many steps it was trained; at step 0 it is the baseline.
-            epoch: How many epochs; the default is that of the number of calls.
+            epoch: How many epochs it was trained, which may be a fraction; the default is the number of earlier calls.
 
         Returns:
             The values by key, NaN for what could not be measured.
@@ -191,7 +202,7 @@ class Recorder:
         Raises:
             RuntimeError: If nothing can be measured and ``on_error`` is ``"raise"``.
             TypeError: If the first call is a misuse.
-            ValueError: If the first call is a misuse.
+            ValueError: If the first call is a misuse, or other processes hold other inputs.
         """
         with unsharded(model) if isinstance(model, torch.nn.Module) else nullcontext(model) as whole:
             return self._measure(whole, step, len(self.history) if epoch is None else epoch)
@@ -199,11 +210,14 @@ class Recorder:
     def _measure(self, model: Any, step: int, epoch: float) -> dict[str, float]:
         device, calls = _device_of(model), len(self.history)
         if not calls:
+            self._agree(device)
             few = self._batches[0] if isinstance(self._layout, Mapping) else self._batches[0][:2]
             local = self.program.rehearse(model, _on(few, device), device, self._rehearsal_failed)
             name = called_name(model, self.program.options.function)
             self.described = self.program.told(local, name, f"{self._count} samples")
-        measurement = self.program.measurement(device, self.program.seldom(calls + 1))
+        # As the monitor counts: its baseline is none of the epochs that it measures.
+        count = 1 + sum(entry["step"] > 0 for entry in self.history)
+        measurement = self.program.measurement(device, self.program.seldom(count) if step > 0 else frozenset())
         measurement.strides = strides_of(self._count)
         for inputs, numbers in self._shares():
             measurement.update(model, _on(inputs, device), numbers)
@@ -217,13 +231,36 @@ class Recorder:
             self.log(dict(entry))
         return found
 
+    def _agree(self, device: torch.device) -> None:
+        """Compares inputs over processes, of which each measures a share, and tells all whether there is a file."""
+        rank, world = process()
+        self._keeps = self.file is not None
+        if world == 1:
+            return
+        told = torch.zeros(world, 3, dtype=torch.int64, device=device)
+        told[rank] = torch.tensor([self._count, _checksum(self._batches, self._layout), int(self._keeps)])
+        told = add_up(told)
+        self._keeps = bool(told[0, 2])
+        if (told[:, :2] != told[0, :2]).any():
+            counts = told[:, 0].tolist()
+            got = f"{counts} samples by rank" if len(set(counts)) > 1 else f"{counts[0]} on each that differ"
+            raise ValueError(
+                f"`inputs` must be the same samples on every process, got {got}. A loader that is dealt out, as by "
+                "`accelerator.prepare` or a distributed sampler, gives each process a part of its own: pass one that "
+                "is not, nor shuffles or augments, `Recorder.of_loader(DataLoader(dataset, batch_size))`."
+            )
+
     def _shares(self) -> Iterator[tuple[Any, list[int]]]:
-        """What this process measures: whole batches of named parts, and every so many-th image of a tensor.
+        """What this process measures: whole batches of named parts, and of images as many as any other.
 
         Yields:
             Inputs, and the numbers of their samples.
         """
         rank, world = process()
+        # Companions take every so many-th image: these are dealt out first, so that each process has as many of them.
+        strides = {1, *strides_of(self._count).values()}
+        order = sorted(range(self._count), key=lambda number: -max(s for s in strides if number % s == 0))
+        own = set(order[rank::world])
         start = 0
         for index, batch in enumerate(self._batches):
             count = sample_count(batch, self._layout)
@@ -233,13 +270,13 @@ class Recorder:
                 if index % world == rank:
                     yield batch, list(numbers)
             else:
-                rows = [row for row, number in enumerate(numbers) if number % world == rank]
+                rows = [row for row, number in enumerate(numbers) if number in own]
                 if rows:
                     yield batch[rows] if world > 1 else batch, [numbers[row] for row in rows]
 
     def _keep(self, measurement: Measurement, step: int, epoch: float, device: torch.device) -> None:
         """Adds a line to the file; all processes take part in adding up."""
-        if self.file is None:
+        if not self._keeps:
             return
         failures = [float(name in measurement.errors) for name in measurement.metrics]
         outcomes = add_up(torch.tensor(failures, device=device))
@@ -249,8 +286,10 @@ class Recorder:
             if not failed
             for entry in entries_of(name, metric, self.prefix, self.program.measures)
         ]
-        if process()[0] == 0:
-            line = {"version": VERSION, "epoch": epoch, "step": step, "baseline": step == 0, "records": entries}
+        if process()[0] == 0 and self.file is not None:
+            # Files count from 0 the epoch that ends, as the monitor's do.
+            number = 0 if step == 0 else epoch - 1
+            line = {"version": VERSION, "epoch": number, "step": step, "baseline": step == 0, "records": entries}
             seed = self._settings.get("seed")
             header = {"version": VERSION, "hyperparameters": self._settings}
             append(self.file, [line], header | ({"seed": seed} if isinstance(seed, int) else {}))
@@ -282,6 +321,16 @@ def _batches(inputs: Any, layout: Layout | None, size: int | None) -> list[Any]:
     if not found or not sum(sample_count(one, layout) for one in found):
         raise ValueError("`inputs` must hold at least one sample, got none. Pass images of the validation set.")
     return [one.detach().clone() if isinstance(one, Tensor) else copy.deepcopy(one) for one in found]
+
+
+def _checksum(batches: list[Any], layout: Layout | None) -> int:
+    """A number that the bytes of all tensors that move fix, below 2^62."""
+    told = hashlib.blake2b(digest_size=8)
+    for batch in batches:
+        for name, tensor in moved_parts(batch, layout).items():
+            told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            told.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return int.from_bytes(told.digest(), "big") >> 2
 
 
 def _on(inputs: Any, device: torch.device) -> Any:

@@ -62,8 +62,8 @@ def apply(
 
     Raises:
         TypeError: If the image is no floating-point tensor or ``t`` is no number.
-        ValueError: If the name is not that of one generator, a shape does not fit, or the horizon of a projective map
-            is in the frame.
+        ValueError: If the name is not that of one generator, a shape does not fit, ``t`` is NaN or infinite, or the
+            horizon of a projective map is in the frame.
 
     Example:
         >>> image = torch.rand(2, 3, 8, 8)
@@ -290,6 +290,7 @@ def _parameter(t: Parameter, batch: Tensor) -> Tensor:
     """The group parameters as a tensor of shape (N,) or (1,), in the dtype of coordinates."""
     if not isinstance(t, (int, float, Tensor)) or isinstance(t, bool):
         raise TypeError(f"`t` must be a number or a tensor, got {type(t).__name__}. Pass e.g. 0.1.")
+    _check_finite(t)
     # A number goes to float64 at once: by way of the default dtype it would lose half of its digits.
     parameter = torch.as_tensor(t, dtype=coordinate_dtype(batch.device), device=batch.device)
     if parameter.ndim == 0:
@@ -299,3 +300,19 @@ def _parameter(t: Parameter, batch: Tensor) -> Tensor:
             f"`t` must be a number or of shape ({batch.shape[0]},), one for each image, got {tuple(parameter.shape)}."
         )
     return parameter
+
+
+def _check_finite(t: Parameter) -> None:
+    if not isinstance(t, Tensor):
+        bad = [] if math.isfinite(t) else [t]
+    elif torch.compiler.is_compiling():  # values are not known then
+        return
+    else:
+        plain = t.detach()
+        # Under `vmap` and the like the values are those of what is wrapped.
+        while torch._C._functorch.is_functorch_wrapped_tensor(plain):
+            plain = torch._C._functorch.get_unwrapped(plain)
+        finite = plain.isfinite()
+        bad = [] if bool(finite.all()) else plain[~finite].flatten()[:1].tolist()
+    if bad:
+        raise ValueError(f"`t` must be finite, got {bad[0]}. Check what the number is made of.")

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
+from lie_metric.curves import spread, strides_of
 from lie_metric.representations import Invariant, Points, Vectors
 
 IMAGES = torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -53,7 +54,7 @@ class TestValues:
             assert recorder.described is None
             found = recorder.measure(module.net, step=5)
             assert found.keys() == wanted.keys()
-            assert found == pytest.approx(wanted, rel=1e-4)
+            assert found == pytest.approx(wanted, rel=1e-6)
         assert recorder.described.startswith("Sequential: output (B, 3): invariant, class scores; method ")
         assert recorder.described.endswith("24 samples")
 
@@ -102,10 +103,77 @@ class TestValues:
         recorder = lm.Recorder.of_loader(loader, "rotation", num_images=12, displacement=None, floor=False)
         assert torch.equal(torch.get_rng_state(), state)
         found = recorder.measure(net(), step=0)
-        assert recorder.described.endswith("15 samples")
+        assert recorder.described.endswith("12 samples")
         assert found.keys() == {f"equivariance{kind}/rotation" for kind in ("", "_se", "_lee", "_lee_se")}
-        with pytest.raises(ValueError, match="at least one sample"):
-            lm.Recorder.of_loader([])
+        for empty in ([], DataLoader(TensorDataset(IMAGES[:0]), 5)):
+            with pytest.raises(ValueError, match="at least one sample"):
+                lm.Recorder.of_loader(empty)
+        with pytest.raises(ValueError, match="`num_images` must be at least 1, got 0"):
+            lm.Recorder.of_loader(loader, num_images=0)
+        with pytest.raises(TypeError, match=r"`num_images` must be an integer, got 2\.5"):
+            lm.Recorder.of_loader(loader, num_images=2.5)
+
+    @pytest.mark.parametrize("kind", ["plain", "drop last", "other", "in pairs", "stream"])
+    def test_of_a_loader_are_the_samples_of_the_monitor(self, kind):
+        loaded = []
+
+        class Set(torch.utils.data.Dataset):
+            def __len__(self):
+                return 24
+
+            def __getitem__(self, index):
+                loaded.append(index)
+                return IMAGES[index]
+
+        class Stream(torch.utils.data.IterableDataset):
+            def __iter__(self):
+                return iter(IMAGES)
+
+        class Other(DataLoader):
+            """Not known to give what a plain one gives."""
+
+        def in_pairs(entries):
+            return torch.stack([image for entry in entries for image in (entry, 2 * entry)])
+
+        options = {"drop last": {"drop_last": True}, "in pairs": {"collate_fn": in_pairs}}.get(kind, {})
+        make = Other if kind == "other" else DataLoader
+        batches = make(Stream() if kind == "stream" else Set(), 5, **options)
+        recorder = lm.Recorder.of_loader(batches, ("rotation", "scale"), num_images=9, seed=3, on_error="raise")
+        assert kind != "plain" or loaded == spread(9, 24)
+        monitor = lm.EquivarianceMonitor(("rotation", "scale"), 9, seed=3, on_error="raise")
+        trainer = Trainer(callbacks=[monitor], logger=False, enable_progress_bar=False, enable_model_summary=False,
+                          accelerator="cpu")  # fmt: skip
+        module = Module()
+        (wanted,) = trainer.validate(module, batches, verbose=False)
+        assert recorder.measure(module.net, step=0) == pytest.approx(wanted, rel=1e-6)
+
+    def test_of_a_loader_of_named_parts(self):
+        batches = [{"pos": torch.full((4, 5, 3), float(index))} for index in range(6)]
+        layout = {"input_representation": {"pos": Points(3)}, "output_representation": Invariant()}
+
+        def kept(loader):
+            recorder = lm.Recorder.of_loader(loader, "rotation", num_images=9, **layout)
+            return [int(batch["pos"][0, 0, 0]) for batch in recorder._batches]
+
+        loader = DataLoader(TensorDataset(torch.arange(24)), 4, collate_fn=lambda rows: batches[int(rows[0][0]) // 4])
+        assert kept(loader) == spread(3, 6) == [0, 3, 4]
+        assert kept(batches) == kept(iter(batches)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+@pytest.mark.parametrize("count", [5, 32, 64, 256])
+def test_processes_share_companions_too(monkeypatch, world, count):
+    recorder = lm.Recorder(torch.zeros(count, 1, 8, 8), "rotation", batch_size=7)
+    dealt = []
+    for rank in range(world):
+        monkeypatch.setattr("lie_metric.recorder.process", lambda rank=rank: (rank, world))
+        shares = list(recorder._shares())
+        assert all(len(images) == len(numbers) for images, numbers in shares)
+        dealt.append([number for _, numbers in shares for number in numbers])
+    assert sorted(number for numbers in dealt for number in numbers) == list(range(count))
+    for stride in {1, *strides_of(count).values()}:
+        loads = [sum(number % stride == 0 for number in numbers) for numbers in dealt]
+        assert max(loads) - min(loads) <= 1
 
 
 class TestLoop:
@@ -134,21 +202,30 @@ class TestLoop:
         assert [(entry["step"], entry["epoch"]) for entry in recorder.history] == [(0, 0), (2, 1), (4, 2)]
         assert recorder.history == logged
         assert "equivariance_floor/rotation" in logged[0]
-        seldom = [math.isfinite(entry.get("equivariance_floor/rotation", math.nan)) for entry in logged]
-        assert seldom == [True, True, False], "floors at the first, second, fourth, ... measurement"
         header, *lines = map(json.loads, (tmp_path / "run" / "equivariance.jsonl").read_text().splitlines())
         assert header["hyperparameters"] == {"lr": 0.1, "seed": 4}
         assert header["seed"] == 4
         assert [(line["step"], line["epoch"], line["baseline"]) for line in lines] == [
             (0, 0, True),
-            (2, 1, False),
-            (4, 2, False),
+            (2, 0, False),
+            (4, 1, False),
         ]
+        read = lm.read_runs(tmp_path)
+        assert sorted(set(zip(read["step"], read["epoch"], strict=True))) == [(0, 0), (2, 1), (4, 2)]
         kept = lm.read_record(tmp_path / "run")
         assert kept.images == 24
         value = dict(zip(kept.names, kept.replicates.value.tolist(), strict=True))["rotation"]
         assert value == pytest.approx(logged[-1]["equivariance/rotation"], rel=1e-5)
         assert set(lm.read_runs(tmp_path)["key"]) >= {"equivariance", "equivariance_finite"}
+
+    def test_floors_are_measured_where_the_monitor_measures_them(self):
+        for steps, wanted in ((range(6), [0, 1, 2, 4]), (range(1, 6), [1, 2, 4])):
+            recorder = lm.Recorder(IMAGES[:2], "rotation", displacement=None)
+            for step in steps:
+                recorder.measure(net(), step)
+            key = "equivariance_floor/rotation"
+            assert [entry["step"] for entry in recorder.history if key in entry] == wanted
+            assert recorder.keys == [key for key in recorder.history[0] if key not in {"step", "epoch"}]
 
     def test_epochs_count_by_themselves(self):
         recorder = lm.Recorder(IMAGES[:4], "rotation", displacement=None, floor=False)
@@ -229,15 +306,33 @@ def _worker(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     with open(f"{folder}/{rank}.pickle", "wb") as file:
-        pickle.dump(_measured(folder), file)
+        pickle.dump([*_measured(folder), _refused(rank)], file)
     torch.distributed.destroy_process_group()
 
 
 def _measured(folder):
     logged = []
     options = {"metrics": [lm.PredictionConsistency()], "measures": ("relative", "sensitivity"), "on_error": "raise"}
-    recorder = lm.Recorder(IMAGES[:19], "rotation", batch_size=8, folder=folder, log=logged.append, **options)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    kept = None if rank else folder  # as loops have it that give a folder to one process alone
+    recorder = lm.Recorder(IMAGES[:19], "rotation", batch_size=8, folder=kept, log=logged.append, **options)
     return recorder.measure(net(), step=0), len(logged)
+
+
+def _refused(rank):
+    """What is said of inputs that differ, in values, numbers, and parts that move."""
+    layout = {"input_representation": {"pos": Points(3)}, "output_representation": Invariant()}
+    cases = [
+        (IMAGES[rank : rank + 4], {}),
+        (IMAGES[: 4 - rank], {}),
+        ({"pos": torch.full((2, 5, 3), float(rank))}, layout),
+    ]
+    found = []
+    for inputs, options in cases:
+        with pytest.raises(ValueError, match="same samples") as caught:
+            lm.Recorder(inputs, "rotation", **options).measure(lambda x: x, step=0)
+        found.append(str(caught.value))
+    return found
 
 
 @pytest.mark.slow
@@ -246,6 +341,9 @@ def test_two_processes_give_the_values_of_one(tmp_path):
         (tmp_path / name).mkdir()
     torch.multiprocessing.start_processes(_worker, (str(tmp_path / "two"),), 2, start_method="forkserver")
     pair = [pickle.loads((tmp_path / "two" / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+    refused = [found.pop() for found in pair]
+    assert all("`inputs` must be the same samples on every process" in text for texts in refused for text in texts)
+    assert ["[4, 3] samples by rank" in refused[0][1], "4 on each that differ" in refused[1][0]] == [True, True]
     wanted, _ = _measured(tmp_path / "one")
     assert pair[0][0] == pair[1][0] == pytest.approx(wanted, rel=1e-5)
     assert [logged for _, logged in pair] == [1, 0]
@@ -254,7 +352,8 @@ def test_two_processes_give_the_values_of_one(tmp_path):
     assert len((tmp_path / "two" / "equivariance.jsonl").read_text().splitlines()) == 2
 
 
-def test_under_the_trainer_of_transformers(tmp_path):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_under_the_trainer_of_transformers(tmp_path, bf16):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     from lie_metric.callbacks.transformers import watch
@@ -276,7 +375,7 @@ def test_under_the_trainer_of_transformers(tmp_path):
         model = transformers.ViTForImageClassification(config)
         arguments = transformers.TrainingArguments(
             str(tmp_path / "out"), num_train_epochs=2, eval_strategy="epoch", report_to=[], use_cpu=True,
-            per_device_train_batch_size=8, save_strategy="no", disable_tqdm=True, seed=0,
+            per_device_train_batch_size=8, save_strategy="no", disable_tqdm=True, seed=0, bf16=bf16,
         )  # fmt: skip
         trainer = transformers.Trainer(model, arguments, train_dataset=Set(), eval_dataset=Set())
         recorder = lm.Recorder(IMAGES, "rotation", on_error="raise")
@@ -289,13 +388,25 @@ def test_under_the_trainer_of_transformers(tmp_path):
     told = [entry for entry in trainer.state.log_history if "equivariance/rotation" in entry]
     assert [entry["step"] for entry in told] == [0, 3, 6]
     assert [entry["epoch"] for entry in recorder.history] == [0, 1, 2]
+    assert "half precision" not in recorder.described
     metric = lm.LocalEquivarianceError("rotation")
-    metric.update(model, IMAGES)
+    whole = transformers.ViTForImageClassification(config)
+    whole.load_state_dict(model.state_dict())
+    metric.update(whole, IMAGES)
     assert told[-1]["equivariance/rotation"] == pytest.approx(metric.compute()["rotation"].item(), rel=1e-6)
     assert told[-1]["equivariance/rotation"] == recorder.history[-1]["equivariance/rotation"]
     *_, plain = trained(False)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
+    several = lm.Recorder(IMAGES, "rotation", displacement=None, floor=False)
+    watch(trainer, several)
+    trainer.eval_dataset = {"one": Set(), "other": Set()}
+    trainer.args.eval_on_start = True
+    trainer.train()
+    assert [entry["step"] for entry in several.history] == [0, 3, 6]
+    trainer.evaluate(Set())
+    trainer.evaluate(Set())
+    assert [entry["step"] for entry in several.history] == [0, 3, 6, 6, 6]
     with pytest.raises(TypeError, match=r"`trainer` must be a `transformers.Trainer`, got int"):
         watch(3, recorder)
     with pytest.raises(TypeError, match=r"`recorder` must be a `lie_metric.Recorder`, got 'all'"):

@@ -23,7 +23,7 @@ from lie_metric.callbacks.loaders import LoaderMeasurements, Step
 from lie_metric.callbacks.monitor import Function, Monitor
 from lie_metric.callbacks.records import keep
 from lie_metric.callbacks.selection import Gathering, Share, WholeBatches, described
-from lie_metric.callbacks.trainers import is_a, number_of_batches, outermost, validation_loaders
+from lie_metric.callbacks.trainers import is_a, is_fitting, measured_loaders, number_of_batches, outermost
 from lie_metric.curves import Measurement, Program, strides_of
 from lie_metric.curves.batches import inputs_of
 from lie_metric.functional.local_equivariance import Measure
@@ -113,8 +113,9 @@ class EquivarianceMonitor(Monitor):
         what :func:`lie_metric.compare`, :func:`lie_metric.read_runs` and ``lie-metric compare`` need: values without
         each group of images, settings, and what tells the images from others.
 
-        *Tests*: nothing is measured in ``trainer.test()``, which a warning says; ``trainer.validate()`` measures any
-        loader.
+        *Tests*: with ``test=True`` the test loaders are measured in ``trainer.test()`` as validation loaders are, and
+        logged under keys with ``test_`` before them: ``test_equivariance/rotation``. Without it nothing is measured
+        there, which a warning says. ``trainer.validate()`` measures its loaders under the keys of training.
 
         *The baseline* is the curve's point at step 0. The weights of the untrained model are kept (in main memory)
         until the first validation, and measured then on the same images as the trained ones: no pass over the data is
@@ -125,8 +126,8 @@ class EquivarianceMonitor(Monitor):
         generators: Names, groups or :class:`~lie_metric.Generator` objects, as in :func:`~lie_metric.generators`.
         num_images: How many images of each validation loader to measure, over all processes. The cost is proportional
             to it; the standard errors fall with its square root.
-        every_n_epochs: Measure every n-th epoch. With ``fast_dev_run`` and ``trainer.validate()`` it is always
-            measured.
+        every_n_epochs: Measure every n-th epoch. With ``fast_dev_run``, ``trainer.validate()`` and ``trainer.test()``
+            it is always measured.
         measures: Which of ``"relative"``, ``"lee"``, ``"rms"`` and ``"sensitivity"`` to log. All come from the same
             pass; ``"sensitivity"`` adds one tangent to it.
         displacement: By how many pixels, in the root mean square over the frame, images are moved for
@@ -166,6 +167,7 @@ class EquivarianceMonitor(Monitor):
             (``EarlyStopping`` with ``check_finite=True`` stops at a NaN that it monitors), or ``"raise"``. A misuse
             that shows on the first images is always an error.
         prefix: First word of the keys. Each monitor in a Trainer must have its own.
+        test: Whether to measure the test loaders too, in ``trainer.test()``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -205,6 +207,7 @@ class EquivarianceMonitor(Monitor):
         baseline: bool = True,
         on_error: Literal["warn", "raise"] = "warn",
         prefix: str = "equivariance",
+        test: bool = False,
     ) -> None:
         if images is not None and inputs is not None:
             raise ValueError("`inputs` and `images` must not both be given: they are two names of one argument.")
@@ -214,6 +217,7 @@ class EquivarianceMonitor(Monitor):
             input_representation=input_representation,
             on_error=on_error,
             prefix=prefix,
+            test=test,
         )
         _check_positive("num_images", num_images, "256 images give standard errors of some per cent.")
         _check_positive("every_n_epochs", every_n_epochs, "1 measures every epoch.")
@@ -241,7 +245,7 @@ class EquivarianceMonitor(Monitor):
 
     @override
     def words(self) -> set[str]:
-        """The texts before the slash of the keys."""
+        """The texts before the slash of the keys, those of tests aside."""
         families = {family for family, _ in self._keys.families().values()}
         return {self.prefix} | families | {f"{family}_se" for family in families}
 
@@ -348,13 +352,14 @@ class EquivarianceMonitor(Monitor):
         self._loaders = []
         count = max((trainer.current_epoch + 1) // self.every_n_epochs, 1)
         if self._measuring or self._untrained.is_kept:
-            curve = partial(self.program.measurement, pl_module.device, self.program.seldom(count))
+            left_out = self.program.seldom(count) if is_fitting(trainer) else frozenset()
+            curve = partial(self.program.measurement, pl_module.device, left_out)
             start = partial(self.program.measurement, pl_module.device)
             self._loaders = [
                 LoaderMeasurements(
                     each, curve() if self._measuring else None, start() if self._untrained.is_kept else None
                 )
-                for each in validation_loaders(trainer)
+                for each in measured_loaders(trainer)
             ]
 
     @override
@@ -461,7 +466,8 @@ class EquivarianceMonitor(Monitor):
         self, trainer: Trainer, pl_module: LightningModule, measurements: Sequence[Measurement | None]
     ) -> dict[str, Tensor]:
         add_up = partial(trainer.strategy.reduce, reduce_op="sum")
-        return self._keys.values(measurements, self._tell, pl_module.device, add_up)
+        keys = self._keys.under(self.prefix_in(trainer))
+        return keys.values(measurements, self._tell, pl_module.device, add_up)
 
     @override
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Any, dataloader_idx: int) -> str:
@@ -488,7 +494,7 @@ class EquivarianceMonitor(Monitor):
             raise explained from error
 
         local = self.program.rehearse(pl_module, images, pl_module.device, failed)
-        loader = validation_loaders(trainer)[dataloader_idx]
+        loader = measured_loaders(trainer)[dataloader_idx]
         size = getattr(loader, "batch_size", None) or sample_count(images, self._input_representation)
         chosen = described(
             loader, trainer, dataloader_idx, self.num_images, size, isinstance(self._input_representation, Mapping)

@@ -14,7 +14,7 @@ from lie_metric import figures
 from lie_metric.algebra import Generator
 from lie_metric.binding import resolve_for
 from lie_metric.callbacks.monitor import Function, Monitor
-from lie_metric.callbacks.trainers import is_a, step
+from lie_metric.callbacks.trainers import is_a, is_testing, step
 from lie_metric.curves.batches import images_of
 from lie_metric.functional.sums import standard_error, totals
 from lie_metric.layerwise import LayerwiseReport, Probes, attributed, share, validate_probes
@@ -43,7 +43,7 @@ class LayerwiseMonitor(Monitor):
 
     In TensorBoard the tab Images shows the attribution, and a heat map of modules over epochs. Training, logged values
     and metrics are not changed, and a misuse shows before it begins, as with :class:`~lie_metric.EquivarianceMonitor`.
-    Nothing is measured in ``trainer.test()``, which a warning says.
+    In ``trainer.test()`` the test images are measured with ``test=True`` alone, under ``test_layerwise_<generator>``.
 
     Args:
         generators: Names, groups or :class:`~lie_metric.Generator` objects.
@@ -63,6 +63,7 @@ class LayerwiseMonitor(Monitor):
         on_error: ``"warn"``, log NaN and go on, or ``"raise"``; a misuse that shows on the first images is always an
             error.
         prefix: First word of the keys. Each monitor in a Trainer must have its own.
+        test: Whether to measure the test loader too, in ``trainer.test()``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -93,6 +94,7 @@ class LayerwiseMonitor(Monitor):
         representations: Mapping[str, Representation] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         prefix: str = "layerwise",
+        test: bool = False,
     ) -> None:
         super().__init__(
             images=images,
@@ -100,6 +102,7 @@ class LayerwiseMonitor(Monitor):
             input_representation=input_representation,
             on_error=on_error,
             prefix=prefix,
+            test=test,
         )
         for name, value, least in (
             ("num_images", num_images, 1),
@@ -126,15 +129,13 @@ class LayerwiseMonitor(Monitor):
 
     @override
     def words(self) -> set[str]:
-        """The texts before the slash of the keys."""
-        return {self.prefix} | {self._word(generator, kind) for generator in self.generators for kind in self._logged}
+        """The texts before the slash of the keys, those of tests aside."""
+        words = {_word(self.prefix, generator, kind) for generator in self.generators for kind in self._logged}
+        return {self.prefix} | words
 
     @property
     def _logged(self) -> tuple[str, ...]:
         return ("", "_se") if self._probes is None else ("", "_se", "_squared_norm")
-
-    def _word(self, generator: Generator, quantity: str) -> str:
-        return f"{self.prefix}_{generator.name}{quantity}"
 
     @override
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Tensor, dataloader_idx: int) -> str:
@@ -158,7 +159,8 @@ class LayerwiseMonitor(Monitor):
                 if explained is error:
                     raise
                 raise explained from error
-        return f"{measured}; stencil {self.resampling}; up to {self.num_images} images of the first validation batch"
+        which = "test" if is_testing(trainer) else "validation"
+        return f"{measured}; stencil {self.resampling}; up to {self.num_images} images of the first {which} batch"
 
     @override
     def measures_now(self, trainer: Trainer) -> bool:
@@ -233,14 +235,17 @@ class LayerwiseMonitor(Monitor):
             report = None
         found = {} if report is None else self._measured(trainer, report)
         values = {
-            f"{self._word(generator, quantity)}/{kind}": found.get((quantity, generator.name, kind), float("nan"))
+            f"{_word(self.prefix_in(trainer), generator, quantity)}/{kind}": found.get(
+                (quantity, generator.name, kind), float("nan")
+            )
             for generator in self.generators
             for quantity in self._logged
             for kind in self._kinds
         }
         pl_module.log_dict(values, sync_dist=True, batch_size=1)
         if report is not None and trainer.is_global_zero:
-            self._remember(report, trainer.current_epoch)
+            if not is_testing(trainer):
+                self._remember(report, trainer.current_epoch)
             self._draw(trainer, report)
 
     def _measured(self, trainer: Trainer, report: LayerwiseReport) -> dict[tuple[str, str, str], float]:
@@ -266,8 +271,8 @@ class LayerwiseMonitor(Monitor):
         boards: list[Any] = [logger for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
         if not boards:
             return
-        pictures = {f"{self.prefix}/attribution": report.plot()}
-        for generator, by_epoch in self._history.items():
+        pictures = {f"{self.prefix_in(trainer)}/attribution": report.plot()}
+        for generator, by_epoch in () if is_testing(trainer) else self._history.items():
             pictures[f"{self.prefix}/modules_{generator}"] = figures.modules_over_epochs(
                 by_epoch, title=f"{generator}: share by module. Stencil: {report.stencil}"
             )
@@ -288,3 +293,7 @@ class LayerwiseMonitor(Monitor):
             state_dict: What :meth:`state_dict` gave.
         """
         self._history, self._kinds = state_dict["history"], state_dict["kinds"]
+
+
+def _word(prefix: str, generator: Generator, quantity: str) -> str:
+    return f"{prefix}_{generator.name}{quantity}"

@@ -16,7 +16,14 @@ from typing_extensions import override
 
 from lie_metric.binding import bind
 from lie_metric.callbacks.silence import silence
-from lie_metric.callbacks.trainers import first_batch, is_fitting, outermost, refuse_strategy, validation_loaders
+from lie_metric.callbacks.trainers import (
+    first_batch,
+    is_fitting,
+    is_testing,
+    measured_loaders,
+    outermost,
+    refuse_strategy,
+)
 from lie_metric.callbacks.weights import tensors_of
 from lie_metric.calling import call_of, called_name, part_of
 from lie_metric.curves.batches import describe, inputs_of, refusal
@@ -33,6 +40,7 @@ __all__ = ["Function", "Monitor"]
 Function = Callable[[Any, Any], Any] | str
 
 _MISUSE = (TypeError, ValueError)
+_TEST = "test_"
 _OPTIONS = ("output_representation", "input_representation", "output", "function", "images")
 
 
@@ -49,6 +57,7 @@ class Monitor(Callback):
         input_representation: How the input carries the action.
         on_error: What to do when the model cannot be measured.
         prefix: First word of the keys.
+        test: Whether ``trainer.test()`` is measured too.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -66,6 +75,7 @@ class Monitor(Callback):
         input_representation: Layout | None,
         on_error: Literal["warn", "raise"],
         prefix: str,
+        test: bool,
     ) -> None:
         super().__init__()
         validate_on_error(on_error)
@@ -79,15 +89,26 @@ class Monitor(Callback):
                 "`lambda module, images: module.encode(images)`."
             )
         validate_prefix(prefix)
+        if not isinstance(test, bool):
+            raise TypeError(f"`test` must be True or False, got {test!r}. True measures the loaders of tests too.")
         self.images, self.function, self.on_error, self.prefix = images, function, on_error, prefix
+        self.test = test
         self._input_representation = input_representation
         self._rehearsed = self._announced = self._tried = False
         self._failures: list[Exception] = []
         self._whole: Unsharded | Exception | None = None
 
     def words(self) -> set[str]:
-        """The texts before the slash of the keys."""
+        """The texts before the slash of the keys, those of tests aside."""
         raise NotImplementedError
+
+    def taken(self) -> set[str]:
+        """The texts before the slash of all keys that are written."""
+        return self.words() | ({f"{_TEST}{word}" for word in self.words()} if self.test else set())
+
+    def prefix_in(self, trainer: Trainer) -> str:
+        """The first word of the keys in what the trainer does now."""
+        return f"{_TEST}{self.prefix}" if is_testing(trainer) else self.prefix
 
     def rehearse(self, trainer: Trainer, pl_module: LightningModule, images: Tensor, dataloader_idx: int) -> str:
         """Measures images as an epoch would, and forgets the result.
@@ -128,14 +149,14 @@ class Monitor(Callback):
         """
         self._rehearsed = self._announced = self._tried = False
         self._failures, self._whole = [], None
-        refuse_strategy(self, trainer, stage)
-        if stage == "test":
+        refuse_strategy(self, trainer, "validate" if stage == "test" and self.test else stage)
+        if stage == "test" and not self.test:
             warn(
-                f"`{self._name}` measures validation images, nothing in `trainer.test()`. For other images call "
-                "`trainer.validate(model, loader)`."
+                f"`{self._name}` measures validation images, nothing in `trainer.test()`. To measure the test images "
+                f"too, pass `{self._name}(test=True)`."
             )
         for other in getattr(trainer, "callbacks", ()):
-            shared = self.words() & other.words() if isinstance(other, Monitor) and other is not self else set()
+            shared = self.taken() & other.taken() if isinstance(other, Monitor) and other is not self else set()
             if shared:
                 raise MisconfigurationException(
                     f"`{self._name}` must have keys of its own, got a second monitor, `{other._name}`, that "
@@ -157,7 +178,7 @@ class Monitor(Callback):
             return
         if trainer.num_val_batches and not any(map(is_lazy, tensors_of(pl_module).values())):
             self._gather(trainer, pl_module)
-            for index, loader in enumerate(validation_loaders(trainer)):
+            for index, loader in enumerate(measured_loaders(trainer)):
                 batch = None if loader is None else first_batch(trainer, pl_module, index)
                 if batch is not None:
                     self._try(trainer, pl_module, batch, index)
@@ -258,6 +279,77 @@ class Monitor(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Frees gathered weights.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._whole = None
+
+    @override
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As in validation, if tests are measured.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self.test:
+            self.on_validation_epoch_start(trainer, pl_module)
+
+    @override
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """As in validation, if tests are measured.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            batch: The batch; not used.
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader.
+        """
+        if self.test:
+            self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As in validation, if tests are measured.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            outputs: What ``test_step`` returned; not used.
+            batch: The batch, on the module's device.
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader.
+        """
+        if self.test:
+            self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As in validation, if tests are measured.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        if self.test:
+            self.on_validation_epoch_end(trainer, pl_module)
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Frees gathered weights.
 
         Args:

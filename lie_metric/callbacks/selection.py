@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
@@ -13,35 +12,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DistributedSampler, SequentialSampler
 
-from lie_metric.callbacks.trainers import number_of_batches
+from lie_metric.callbacks.trainers import is_testing, number_of_batches
+from lie_metric.curves import spread
 
-__all__ = ["Gathering", "Share", "WholeBatches", "described", "spread"]
-
-_GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-def spread(count: int, total: int) -> list[int]:
-    """Positions spread evenly over a set: one in each of as many equal parts.
-
-    Where in its part a position lies follows the golden ratio, so that a set whose classes take turns is not met in
-    step, and processes to which images are dealt in turn have about as many each.
-
-    Args:
-        count: How many positions.
-        total: Size of the set.
-
-    Returns:
-        The positions, ascending; all of the set if it is not larger than ``count``.
-
-    Example:
-        >>> spread(4, 12), spread(5, 3)
-        ([0, 4, 6, 11], [0, 1, 2])
-    """
-    count = min(count, total)
-    starts = [part * total // count for part in range(count + 1)] if count else []
-    return [
-        start + int(part * _GOLDEN % 1 * (end - start)) for part, (start, end) in enumerate(itertools.pairwise(starts))
-    ]
+__all__ = ["Gathering", "Share", "WholeBatches", "described"]
 
 
 @dataclass(frozen=True)
@@ -249,4 +223,4 @@ def described(
         whole = WholeBatches(share, size, batches, num_images)
         counted = f"{len(whole.chosen)} batches of {size}"
     where = "at the beginning of" if loader is None or math.isinf(batches) else "spread over"
-    return f"{counted} {where} the validation set"
+    return f"{counted} {where} the {'test' if is_testing(trainer) else 'validation'} set"

@@ -22,11 +22,12 @@ __all__ = [
     "first_batch",
     "is_a",
     "is_fitting",
+    "is_testing",
+    "measured_loaders",
     "number_of_batches",
     "outermost",
     "refuse_strategy",
     "step",
-    "validation_loaders",
 ]
 
 
@@ -50,8 +51,13 @@ def is_a(value: object, *names: str) -> bool:
 
 
 def is_fitting(trainer: Trainer) -> bool:
-    """Whether the trainer is in ``fit``, rather than in ``validate``."""
+    """Whether the trainer is in ``fit``, rather than in ``validate`` or ``test``."""
     return trainer.state.fn == "fit"
+
+
+def is_testing(trainer: Trainer) -> bool:
+    """Whether the trainer is in ``test``."""
+    return trainer.state.fn == "test"
 
 
 def step(trainer: Trainer) -> int:
@@ -60,7 +66,7 @@ def step(trainer: Trainer) -> int:
 
 
 def number_of_batches(trainer: Trainer, dataloader_idx: int) -> float:
-    """How many batches of a validation loader are run, infinite if that is not known.
+    """How many batches of a validation or test loader are run, infinite if that is not known.
 
     Args:
         trainer: The trainer.
@@ -69,12 +75,12 @@ def number_of_batches(trainer: Trainer, dataloader_idx: int) -> float:
     Returns:
         The number.
     """
-    batches = trainer.num_val_batches
+    batches = trainer.num_test_batches if is_testing(trainer) else trainer.num_val_batches
     return batches[dataloader_idx] if dataloader_idx < len(batches) else math.inf
 
 
-def validation_loaders(trainer: Trainer) -> list[Any]:
-    """The loaders whose batches come with an index of their own.
+def measured_loaders(trainer: Trainer) -> list[Any]:
+    """The loaders whose batches come with an index of their own: of tests in ``test``, of validation elsewhere.
 
     Args:
         trainer: The trainer.
@@ -82,7 +88,8 @@ def validation_loaders(trainer: Trainer) -> list[Any]:
     Returns:
         The loaders; None for several that run side by side.
     """
-    loop = trainer.fit_loop.epoch_loop.val_loop if is_fitting(trainer) else trainer.validate_loop
+    alone = trainer.test_loop if is_testing(trainer) else trainer.validate_loop
+    loop = trainer.fit_loop.epoch_loop.val_loop if is_fitting(trainer) else alone
     # `trainer.val_dataloaders` shows the loaders of an earlier fit during `trainer.validate()`, and hides whether they
     # are run one after the other.
     combined = loop._combined_loader
@@ -138,7 +145,7 @@ def first_batch(trainer: Trainer, pl_module: LightningModule, dataloader_idx: in
     Returns:
         The batch on the module's device, as hooks would see it; None where a set cannot be indexed.
     """
-    loader = validation_loaders(trainer)[dataloader_idx]
+    loader = measured_loaders(trainer)[dataloader_idx]
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
     stage = trainer.state.stage

@@ -5,5 +5,17 @@ from lie_metric.curves.files import append, entries_of
 from lie_metric.curves.keys import Keys
 from lie_metric.curves.measurements import Measurement, strides_of
 from lie_metric.curves.program import Program
+from lie_metric.curves.samples import chosen_samples, spread
 
-__all__ = ["Keys", "Measurement", "Program", "append", "beside", "by_name", "entries_of", "strides_of"]
+__all__ = [
+    "Keys",
+    "Measurement",
+    "Program",
+    "append",
+    "beside",
+    "by_name",
+    "chosen_samples",
+    "entries_of",
+    "spread",
+    "strides_of",
+]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lie_metric.algebra import Generator
 from lie_metric.curves.measurements import Measurement
@@ -85,6 +87,21 @@ class Keys:
             found[title] = (f"{self.prefix}_{name}", metric.names)
         return found
 
+    def under(self, prefix: str) -> Self:
+        """The same keys with another first word."""
+        found = copy.copy(self)
+        found.prefix = prefix
+        return found
+
+    def all(self) -> list[str]:
+        """Every key of one loader, those of what is measured seldom among them."""
+        return [
+            f"{key}/{name}"
+            for family, names in self.families().values()
+            for key in (family, f"{family}_se")
+            for name in names
+        ]
+
     def values(
         self,
         measurements: Sequence[Measurement | None],
@@ -113,7 +130,7 @@ class Keys:
         for index, (measurement, (images, *failures)) in enumerate(zip(known, outcomes.tolist(), strict=True)):
             measured: dict[str, Mapping[str, Tensor]] = {}
             if not images and not any(failures):
-                warn(f"No image of validation loader {index} was seen: its equivariance is NaN.")
+                warn(f"No image of loader {index} was seen: its equivariance is NaN.")
             for name, failed in zip(measurement.metrics, failures, strict=True):
                 error = measurement.errors.get(name)
                 if not failed and images:

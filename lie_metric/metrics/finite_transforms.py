@@ -330,7 +330,7 @@ class RelaxedEquivarianceError(_FiniteTransforms):
 
     Args:
         transforms: Orbits; the default is that of :class:`PredictionConsistency`.
-        normalise: Whether to divide by the mean norm of the output.
+        normalise: Whether to divide by the mean norm of the output; it may be set later too, also after images.
         kwargs: As in :class:`FiniteEquivarianceError`.
 
     Example:
@@ -343,4 +343,13 @@ class RelaxedEquivarianceError(_FiniteTransforms):
 
     def __init__(self, transforms: Orbits | None = None, *, normalise: bool = False, **kwargs: Any) -> None:
         super().__init__(default_shifts() if transforms is None else transforms, **kwargs)
+        self.normalise = normalise
+
+    @property
+    def normalise(self) -> bool:
+        """Whether :meth:`compute` divides by the mean norm of the output."""
+        return self.measure.endswith("_normalised")
+
+    @normalise.setter
+    def normalise(self, normalise: bool) -> None:
         self.measure = "relaxed_equivariance_error" + ("_normalised" if normalise else "")

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from lie_metric.callbacks import EquivarianceMonitor
-from lie_metric.callbacks.selection import Gathering, Share, spread
+from lie_metric.callbacks.selection import Gathering, Share
+from lie_metric.curves import spread
 from lie_metric.metrics import LatticeEquivarianceError, OrbitVariance
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -46,6 +47,9 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]), sync_dist=True)
+
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        pass
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
@@ -88,11 +92,11 @@ def run(how, monitor, val=None, callbacks=(), world=1, fails_on=None, **options)
         enable_model_summary=False, callbacks=[*([monitor] if monitor else []), *callbacks], **options
     )  # fmt: skip
     val = images() if val is None else val
-    if how == "validate":
-        trainer.validate(module, val, verbose=False)
+    if how in {"validate", "test"}:
+        getattr(trainer, how)(module, val, verbose=False)
     else:
         trainer.fit(module, images(), val)
-    values = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("equivariance")}
+    values = {key: value.item() for key, value in trainer.callback_metrics.items() if "equivariance" in key}
     return values, {name: value.clone() for name, value in module.state_dict().items()}
 
 
@@ -124,6 +128,7 @@ def scenarios(world, rank, directory):
     found["not dealt out"] = run("validate", monitor(num_images=7), world=world, use_distributed_sampler=False)
     stream = DataLoader(Dealt(rank, world), 2)
     found["graphs"] = of_graphs(world)
+    found["test"] = run("test", monitor(num_images=7, test=True), world=world)
     found["iterable"] = run("validate", monitor(num_images=7), val=stream, world=world)
     best = ModelCheckpoint(directory, monitor="equivariance/rotation")
     found["fit"] = run("fit", monitor(), callbacks=[best], world=world)
@@ -178,7 +183,15 @@ def results(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [*(f"{count} images" for count in (1, 4, 7, 11, 100)), "two loaders", "not dealt out", "iterable", "graphs"]
+    "case",
+    [
+        *(f"{count} images" for count in (1, 4, 7, 11, 100)),
+        "two loaders",
+        "not dealt out",
+        "iterable",
+        "graphs",
+        "test",
+    ],
 )
 def test_two_processes_give_the_values_of_one(results, case):
     """Each image counts once: the padding that evens out two processes is left out; so is nothing else."""
@@ -222,7 +235,8 @@ def loaders_of(kind, processes, batch_size):
     """The loader of each process over 11 images, dealt out with the padding of a sampler or shown to all."""
     data = TensorDataset(torch.arange(11))
     for rank in range(processes):
-        trainer = types.SimpleNamespace(world_size=processes, global_rank=rank)
+        state = types.SimpleNamespace(fn="validate")
+        trainer = types.SimpleNamespace(world_size=processes, global_rank=rank, state=state)
         sampler = DistributedSampler(data, processes, rank, shuffle=False) if kind == "dealt" else None
         loader = DataLoader(Dealt(rank, processes) if kind == "stream" else data, batch_size, sampler=sampler)
         trainer.num_val_batches = [float("inf") if kind == "stream" else len(loader)]

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import lie_metric as lm
 from lie_metric.callbacks import EquivarianceMonitor, weights
-from lie_metric.callbacks.selection import spread
+from lie_metric.curves import spread
 from lie_metric.metrics import LocalEquivarianceError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -646,7 +646,7 @@ def test_sanity_check_rehearses_and_logs_nothing():
     seed_everything(0)
     trainer = make_trainer(EquivarianceMonitor(), Watch(), max_epochs=1)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="No image of validation loader")
+        warnings.filterwarnings("error", message="No image of loader")
         trainer.fit(Counted(), loader(), loader())
     assert torch.isfinite(trainer.callback_metrics["equivariance/rotation"])
 

@@ -446,7 +446,8 @@ def test_testing_says_that_nothing_is_measured():
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[lm.EquivarianceMonitor("rotation")]
     )
-    with pytest.warns(UserWarning, match=r"nothing in `trainer.test\(\)`.*call `trainer.validate") as caught:
+    told = r"nothing in `trainer.test\(\)`.*pass `EquivarianceMonitor\(test=True\)`"
+    with pytest.warns(UserWarning, match=told) as caught:
         assert trainer.test(Tested(), DataLoader(Set(lambda x: x), 4), verbose=False) == [{}]
     assert [entry.filename for entry in caught if "nothing in" in str(entry.message)] == [__file__]
 

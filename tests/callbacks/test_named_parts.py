@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import lie_metric as lm
-from lie_metric.callbacks.selection import Share, WholeBatches, spread
+from lie_metric.callbacks.selection import Share, WholeBatches
+from lie_metric.curves import spread
 from lie_metric.curves.batches import inputs_of
 from lie_metric.curves.keys import Keys
 from lie_metric.representations import Invariant, Packed, Points, Vectors, Velocities

@@ -254,6 +254,19 @@ def test_class_is_function_and_does_not_depend_on_the_batches(cls, function, opt
     assert not metric.state_dict()
 
 
+def test_a_norm_that_is_set_later_counts():
+    x = images(4)
+    metric = lm.RelaxedEquivarianceError("flip_horizontal")
+    metric.update(ImageToImage().double(), x)
+    plain = metric.compute()["flip_horizontal"]
+    metric.normalise = True
+    assert metric.normalise
+    wanted = F.relaxed_equivariance_error(ImageToImage().double(), x, "flip_horizontal", normalise=True)
+    torch.testing.assert_close(metric.compute()["flip_horizontal"], wanted["flip_horizontal"])
+    metric.normalise = False
+    assert metric.compute()["flip_horizontal"] == plain != wanted["flip_horizontal"]
+
+
 def test_one_pass_serves_a_collection():
     """States coincide, so that a MetricCollection updates one metric for all."""
     model, x, calls = cnn(), images(4), []
