@@ -157,11 +157,11 @@ def test_keys_of_two_monitors_and_bad_arguments(package):
         lm.LayerwiseMonitor(test="all")
 
 
-def test_sharded_strategies_are_refused_in_tests_that_are_measured(package):
+def test_deepspeed_is_refused_in_tests_that_are_measured(package):
     strategies = importlib.import_module(f"{package.__name__}.strategies")
 
     class Fake:
-        strategy = object.__new__(strategies.FSDPStrategy)
+        strategy = object.__new__(strategies.DeepSpeedStrategy)
 
-    with pytest.raises(Exception, match="must have a strategy that keeps the module whole"):
+    with pytest.raises(Exception, match="must have weights that it can gather"):
         lm.EquivarianceMonitor(test=True).setup(Fake(), None, "test")
