@@ -11,7 +11,7 @@ import lie_metric as lm
 
 PACKAGE = Path(lm.__file__).parent
 ROOMS = (
-    "warning", "randomness", "algebra", "cube", "filters", "holders", "resampling", "lattice", "motion", "warping",
+    "version", "warning", "randomness", "algebra", "cube", "filters", "holders", "resampling", "lattice", "motion", "warping",
     "running", "jacobian", "transforms", "representations", "options", "calling", "measured", "orbits", "binding",
     "lie", "functional", "testing", "records", "tables", "figures", "attribution", "layerwise", "metrics", "compare",
     "run_files", "runs", "curves", "recorder", "callbacks", "study",

@@ -13,6 +13,7 @@ from lie_metric.study.report import AXES, write_report
 from lie_metric.study.run import run_study
 from lie_metric.study.settings import MEASURES, Framing, Settings
 from lie_metric.study.store import StudyError
+from lie_metric.version import __version__
 
 __all__ = ["main"]
 
@@ -70,6 +71,7 @@ def _framing(options: argparse.Namespace) -> Framing:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lie-metric", description="Lie derivatives of many models and runs.")
+    parser.add_argument("--version", action="version", version=f"lie-metric {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     study = commands.add_parser(
         "study",
@@ -225,6 +227,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    known = {"study", "report", "compare", "-h", "--help"}
+    known = {"study", "report", "compare", "-h", "--help", "--version"}
     # python -m lie_metric.study MODELS... is the command of that name.
     sys.exit(main(given if given and given[0] in known else ["study", *given]))

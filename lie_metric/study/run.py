@@ -23,6 +23,7 @@ from lie_metric.study.measure import measure_model
 from lie_metric.study.models import ModelSpec, resolve_models
 from lie_metric.study.settings import Settings
 from lie_metric.study.store import COLUMNS, LAYER_COLUMNS, Lines, StudyError, Table, read_rows, record_settings
+from lie_metric.version import __version__
 
 __all__ = ["run_study"]
 
@@ -186,8 +187,8 @@ def _device(name: str) -> torch.device:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("lie_metric", "torch", "timm"):
+    found = {"lie_metric": __version__}
+    for name in ("torch", "timm"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
