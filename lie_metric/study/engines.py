@@ -5,6 +5,7 @@ They place parts, and start them again when they are lost; nothing of that is do
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -133,7 +134,7 @@ def _on_ray(task: Task, parts: Sequence[int], retries: int, resources: Resources
             try:
                 done = Done(part, ray.get(ready))
             except ray.exceptions.RayError as error:
-                done = Done(part, None, _last_line(error))
+                done = Done(part, None, _reason(error))
             yield done
     finally:
         for reference in waiting:
@@ -159,15 +160,18 @@ def _on_slurm(
     try:
         for job in submitit.helpers.as_completed(list(waiting), poll_frequency=10 if cluster == "slurm" else 0.2):
             part, lost = waiting.pop(job), job.exception()
-            yield Done(part, job.result()) if lost is None else Done(part, None, _last_line(lost))
+            yield Done(part, job.result()) if lost is None else Done(part, None, _reason(lost))
     finally:
         for job in waiting:
             job.cancel()
 
 
-def _last_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """What an engine says of a part that was lost: its first line, or the last one of a traceback in it."""
     lines = str(error).strip().splitlines() or [""]
-    return textwrap.shorten(f"{type(error).__name__}: {lines[-1]}", 400, placeholder=" ...")
+    raised = re.findall(r"^[\w.]+(?:Error|Exception|Interrupt|Exit)\b.*$", "\n".join(lines), re.MULTILINE)
+    told = raised[-1] if raised and "Traceback" in str(error) else lines[0]
+    return textwrap.shorten(f"{type(error).__name__}: {told}", 400, placeholder=" ...")
 
 
 def _ray() -> Any:
