@@ -47,7 +47,7 @@ def engine(request):
     def start(*arguments, **environment):
         process = subprocess.Popen(
             [sys.executable, *before, "-W", "ignore", "-m", "lie_metric.study", "study", *map(str, arguments), *after],
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
