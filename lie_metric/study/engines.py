@@ -167,10 +167,10 @@ def _on_slurm(
 
 
 def _reason(error: BaseException) -> str:
-    """What an engine says of a part that was lost: its first line, or the last one of a traceback in it."""
+    """What an engine says of a part that was lost: how it begins, or the last line of a traceback in it."""
     lines = str(error).strip().splitlines() or [""]
     raised = re.findall(r"^[\w.]+(?:Error|Exception|Interrupt|Exit)\b.*$", "\n".join(lines), re.MULTILINE)
-    told = raised[-1] if raised and "Traceback" in str(error) else lines[0]
+    told = raised[-1] if raised and "Traceback" in str(error) else " ".join(lines[:2])
     return textwrap.shorten(f"{type(error).__name__}: {told}", 400, placeholder=" ...")
 
 

@@ -38,7 +38,8 @@ def part_of(shard: str | None, environment: Mapping[str, str] | None = None) -> 
         "RANK and WORLD_SIZE of torchrun": _torchrun(variables),
         "the array of SLURM": _array(variables),
     }
-    found = {name: part for name, part in said.items() if part is not None}
+    # One process of one is no division: some containers set RANK=0 and WORLD_SIZE=1 for every program.
+    found = {name: part for name, part in said.items() if part is not None and (part[1] > 1 or name == "`--shard`")}
     if len(set(found.values())) > 1:
         told = ", ".join(f"{part}/{parts} by {name}" for name, (part, parts) in found.items())
         raise ValueError(

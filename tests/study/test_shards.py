@@ -26,6 +26,8 @@ def array(number, count, first=None, step=None):
         (None, array(8, 8, 1, 1), (8, 8)),
         (None, array(20, 3, 10, 5), (3, 3)),
         ("8/8", array(8, 8, 1, 1), (8, 8)),
+        ("2/3", {**torchrun(0, 1), **array(5, 1, 5, 1)}, (2, 3)),
+        (None, {**torchrun(0, 1), **array(1, 4)}, (2, 4)),
         ("2/4", {**torchrun(1, 4), **array(1, 4)}, (2, 4)),
     ],
 )
@@ -38,6 +40,7 @@ def test_parts(shard, environment, wanted):
     [
         ("1/2", torchrun(1, 2), "got 1/2 by `--shard`, 2/2 by RANK and WORLD_SIZE of torchrun"),
         ("1/2", torchrun(0, 4), "got 1/2 by `--shard`, 1/4 by RANK"),
+        ("1/1", torchrun(0, 4), "got 1/1 by `--shard`, 1/4 by RANK"),
         ("1/8", array(8, 8, 1, 1), "got 1/8 by `--shard`, 8/8 by the array of SLURM"),
         (None, {**torchrun(1, 2), **array(1, 4)}, "got 2/2 by RANK .* 2/4 by the array of SLURM.*--nnodes"),
         ("0/2", {}, "must be i/n with 1 <= i <= n, got '0/2'"),
