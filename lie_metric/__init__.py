@@ -23,8 +23,7 @@ from lie_metric.recorder import Recorder
 from lie_metric.resampling import PAPER, Resampling
 from lie_metric.running import unsharded
 from lie_metric.runs import read_record, read_runs
-
-__version__ = "0.1.0"
+from lie_metric.version import __version__
 
 __all__ = [
     "PAPER",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from lie_metric.metrics.base import ModelMetric
 from lie_metric.records import Record, refuse_different
 from lie_metric.tables import aligned, pandas, short, wrapped
 from lie_metric.warning import warn
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Compared", "Comparison", "around", "compare", "holm", "judged", "over_trainings"]
 
@@ -141,7 +144,7 @@ class Comparison:
             lines.append((row.name, *map(short, numbers), f"{short(row.low)} to {short(row.high)}", p, row.verdict))
         return f"{aligned(lines)}\n{wrapped(self.caption)}"
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> DataFrame:
         """The rows as a pandas DataFrame.
 
         Returns:

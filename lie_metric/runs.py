@@ -6,11 +6,14 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lie_metric.records import Record
 from lie_metric.run_files import Point, Run, kind_of, number_of, of_export, of_folder
 from lie_metric.tables import pandas
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Point", "Run", "read", "read_record", "read_runs"]
 
@@ -20,7 +23,7 @@ _SEED = re.compile(r"(?:(?:^|[-_. ])seed[-_=]?|-s)(\d+)$", re.IGNORECASE)
 _VERSION = re.compile(r"(?:^|[-_. ])version[-_=]?(\d+)$", re.IGNORECASE)
 
 
-def read_runs(paths: Paths, by: str | Sequence[str] = "regime", *, regex: str | None = None) -> Any:
+def read_runs(paths: Paths, by: str | Sequence[str] = "regime", *, regex: str | None = None) -> DataFrame:
     """Curves of runs as one table.
 
     Folders are searched with all that is in them. Of each run the first of these is read: the monitor's own

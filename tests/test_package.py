@@ -11,10 +11,10 @@ import lie_metric as lm
 
 PACKAGE = Path(lm.__file__).parent
 ROOMS = (
-    "warning", "randomness", "algebra", "cube", "filters", "holders", "resampling", "lattice", "motion", "warping",
-    "running", "jacobian", "transforms", "representations", "options", "calling", "measured", "orbits", "binding",
-    "lie", "functional", "testing", "records", "tables", "figures", "attribution", "layerwise", "metrics", "compare",
-    "run_files", "runs", "curves", "recorder", "callbacks", "study",
+    "version", "warning", "randomness", "algebra", "cube", "filters", "holders", "resampling", "lattice", "motion",
+    "warping", "running", "jacobian", "transforms", "representations", "options", "calling", "measured", "orbits",
+    "binding", "lie", "functional", "testing", "records", "tables", "figures", "attribution", "layerwise", "metrics",
+    "compare", "run_files", "runs", "curves", "recorder", "callbacks", "study",
 )  # fmt: skip
 """The house from its ground up: modules and folders of the package, each of which imports only those before it."""
 

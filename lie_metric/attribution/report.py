@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from lie_metric.resampling import Resampling
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 __all__ = ["Contribution", "Granularity", "LayerwiseReport", "share"]
 
@@ -205,7 +206,7 @@ class LayerwiseReport:
         else:
             raise ValueError(f"`granularity` must be 'op', 'module' or 'type', got {granularity!r}.")
 
-    def to_frame(self, granularity: Granularity = "module", depth: int | None = None) -> Any:
+    def to_frame(self, granularity: Granularity = "module", depth: int | None = None) -> DataFrame:
         """The rows of :meth:`by` as a pandas DataFrame.
 
         Args:

@@ -14,7 +14,8 @@ autograd functions, whose declared derivatives are not used.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -368,7 +369,15 @@ with torch.inference_mode(False):
 
 def above() -> Any:
     """A context in which operations are differentiated again, for the rules that use :mod:`torch.func`."""
-    return torch._C._ForceDispatchKeyGuard(*_ABOVE)
+    keys = torch._C._ForceDispatchKeyGuard(*_ABOVE)
+    return _outside_of_inference(keys) if torch.is_inference_mode_enabled() else keys
+
+
+@contextmanager
+def _outside_of_inference(keys: Any) -> Iterator[None]:
+    # Torch 2.8 and before give zeros as derivatives in inference mode. Leaving it turns gradients on.
+    with keys, torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _by_parts(func: Any, args: tuple, kwargs: dict) -> Any:

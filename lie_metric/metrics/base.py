@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ from lie_metric.representations import Parts, Representation
 from lie_metric.resampling import Resampling
 from lie_metric.running import process
 from lie_metric.warning import warn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["ModelMetric"]
 
@@ -397,7 +401,7 @@ class ModelMetric(Metric):
     def _errors(self, statistic: Callable[[Sums], Tensor]) -> Tensor:
         return self._synced(lambda sums: standard_error(sums, statistic))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Adds a batch and returns the measure of that batch alone, from a single pass over the model."""
         self._check_unchanged()
         self._continuing = True
@@ -415,7 +419,7 @@ class ModelMetric(Metric):
             self._begun = None
             self.described, self.input_shapes = None, set()
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
+    def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """Plots one value, or a sequence of values over steps, for each name.
 
         Args:
@@ -425,7 +429,8 @@ class ModelMetric(Metric):
         Returns:
             The figure and the axis.
         """
-        return self._plot(val, ax)
+        figure, axis = self._plot(val, ax)
+        return cast("tuple[Figure, Axes]", (figure, axis))
 
 
 def _finite(values: Tensor) -> Tensor:

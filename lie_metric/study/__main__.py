@@ -9,10 +9,12 @@ from pathlib import Path
 
 from lie_metric.resampling import Resampling
 from lie_metric.study.comparison import compare_runs, write_comparison
+from lie_metric.study.engines import ENGINES
 from lie_metric.study.report import AXES, write_report
 from lie_metric.study.run import run_study
 from lie_metric.study.settings import MEASURES, Framing, Settings
 from lie_metric.study.store import StudyError
+from lie_metric.version import __version__
 
 __all__ = ["main"]
 
@@ -34,6 +36,11 @@ Each timm model gets its own input size, crop and normalisation; an own model wi
 Others get the images as they are, in [0, 1]: grey where all are, else RGB. --input-size, --channels, --mean and --std
 hold for every model instead, and with --input-size images are cut alike for all. Models are compared pair by pair where
 they see the same images at one size.
+
+engines: --on ray makes a task of each model, on the cluster of RAY_ADDRESS or a running one, else on the cores of this
+machine; --resources num_cpus=2 num_gpus=0.5 are options of ray.remote. --on slurm makes an array of jobs by submitit;
+--resources timeout_min=60 gpus_per_node=1 slurm_partition=short are its parameters, and cluster=local tries it without
+SLURM. All machines see the study's folder and the images. Both need pip install 'lie_metric[study]'.
 """
 
 _RUNS = """runs: folders that a Lightning logger wrote to, with all that is in them. Of each run the monitor's own
@@ -58,6 +65,22 @@ def _pairs(given: Sequence[str], option: str) -> dict[str, str]:
     return {pattern: label for pattern, _, label in pairs}
 
 
+def _resources(given: Sequence[str]) -> dict[str, str | float]:
+    found: dict[str, str | float] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not name or not sign or not value:
+            raise ValueError(f"`--resources` must be NAME=VALUE, got {text!r}. Write e.g. num_gpus=1.")
+        try:
+            found[name] = int(value)
+        except ValueError:
+            try:
+                found[name] = float(value)
+            except ValueError:
+                found[name] = value
+    return found
+
+
 def _framing(options: argparse.Namespace) -> Framing:
     size, mean, std = options.input_size, options.mean, options.std
     return Framing(
@@ -70,6 +93,7 @@ def _framing(options: argparse.Namespace) -> Framing:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lie-metric", description="Lie derivatives of many models and runs.")
+    parser.add_argument("--version", action="version", version=f"lie-metric {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     study = commands.add_parser(
         "study",
@@ -104,7 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     _labels(study)
     add("--random-weights", action="store_true", help="timm models without pretrained weights")
     add("--exclude", nargs="+", default=[], metavar="PATTERN", help="wildcards of models to leave out")
-    add("--shard", default="1/1", metavar="i/n", help="work on every n-th model; torchrun splits it further")
+    add("--shard", metavar="i/n", help="every n-th model from the i-th; by default what torchrun or SLURM's array says")
+    add("--on", default="local", choices=ENGINES, help="this process, tasks of Ray, or jobs of SLURM; see below")
+    add("--retries", type=int, default=3, help="how often an engine starts a model again that was lost")
+    add("--resources", nargs="+", default=[], metavar="NAME=VALUE", help="what a model needs, in the engine's words")
     add("--retry-failed", action="store_true", help="try models again that failed")
     add("--batch-size", type=int, default=8)
     add("--chunk-size", type=int, default=None, help="tangents at once; smaller takes less memory")
@@ -199,6 +226,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings,
             exclude=options.exclude,
             shard=options.shard,
+            on=options.on,
+            retries=options.retries,
+            resources=_resources(options.resources),
             data_root=options.data_root,
             device=options.device,
             batch_size=options.batch_size,
@@ -225,6 +255,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    known = {"study", "report", "compare", "-h", "--help"}
+    known = {"study", "report", "compare", "-h", "--help", "--version"}
     # python -m lie_metric.study MODELS... is the command of that name.
     sys.exit(main(given if given and given[0] in known else ["study", *given]))

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import sys
 import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lie_metric.records import Record
 from lie_metric.study.data import ImageSet, load_data
+from lie_metric.study.engines import Resources, run_on, validate_engine
 from lie_metric.study.measure import measure_model
 from lie_metric.study.models import ModelSpec, resolve_models
 from lie_metric.study.settings import Settings
+from lie_metric.study.shards import part_of
 from lie_metric.study.store import COLUMNS, LAYER_COLUMNS, Lines, StudyError, Table, read_rows, record_settings
+from lie_metric.version import __version__
 
 __all__ = ["run_study"]
+
+_T = TypeVar("_T")
 
 
 def run_study(
@@ -33,7 +38,10 @@ def run_study(
     settings: Settings,
     *,
     exclude: Sequence[str] = (),
-    shard: str = "1/1",
+    shard: str | None = None,
+    on: str = "local",
+    retries: int = 3,
+    resources: Resources | None = None,
     data_root: Path | str = "data",
     device: str = "auto",
     batch_size: int = 8,
@@ -54,7 +62,15 @@ def run_study(
         out: The study's folder.
         settings: What every value depends on; refused if the folder was begun with others.
         exclude: Wildcards of models to leave out.
-        shard: ``"i/n"``: work on every n-th model, from the i-th. Under torchrun each process takes its part of that.
+        shard: ``"i/n"``: work on every n-th model, from the i-th. The default is what torchrun or an array of SLURM
+            says of this process, see :func:`~lie_metric.study.shards.part_of`.
+        on: ``"local"``, this process; ``"ray"``, a task for each model; or ``"slurm"``, an array of jobs by submitit.
+            Tasks and jobs read and write the same files: all machines see the folder. They go on when this process
+            is killed, or end with it, as the engine has it; either way the same call goes on.
+        retries: How often the engine starts a model again whose process died (Ray) or ran out of time (SLURM). If it is
+            lost all the same, it has failed.
+        resources: What a model needs in the engine's words, see :func:`~lie_metric.study.engines.run_on`. Ray gives a
+            GPU to each model where the cluster has any, unless told otherwise.
         data_root: Where torchvision's sets are or go.
         device: ``"auto"``, or a name of a torch device.
         batch_size: Images in a batch.
@@ -70,54 +86,173 @@ def run_study(
 
     Raises:
         ValueError: If an argument is out of range.
+        ModuleNotFoundError: If the engine is not installed.
         StudyError: If images, settings or files stop the study; finished rows stay.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("chunk_size", chunk_size, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
-    part, parts = _shard(shard)
-    chosen_device = _device(device)
-    chosen = resolve_models(models, pretrained=settings.pretrained, exclude=exclude, families=families, tags=tags)
-    specs = chosen[part - 1 :: parts]
-    images = load_data(settings.data, settings.eval_images, settings.seed, data_root)
-    if len(images) < 2 or settings.layerwise > len(images):
-        raise StudyError(f"`data` must hold at least {max(2, settings.layerwise)} images, got {len(images)}.")
-    folder = Path(out)
-    record_settings(folder, settings.record(images.fingerprint))
-    counts = {"measured": 0, "failed": 0, "skipped": 0}
-    with ExitStack() as opened:
-        table = opened.enter_context(Table(folder / f"rows-{part}-of-{parts}.csv", COLUMNS))
-        replicates = opened.enter_context(Lines(folder / f"replicates-{part}-of-{parts}.jsonl"))
-        if settings.layerwise:
-            layer_table = opened.enter_context(Table(folder / f"layers-{part}-of-{parts}.csv", LAYER_COLUMNS))
-        present = read_rows(folder)
-        there = {(row["model"], row["generator"]) for row in present if row["status"] == "ok"}
-        failed = {row["model"] for row in present if row["status"] == "failed"}
-        versions = _versions()
-        for spec in _bar(specs, progress):
-            done = all((spec.name, name) in there for name in settings.names)
-            if done or (spec.name in failed and not retry_failed):
-                counts["skipped"] += 1
-                continue
-            try:
-                rows, layers, records = _one(spec, images, settings, chosen_device, batch_size, workers, chunk_size)
-                counts["measured"] += 1
-            except StudyError as error:
-                raise StudyError(_message(error)) from error
-            except Exception as error:
-                rows = [{"generator": "", "status": "failed", "reason": _reason(error)}]
-                layers, records = [], []
+    validate_engine(on, retries, resources or {})
+    part, parts = part_of(shard)
+    study = _Study(
+        tuple(models) if not isinstance(models, str) else models,
+        Path(out),
+        settings,
+        tuple(exclude),
+        data_root,
+        device,
+        (batch_size, workers, chunk_size),
+        retry_failed,
+        families,
+        tags,
+        Path.cwd(),
+    )
+    if on == "local":
+        return study.measure(part, parts, progress=progress)
+    return _on_engine(study, part, parts, on, retries, dict(resources or {}), progress)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """All that a process needs to know of a study, to work on a part of it."""
+
+    models: Sequence[str | ModelSpec]
+    folder: Path
+    settings: Settings
+    exclude: Sequence[str]
+    data_root: Path | str
+    device: str
+    cost: tuple[int, int, int | None]
+    retry_failed: bool
+    families: Mapping[str, str] | None
+    tags: Mapping[str, str] | None
+    place: Path
+
+    def specs(self) -> list[ModelSpec]:
+        """The models, not built."""
+        return resolve_models(
+            self.models,
+            pretrained=self.settings.pretrained,
+            exclude=self.exclude,
+            families=self.families,
+            tags=self.tags,
+        )
+
+    def begin(self) -> ImageSet:
+        """The images; the settings are written down, or compared."""
+        settings = self.settings
+        images = load_data(settings.data, settings.eval_images, settings.seed, self.data_root)
+        if len(images) < 2 or settings.layerwise > len(images):
+            raise StudyError(f"`data` must hold at least {max(2, settings.layerwise)} images, got {len(images)}.")
+        record_settings(self.folder, settings.record(images.fingerprint))
+        return images
+
+    def present(self) -> tuple[set[tuple[str, str]], set[str]]:
+        """Models and generators that are measured, and models that nothing is left to do of, by all files there are."""
+        rows = read_rows(self.folder)
+        there = {(row["model"], row["generator"]) for row in rows if row["status"] == "ok"}
+        done = set() if self.retry_failed else {row["model"] for row in rows if row["status"] == "failed"}
+        done |= {model for model, _ in there if all((model, name) in there for name in self.settings.names)}
+        return there, done
+
+    def table(self, part: int, parts: int, *, wait: bool = False) -> Table:
+        """The main table of a part."""
+        return Table(self.folder / f"rows-{part}-of-{parts}.csv", COLUMNS, wait=wait)
+
+    def measure(self, part: int, parts: int, *, progress: bool, wait: bool = False) -> dict[str, int]:
+        """Works on a part in this process.
+
+        Args:
+            part: From 1.
+            parts: How many there are.
+            progress: Whether a bar is shown.
+            wait: Whether to wait for another process that works on it.
+
+        Returns:
+            Counts.
+        """
+        device = _device(self.device)
+        specs = self.specs()[part - 1 :: parts]
+        images = self.begin()
+        counts = {"measured": 0, "failed": 0, "skipped": 0}
+        with ExitStack() as opened:
+            table = opened.enter_context(self.table(part, parts, wait=wait))
+            replicates = opened.enter_context(Lines(self.folder / f"replicates-{part}-of-{parts}.jsonl"))
+            if self.settings.layerwise:
+                layer_table = opened.enter_context(Table(self.folder / f"layers-{part}-of-{parts}.csv", LAYER_COLUMNS))
+            there, done = self.present()
+            for spec in _bar(specs, len(specs), progress, lambda spec: spec.name):
+                if spec.name in done:
+                    counts["skipped"] += 1
+                    continue
+                try:
+                    rows, layers, records = _one(spec, images, self.settings, device, *self.cost)
+                    counts["measured"] += 1
+                except StudyError as error:
+                    raise StudyError(_message(error)) from error
+                except Exception as error:
+                    rows, layers, records = [_failed(_reason(error))], [], []
+                    counts["failed"] += 1
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+                # All else first: a model whose main rows are there is finished.
+                if layers:
+                    layer_table.append({**row, "model": spec.name} for row in layers)
+                if records:
+                    replicates.append({"model": spec.name, "records": [record.to_json() for record in records]})
+                about = _about(spec)
+                table.append({**row, **about} for row in rows if (spec.name, row["generator"]) not in there)
+        return counts
+
+
+def _on_engine(
+    study: _Study, part: int, parts: int, on: str, retries: int, resources: dict[str, str | float], progress: bool
+) -> dict[str, int]:
+    """Works on a part by an engine: each model of it is a part of its own, with its own files."""
+    specs = study.specs()
+    study.begin()
+    _, done = study.present()
+    mine = range(part, len(specs) + 1, parts)
+    left = [number for number in mine if specs[number - 1].name not in done]
+    counts = {"measured": 0, "failed": 0, "skipped": len(mine) - len(left)}
+    task = _Task(study, len(specs))
+    folder = study.folder.absolute() / "jobs"
+    with closing(run_on(on, task, left, folder, retries=retries, resources=resources)) as finished:
+        for found in _bar(finished, len(left), progress, lambda found: specs[found.part - 1].name):
+            if found.error:
                 counts["failed"] += 1
-            if chosen_device.type == "cuda":
-                torch.cuda.empty_cache()
-            common = {"model": spec.name, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-            # All else first: a model whose main rows are there is finished.
-            if layers:
-                layer_table.append({**row, "model": spec.name} for row in layers)
-            if records:
-                replicates.append({"model": spec.name, "records": [record.to_json() for record in records]})
-            table.append({**row, **common, **versions} for row in rows if (spec.name, row["generator"]) not in there)
+                with study.table(found.part, len(specs), wait=True) as table:
+                    table.append([_failed(found.error) | _about(specs[found.part - 1])])
+            elif isinstance(found.value, str):
+                raise StudyError(found.value)
+            else:
+                counts = {name: count + found.value[name] for name, count in counts.items()}
     return counts
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What an engine calls on its machines: counts of one model, or why the study cannot go on."""
+
+    study: _Study
+    parts: int
+
+    def __call__(self, part: int) -> dict[str, int] | str:
+        # Paths are as they were given; a worker may have been started elsewhere.
+        os.chdir(self.study.place)
+        try:
+            # A job of before, of a study whose own process was killed, may still be at it.
+            return self.study.measure(part, self.parts, progress=False, wait=True)
+        except (StudyError, ValueError, ModuleNotFoundError) as error:
+            return str(error)
+
+
+def _failed(reason: str) -> dict[str, Any]:
+    return {"generator": "", "status": "failed", "reason": reason}
+
+
+def _about(spec: ModelSpec) -> dict[str, Any]:
+    return {"model": spec.name, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **_versions()}
 
 
 def _one(
@@ -163,17 +298,6 @@ def _message(error: Exception) -> str:
     return text.strip().splitlines()[-1].partition(": ")[2] if "in DataLoader worker" in text else text
 
 
-def _shard(shard: str) -> tuple[int, int]:
-    """This process's part and the number of parts, of machines times processes."""
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 1 <= part <= parts:
-        raise ValueError(f"`shard` must be i/n with 1 <= i <= n, got {shard!r}.")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0")) if world > 1 else 0
-    return (part - 1) * world + rank + 1, parts * world
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
@@ -186,8 +310,8 @@ def _device(name: str) -> torch.device:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("lie_metric", "torch", "timm"):
+    found = {"lie_metric": __version__}
+    for name in ("torch", "timm"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -195,21 +319,21 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _bar(specs: Sequence[ModelSpec], shown: bool) -> Iterable[ModelSpec]:
-    """The models with a progress bar and the time left; without tqdm, a line for each.
+def _bar(items: Iterable[_T], count: int, shown: bool, name: Callable[[_T], str]) -> Iterator[_T]:
+    """What is gone through, with a progress bar and the time left; without tqdm, a line for each.
 
     Yields:
-        The models.
+        The items.
     """
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
-        for number, spec in enumerate(specs, 1):
+        for number, item in enumerate(items, 1):
             if shown:
-                sys.stderr.write(f"{number}/{len(specs)} {spec.name}\n")
-            yield spec
+                sys.stderr.write(f"{number}/{count} {name(item)}\n")
+            yield item
         return
-    with tqdm(specs, disable=not shown, unit="model", smoothing=0.1) as bar:
-        for spec in bar:
-            bar.set_postfix_str(spec.name)
-            yield spec
+    with tqdm(items, total=count, disable=not shown, unit="model", smoothing=0.1) as bar:
+        for item in bar:
+            bar.set_postfix_str(name(item))
+            yield item

@@ -74,19 +74,20 @@ class _Growing:
     Args:
         path: The file.
         header: How it begins.
+        wait: Whether to wait until no other process uses it.
 
     Raises:
         StudyError: If the file begins otherwise, is in use by another process, or cannot be written.
     """
 
-    def __init__(self, path: Path, header: str = "") -> None:
+    def __init__(self, path: Path, header: str = "", *, wait: bool = False) -> None:
         self.path = path
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise StudyError(_unwritable(path, error)) from error
         try:
-            _lock(self._file, path)
+            _lock(self._file, path, wait)
             data = path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
             if whole and not whole.startswith(header.encode()):
@@ -147,14 +148,15 @@ class Table(_Growing):
     Args:
         path: The file.
         columns: Its columns.
+        wait: Whether to wait until no other process uses it.
 
     Raises:
         StudyError: If the file has other columns, is in use by another process, or cannot be written.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], *, wait: bool = False) -> None:
         self.columns = tuple(columns)
-        super().__init__(path, ",".join(columns) + "\n")
+        super().__init__(path, ",".join(columns) + "\n", wait=wait)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows and waits until they are on the disk; None becomes an empty cell.
@@ -186,13 +188,13 @@ def _unwritable(path: Path, error: OSError) -> str:
     )
 
 
-def _lock(file: int, path: Path) -> None:
+def _lock(file: int, path: Path, wait: bool) -> None:
     try:
         import fcntl
     except ModuleNotFoundError:  # no such locks on Windows
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StudyError(
             f"`shard` must be worked on by one process at a time, got a second one for {path}. Wait for the first, or "

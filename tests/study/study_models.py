@@ -1,7 +1,9 @@
 """Models that studies in the tests are of, named as study_models.py:NAME."""
 
 import os
+import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -41,9 +43,27 @@ def e():
 
 def slow():
     """Waits until the test has killed the process, if it wants to."""
-    while os.path.exists(os.environ.get("STUDY_WAIT", "/nonexistent")):
+    wait = Path(os.environ.get("STUDY_WAIT", "/nonexistent"))
+    if wait.exists():
+        wait.with_suffix(".reached").touch()
+    while wait.exists():
         time.sleep(0.05)
     return _net(5)
+
+
+def dies():
+    """Takes its process with it, and leaves a mark."""
+    with open(os.environ["STUDY_DEATHS"] + "/dies", "a") as marks:
+        marks.write("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_once():
+    mark = Path(os.environ["STUDY_DEATHS"]) / "dies_once"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _net(1)
 
 
 def bare():
