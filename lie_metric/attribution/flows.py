@@ -84,8 +84,8 @@ def contributions(
                 if variable.value._version != variable.version:
                     made = "the input" if variable.producer is None else repr(recorder.operations[variable.producer])
                     raise RuntimeError(
-                        f"`model` changes a tensor in place where autograd does not follow, after {made} made it, so that "
-                        "its action is not known. Let it make a new tensor."
+                        f"`model` changes a tensor in place where autograd does not follow, after {made} made it, so "
+                        "that its action is not known. Let it make a new tensor."
                     )
                 action = _act(variable.value, variable.representation, basis, resampling).flatten(1)
                 precise = torch.promote_types(action.dtype, torch.float32)

@@ -105,9 +105,7 @@ def _sum(result: Linearisation, indices: Sequence[int], lee_output: LeeOutput, o
         rows = _rows(f, L, None if noise is None else noise[2], representation, on_probabilities)
         parts.append(grouped(rows | moments(f, representation), indices))
     sums = _stacked(parts) if values[0][0] else parts[0]
-    energies = [
-        moved @ moved.mT / moved.shape[2] for moved in _wide(by_samples(result.carrier, result.tangents), wide)
-    ]
+    energies = [moved @ moved.mT / moved.shape[2] for moved in _wide(by_samples(result.carrier, result.tangents), wide)]
     sums["energy"] = grouped({"energy": torch.cat(energies)}, indices)["energy"]
     if result.further is None:
         sums["noise"] = torch.zeros_like(sums["violation"])

@@ -194,7 +194,7 @@ def largest(func: Any, args: tuple, kwargs: dict) -> Any:
         return NotImplemented
     axes, keep = (args[1] if len(args) > 1 else None), (args[2] if len(args) > 2 else False)
     value = func(dual.value, *args[1:])
-    over = list(range(dual.ndim)) if not axes else axes
+    over = axes or list(range(dual.ndim))
     chosen = dual.value == func(dual.value, over, True)
     moved = torch.where(chosen, dual.tangents, 0).sum(_behind_all(axes, dual), keepdim=keep)
     return wrap(value, moved.div_(chosen.sum(over, keepdim=keep)))

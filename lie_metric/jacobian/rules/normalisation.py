@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -48,10 +48,8 @@ def layer_norm(func: Any, args: tuple, kwargs: dict) -> Any:
     value, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, given.get("eps", 1e-5))
 
     def pulled(moved: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-        found: Tensor = aten.native_layer_norm_backward(
-            moved, x, shape, mean, rstd, None, None, [True, False, False]
-        )[0]
-        return found
+        found = aten.native_layer_norm_backward(moved, x, shape, mean, rstd, None, None, [True, False, False])
+        return cast(Tensor, found[0])
 
     tangents = _normalised(pulled, dual.tangents, (x, mean, rstd), weight)
     return wrap(value, tangents)
@@ -87,13 +85,15 @@ def group_norm(func: Any, args: tuple, kwargs: dict) -> Any:
 
     def pulled(moved: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         # Groups are rows of their own: weights, which differ from channel to channel, come behind.
-        found: Tensor = aten.native_group_norm_backward(
-            moved, x, mean, rstd, None, mean.numel() // groups, channels, positions, groups, [True, False, False]
-        )[0]
-        return found
+        batch, wanted = mean.numel() // groups, [True, False, False]
+        found = aten.native_group_norm_backward(moved, x, mean, rstd, None, batch, channels, positions, groups, wanted)
+        return cast(Tensor, found[0])
 
     factor = None if weight is None else weight.view(-1, *[1] * (dual.ndim - 2))
-    tangents = _normalised(pulled, moved, (x, mean, rstd), factor)
+    try:
+        tangents = _normalised(pulled, moved, (x, mean, rstd), factor)
+    except NotImplementedError:
+        return NotImplemented  # a device without this kernel
     sides = [wrap(side, Unknown(motionless(side, count_of(dual)), str(func))) for side in (mean, rstd)]
     return wrap(value, tangents), *sides
 
