@@ -45,7 +45,7 @@ def test_a_batch_reads_few_numbers(build, most, names, monkeypatch):
     known = lie.spanning_set(metric.generators)  # of the generators alone: small matrices on the host
     monkeypatch.setattr(lie, "spanning_set", lambda asked: known)
     for count in (1, 2, 6):
-        # Whether images are finite, before any work, and whether derivatives are; of buffers whether they changed, twice.
+        # Whether images are finite, before any work, and derivatives, after it; twice whether buffers have changed.
         assert 2 <= numbers_read(lambda count=count: metric.update(model, x[:count]), monkeypatch) <= most
 
 
