@@ -324,9 +324,10 @@ def report_epoch(arguments: argparse.Namespace) -> float:
         optimizer.step()
         optimizer.zero_grad()
 
-    def measure(**options: Any) -> None:
+    def measure(usual: bool = False, **options: Any) -> None:
         """What the monitor does in one epoch: the method that was found is checked again."""
-        measurement = lm.EquivarianceMonitor(**options).program.measurement(images.device)
+        program = lm.EquivarianceMonitor(**options).program
+        measurement = program.measurement(images.device, program.seldom(3) if usual else frozenset())
         measurement.strides = strides_of(256)
         measurement.local.expect(checked)
         for start in (0, 128):
@@ -337,6 +338,7 @@ def report_epoch(arguments: argparse.Namespace) -> float:
 
     kinds: dict[str, dict[str, Any]] = {
         "EquivarianceMonitor(), an epoch with floor and linearity": {},
+        "EquivarianceMonitor(), an epoch without them": {"usual": True},
         "EquivarianceMonitor(floor=False, displacement=None)": {"floor": False, "displacement": None},
     }
     step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from lie_metric.holders import entry, held, recast, replaced, tensor_of, tensors
 from lie_metric.measured import carried, validate_inputs
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.representations import Image, Invariant, Representation
-from lie_metric.representations.composite import Masked, Packed, Parts, common_dimension, samples
+from lie_metric.representations.composite import Masked, Packed, Parts, common_dimension, rows_at_once, samples
 
 __all__ = [
     "Bound",
@@ -24,6 +25,7 @@ __all__ = [
     "bind",
     "bind_rows",
     "by_sample",
+    "by_samples",
     "count_samples",
     "moved_parts",
     "off_grid",
@@ -266,6 +268,27 @@ def by_sample(representation: Representation, stacked: Tensor) -> Iterator[Tenso
     else:
         for row in range(stacked.shape[1]):
             yield stacked[:, row].reshape(len(stacked), -1)
+
+
+def by_samples(representation: Representation, stacked: Tensor) -> Iterator[Tensor]:
+    """As :func:`by_sample`, several samples at a time where they are of one size.
+
+    Args:
+        representation: The layout.
+        stacked: Shape (K, *tensor.shape).
+
+    Yields:
+        Tensors (samples, K, entries) of samples that follow one another, of some millions of entries at most.
+
+    Example:
+        >>> [tuple(one.shape) for one in by_samples(Image(), torch.zeros(3, 2, 1, 4, 4))]
+        [(2, 3, 16)]
+    """
+    if isinstance(representation, Parts) or callable(getattr(representation, "samples", None)):
+        yield from (one[None] for one in by_sample(representation, stacked))
+    else:
+        for some in stacked.split(rows_at_once(stacked[:, :1]), dim=1):
+            yield some.reshape(*some.shape[:2], math.prod(some.shape[2:])).transpose(0, 1)
 
 
 def sample_count(inputs: Any, representation: Layout | None) -> int:

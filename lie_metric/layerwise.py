@@ -201,7 +201,7 @@ def attributed(
             unit = torch.eye(dimension, dtype=torch.float64, device=size.device)
             cotangents = unit[:, None].expand(-1, len(images), -1)
         else:
-            drawn = noise(derivative.new_zeros(len(images), count, dimension), range(start, stop), seed)
+            drawn = noise(derivative.new_zeros(len(images), count, dimension), range(start, start + len(images)), seed)
             along = derivative / size.where(size > 0, 1)[..., None]
             cotangents = torch.cat([along, drawn.transpose(0, 1)])
         cotangents = cotangents.to(whole.output)

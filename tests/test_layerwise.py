@@ -1190,3 +1190,12 @@ class TestPoints:
     def test_an_equivariant_network_has_no_shares(self):
         report = self.report(planted=False, declared=True)
         assert all(math.isnan(row.share) for row in report.by("op"))
+
+
+def test_images_that_do_not_fill_the_last_part():
+    net = nn.Sequential(nn.Conv2d(3, 2, 3, 4), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten()).double()
+    x = torch.rand(5, 3, 128, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert 1 < layerwise._TOGETHER // x[0].numel() < 5
+    report = layerwise.attributed(net, x, "rotation", probes=2)
+    shares = torch.stack([layerwise.attributed(net, one[None], "rotation").products[:, :, 0] for one in x], 2)
+    torch.testing.assert_close(report.products, shares)

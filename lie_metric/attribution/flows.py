@@ -79,23 +79,24 @@ def contributions(
     for start in range(0, len(cotangents), size):
         part = slice(start, start + size)
         gradients = _gradients(known, end, leaf, result, cotangents[part])
-        for variable, leaving in by_variable.items():
-            if variable.value._version != variable.version:
-                made = "the input" if variable.producer is None else repr(recorder.operations[variable.producer])
-                raise RuntimeError(
-                    f"`model` changes a tensor in place where autograd does not follow, after {made} made it, so that "
-                    "its action is not known. Let it make a new tensor."
-                )
-            action = _act(variable.value, variable.representation, basis, resampling).flatten(1)
-            precise = torch.promote_types(action.dtype, torch.float32)
-            for flow in leaving:
-                amount = torch.zeros_like(balance[0])
-                if flow in gradients:
-                    # For complex tensors autograd's gradient is that of the real inner product.
-                    gradient = gradients.pop(flow).to(precise)
-                    amount[..., part] = _by_image(action.to(precise), gradient, images)
-                    level += _rounding(action, gradient, variable.value)
-                book(flow, amount)
+        with torch._C.DisableTorchFunction():  # what follows is none of the model's
+            for variable, leaving in by_variable.items():
+                if variable.value._version != variable.version:
+                    made = "the input" if variable.producer is None else repr(recorder.operations[variable.producer])
+                    raise RuntimeError(
+                        f"`model` changes a tensor in place where autograd does not follow, after {made} made it, so "
+                        "that its action is not known. Let it make a new tensor."
+                    )
+                action = _act(variable.value, variable.representation, basis, resampling).flatten(1)
+                precise = torch.promote_types(action.dtype, torch.float32)
+                for flow in leaving:
+                    amount = torch.zeros_like(balance[0])
+                    if flow in gradients:
+                        # For complex tensors autograd's gradient is that of the real inner product.
+                        gradient = gradients.pop(flow).to(precise)
+                        amount[..., part] = _by_image(action.to(precise), gradient, images)
+                        level += _rounding(action, gradient, variable.value)
+                    book(flow, amount)
     wanted = representation.tangents(end.value, basis, resampling).flatten(1)
     balance[-1] -= _by_image(wanted, cotangents.flatten(1), images)
     level += _rounding(wanted, cotangents.flatten(1), end.value)

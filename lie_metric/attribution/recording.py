@@ -129,13 +129,15 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        moving = [tensor for tensor in _tensors((args, kwargs)) if tensor.requires_grad]
-        if not moving or _transforms():
+        if _transforms():
             return func(*args, **kwargs)
-        name = _name(func)
-        given = [variable for variable in map(self._variable, moving) if variable is not None]
+        # Other modes need not know of what is written down, of which there is more than of the model.
+        with torch._C.DisableTorchFunction():
+            moving = [tensor for tensor in _tensors((args, kwargs)) if tensor.requires_grad]
+            given = [variable for variable in map(self._variable, moving) if variable is not None]
         if not given:
             return func(*args, **kwargs)
+        name = _name(func)
         if name == "conv2d" and torch.is_grad_enabled() and isinstance(given[0].representation, (Image, Padded)):
             split = padding_of(args, kwargs)
             if split is not None:
@@ -146,6 +148,14 @@ class Recorder(TorchFunctionMode):
         if written is not None:
             self._copy_before_change(written)
         result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            self._record(name, args, kwargs, given, result, written)
+        return result
+
+    def _record(
+        self, name: str, args: tuple, kwargs: dict, given: Sequence[Variable], result: Any, written: Tensor | None
+    ) -> None:
+        """Writes down a call: what went in, what comes out or was written into."""
         outputs = [value for value in _tensors(result if written is None else written) if _moves(value)]
         if name in _CUTS:
             self.cut.add(f"{name} in {self._path() or 'the model'}")
@@ -154,7 +164,7 @@ class Recorder(TorchFunctionMode):
             self.ungraded.add(f"{name} in {outermost or self._path() or 'the model'}")
         outputs = [value for value in outputs if value.requires_grad]
         if not outputs:
-            return result
+            return
         index = self._operation(name, _kind(name, self._path(), args, kwargs), outputs[0])
         # The tensor that a view belongs to changes with it.
         base = None if written is None else written._base
@@ -169,7 +179,6 @@ class Recorder(TorchFunctionMode):
             representation=repr(first.representation),
             commutes=same and base is None and commutes(name, given[0].representation, len(given), args, outputs[0]),
         )
-        return result
 
     def _path(self) -> str:
         return self.stack[-1][0] if self.stack else ""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lie_metric.algebra import Generator
-from lie_metric.binding import Generators, by_sample, count_samples, resolve_for, sample_count, split_parts
+from lie_metric.binding import Generators, by_samples, count_samples, resolve_for, sample_count, split_parts
 from lie_metric.functional.local_statistics import (
     ONE_PART,
     STATISTICS,
@@ -105,8 +105,8 @@ def _sum(result: Linearisation, indices: Sequence[int], lee_output: LeeOutput, o
         rows = _rows(f, L, None if noise is None else noise[2], representation, on_probabilities)
         parts.append(grouped(rows | moments(f, representation), indices))
     sums = _stacked(parts) if values[0][0] else parts[0]
-    energies = [moved @ moved.mT / moved.shape[1] for moved in _wide(by_sample(result.carrier, result.tangents), wide)]
-    sums["energy"] = grouped({"energy": torch.stack(energies)}, indices)["energy"]
+    energies = [moved @ moved.mT / moved.shape[2] for moved in _wide(by_samples(result.carrier, result.tangents), wide)]
+    sums["energy"] = grouped({"energy": torch.cat(energies)}, indices)["energy"]
     if result.further is None:
         sums["noise"] = torch.zeros_like(sums["violation"])
     sums["rounding"] = torch.tensor(torch.finfo(result.output.dtype).eps, dtype=wide, device=device)
@@ -114,7 +114,7 @@ def _sum(result: Linearisation, indices: Sequence[int], lee_output: LeeOutput, o
 
 
 def _wide(rows: Iterable[Tensor], wide: torch.dtype) -> Iterator[Tensor]:
-    # Squares are taken in float64, one sample at a time: large outputs would fill the memory twice.
+    # Squares are taken in float64, of a few samples at a time: large outputs would fill the memory twice.
     return (row.to(wide) for row in rows)
 
 
@@ -135,15 +135,17 @@ def _rows(
     """For each sample the squares of its Lie derivatives, their products, and what noise does."""
     wide = coordinate_dtype(f.device)
     rows: dict[str, list[Tensor]] = {"gram": [], "violation": []}
-    for place, L in enumerate(_wide(by_sample(representation, changes), wide)):
-        rows["violation"].append(L.square().sum(1))
+    place = 0
+    for L in _wide(by_samples(representation, changes), wide):
+        rows["violation"].append(L.square().sum(2))
         if on_probabilities:
-            p = f[place].to(wide).softmax(-1)
-            L = p * (L - (L @ p)[:, None])
-        rows["gram"].append(L @ L.mT / L.shape[1])
+            p = f[place : place + len(L)].to(wide).softmax(-1)[..., None]
+            L = p.mT * (L - L @ p)
+        rows["gram"].append(L @ L.mT / L.shape[2])
+        place += len(L)
     if further is not None:
-        rows["noise"] = [each.square().sum(1) for each in _wide(by_sample(representation, further), wide)]
-    return {name: torch.stack(values) for name, values in rows.items()}
+        rows["noise"] = [each.square().sum(2) for each in _wide(by_samples(representation, further), wide)]
+    return {name: torch.cat(values) for name, values in rows.items()}
 
 
 def _stacked(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

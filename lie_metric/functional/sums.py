@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lie_metric.functional.student import quantile
 from lie_metric.representations import Representation
-from lie_metric.representations.composite import samples
+from lie_metric.representations.composite import rows_at_once, samples
 from lie_metric.resampling import coordinate_dtype
 from lie_metric.warning import warn
 
@@ -74,16 +74,16 @@ def grouped(rows: Mapping[str, Tensor], indices: Sequence[int]) -> dict[str, Ten
         ([2.0, 2.0], [2.0, 1.0])
     """
     sums = {}
+    device = next(iter(rows.values())).device
     numbers = indices.groups if isinstance(indices, Indices) and indices.groups is not None else indices
-    for name, values in {"images": None, **rows}.items():
-        if values is None:
-            some = next(iter(rows.values()))
-            values = torch.ones(len(indices), dtype=coordinate_dtype(some.device), device=some.device)
-        group = torch.as_tensor(numbers, device=values.device) % GROUPS
-        if min(indices, default=0) < 0:
-            counted = torch.as_tensor(indices, device=values.device) >= 0
-            values, group = values[counted], group[counted]
-        sums[name] = values.new_zeros((GROUPS, *values.shape[1:])).index_add(0, group, values)
+    counted = [row for row, index in enumerate(indices) if index >= 0]
+    # Made once, because each copy from the host has an accelerator wait.
+    group = torch.as_tensor([numbers[row] % GROUPS for row in counted], dtype=torch.int64).to(device)
+    chosen = None if len(counted) == len(indices) else torch.as_tensor(counted, dtype=torch.int64).to(device)
+    ones = torch.ones(len(indices), dtype=coordinate_dtype(device), device=device)
+    for name, values in {"images": ones, **rows}.items():
+        some = values if chosen is None else values[chosen]
+        sums[name] = some.new_zeros((GROUPS, *some.shape[1:])).index_add(0, group, some)
     return sums
 
 
@@ -113,34 +113,39 @@ def moments(output: Tensor, representation: Representation) -> dict[str, Tensor]
         ([[16.0, 16.0]], [[16.0, 16.0]])
     """
     rows: dict[str, list[Tensor]] = {name: [] for name in MOMENTS}
-    for sample, blocks in _samples_with_blocks(output, representation):
-        square = sample.square().sum()
+    for some, blocks in _samples_with_blocks(output, representation):
+        count, entries = len(some), math.prod(some.shape[1:])
+        square = some.reshape(count, entries).square().sum(1)
         blocks = [block.to(square.dtype) for block in blocks]
-        covered = sum(block.numel() for block in blocks) == sample.numel()
-        none = square.new_zeros(0)
+        covered = sum(block.numel() for block in blocks) == some.numel()
+        none = square.new_zeros(count, 0)
         rows["square"].append(square)
-        rows["projected"].append(square if covered else sum((block.square().sum() for block in blocks), 0 * square))
-        rows["entries"].append(square.new_tensor(sample.numel()))
-        rows["total"].append(torch.cat([none, *(block.sum(0) for block in blocks)]))
-        rows["weight"].append(torch.cat([none, *(block.new_full(block.shape[1:], len(block)) for block in blocks)]))
-    return {name: torch.stack(values) for name, values in rows.items()}
+        rows["projected"].append(
+            square if covered else sum((block.square().sum((1, 2)) for block in blocks), 0 * square)
+        )
+        rows["entries"].append(torch.full_like(square, entries))
+        rows["total"].append(torch.cat([none, *(block.sum(1) for block in blocks)], 1))
+        weights = [block.new_full((count, block.shape[2]), block.shape[1]) for block in blocks]
+        rows["weight"].append(torch.cat([none, *weights], 1))
+    return {name: torch.cat(values) for name, values in rows.items()}
 
 
 def _samples_with_blocks(output: Tensor, representation: Representation) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
-    """Each sample in float64, and its blocks (positions, elements).
+    """Samples in float64, and their blocks (samples, positions, elements).
 
     Yields:
-        Tensors of each.
+        Tensors of one sample, or of several that are of one size.
     """
     wide = coordinate_dtype(output.device)
-    # Squares are taken in float64, one sample at a time: large outputs would fill the memory twice.
     if callable(getattr(representation, "samples", None)):
         for sample in samples(representation, output):
-            yield sample.to(wide), [block[0] for block in representation.components(sample)]
+            yield sample.to(wide), representation.components(sample)
     else:
-        blocks = representation.components(output)
-        for row in range(len(output)):
-            yield output[row].to(wide), [block[row] for block in blocks]
+        # Squares are taken in float64, of a few samples at a time: large outputs would fill the memory twice.
+        blocks, count = representation.components(output), rows_at_once(output[:1])
+        for start in range(0, len(output), count):
+            some = slice(start, start + count)
+            yield output[some].to(wide), [block[some] for block in blocks]
 
 
 def spread(sums: Sums) -> Tensor:

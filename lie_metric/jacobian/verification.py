@@ -138,7 +138,7 @@ class _Comparison:
 
     def made(self, tangents: Tensor, products: Tensor, expected: Tensor) -> Check:
         """The check of these products, for a function that has the value expected."""
-        sizes = [float(t.norm()) for t in tangents]
+        sizes = torch.stack([t.norm() for t in tangents]).tolist()
         drawn = torch.randn(len(tangents), dtype=torch.float64, generator=self.source).tolist()
         weights = [w / size if size > 0 else 0.0 for w, size in zip(drawn, sizes, strict=True)]
         x = self.x

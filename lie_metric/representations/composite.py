@@ -16,7 +16,7 @@ from lie_metric.representations.grids import Invariant
 from lie_metric.representations.protocol import Representation, transformed
 from lie_metric.resampling import Resampling
 
-__all__ = ["Masked", "Packed", "Parts", "samples"]
+__all__ = ["Masked", "Packed", "Parts", "rows_at_once", "samples"]
 
 
 def samples(representation: Representation, tensor: Tensor) -> Iterator[Tensor]:
@@ -37,6 +37,26 @@ def samples(representation: Representation, tensor: Tensor) -> Iterator[Tensor]:
     """
     own = getattr(representation, "samples", None)
     yield from own(tensor) if callable(own) else (tensor[row : row + 1] for row in range(len(tensor)))
+
+
+# Entries that are widened to float64 at a time: 8 MiB.
+_AT_ONCE = 2**20
+
+
+def rows_at_once(row: Tensor) -> int:
+    """How many rows of a tensor are widened at a time: one after the other they take a call each, together memory.
+
+    Args:
+        row: One row.
+
+    Returns:
+        The number, at least one.
+
+    Example:
+        >>> rows_at_once(torch.zeros(1, 1000)), rows_at_once(torch.zeros(1, 3, 1024, 1024))
+        (1048, 1)
+    """
+    return max(1, _AT_ONCE // max(1, row.numel()))
 
 
 class _Wrapped:

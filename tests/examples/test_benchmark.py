@@ -45,4 +45,5 @@ def test_memory_and_epoch(example, capsys, monkeypatch):
     assert measured["default, affine"] > measured["plain forward, B"] > 0
     assert "Of an epoch of 50,000 images of 32 px" in printed
     assert "EquivarianceMonitor(floor=False, displacement=None): " in printed
+    assert "EquivarianceMonitor(), an epoch without them: " in printed
     assert 0 < found["epoch"]["monitor"] < 1

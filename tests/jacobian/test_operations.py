@@ -17,6 +17,7 @@ from lie_metric.jacobian import carrying
 from lie_metric.jacobian.carrying import Dual, wrap
 from lie_metric.jacobian.memory import Tangents
 from lie_metric.jacobian.pushing import Fused, push_forward
+from lie_metric.jacobian.rules import arguments
 
 SHAPE = (2, 3, 4, 4)
 COUNT = 2
@@ -365,6 +366,61 @@ ANY = {
 }
 
 
+# Rules of one kernel for all tangents, which stand above as well where they were differentiated on their own before.
+AT_ONCE = {
+    "unbind": lambda y: y.unbind(),
+    "split": lambda y: y.split(1),
+    "split, sizes": lambda y: y.split([1, 1]),
+    "diagonal": lambda y: y.diagonal(),
+    "index": lambda y: y[:, [0, 2]],
+    "index by two": lambda y: y[:, [0, 1], [1, 2]],
+    "index by a mask": lambda y: y[..., MASK],
+    "index by a mask, first": lambda y: y[0, 0][MASK],
+    "index by a number": lambda y: y[torch.tensor(1)],
+    "index_select": lambda y: y.index_select(-1, torch.tensor([1, 1, 0])),
+    "gather": lambda y: y.gather(2, PLACES),
+    "gather, fewer": lambda y: y.gather(-1, PLACES[:1, :2]),
+    "take_along_dim": lambda y: y.gather(1, PLACES[:, :, :2].clamp(max=2)),
+    "repeat": lambda y: y.repeat(2, 1, 1, 3),
+    "repeat, more axes": lambda y: y[0, 0].repeat(2, 3, 1),
+    "tril": lambda y: y.tril(-1),
+    "triu": lambda y: y.triu(1),
+    "unfold": lambda y: y.unfold(2, 2, 1),
+    "cumsum": lambda y: y.cumsum(1),
+    "cumsum, negative axis": lambda y: y.cumsum(-1),
+    "roll, axes": lambda y: y.roll((1, -1), (0, -1)),
+    "flip": lambda y: y.flip((1, -1)),
+    "power": lambda y: y**3,
+    "power of zero": lambda y: y**0,
+    "power of one": lambda y: y.pow(1),
+    "square": torch.square,
+    "clamp": lambda y: y.clamp(-0.3, 0.5),
+    "clamp below": lambda y: y.clamp(min=0.1),
+    "clamp, bounds": lambda y: aten.clamp_max(aten.clamp_min(y, -0.2), 0.4),
+    "expm1": torch.expm1,
+    "log1p": lambda y: (y * y).log1p(),
+    "group norm": lambda y: F.group_norm(y, 3),
+    "group norm, weight": lambda y: F.group_norm(y, 1, BIAS[:3], BIAS[1:], 0.1),
+    "group norm, positions": lambda y: F.group_norm(y[0], 2, B[0, 0, 0], None),
+    "norm": lambda y: y.norm(dim=-1),
+    "norm, kept": lambda y: torch.linalg.vector_norm(y, dim=(1, -2), keepdim=True),
+    "norm of all": lambda y: torch.linalg.vector_norm(y),
+    "norm at rest": lambda y: torch.linalg.vector_norm(y * MASK, dim=-1),
+    "normalize": lambda y: F.normalize(y, dim=1),
+    "amax": lambda y: y.amax(1),
+    "amax, kept": lambda y: y.amax((0, -1), keepdim=True),
+    "amax of all": lambda y: y.amax(),
+    "amin": lambda y: y.amin(-1),
+    "amax, equal": lambda y: torch.cat([y, y]).amax(0),
+    "quotient": lambda y: y / (y.flip(0) ** 2 + 1),
+    "quotient, wider": lambda y: y[0, 0] / (y**2 + 1),
+    "quotient, wider divisor": lambda y: y / (y**2 + 1).mean(1, keepdim=True),
+    "a constant by it": lambda y: B / (y * y + 1),
+    "a number by it": lambda y: 2 / (y * y + 1),
+    "quotient, wider type": lambda y: y / (y.float() ** 2 + 1),
+}
+
+
 def steady(like):
     return torch.linspace(-1, 1, like.numel(), dtype=torch.float64).reshape(like.shape)
 
@@ -523,6 +579,64 @@ def test_operations_by_rules_of_their_own(name, monkeypatch):
     x, tangents = start(name in POSITIVE)
     hold(in_states(function, tuple(STATES)[: 3 if name in POSITIVE else None]), x, tangents, tolerance_of(name))
     assert not ways(function, x, tangents, monkeypatch), "a rule is left out"
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_operations_for_all_tangents_at_once(name, monkeypatch):
+    x, tangents = start()
+    hold(in_states(AT_ONCE[name]), x, tangents, tolerance_of(name))
+    assert not ways(AT_ONCE[name], x, tangents, monkeypatch), "a rule is left out"
+
+
+@pytest.mark.parametrize("name", [name for name in AT_ONCE if "type" not in name and name != "norm at rest"])
+def test_operations_against_central_differences(name):
+    x, tangents = start()
+    found = tree_leaves(AT_ONCE[name](wrap(x, tangents.clone())))
+    for index, result in enumerate(found):
+        for tangent, product in zip(tangents, result.tangents, strict=True):
+            ahead, behind = (tree_leaves(AT_ONCE[name](x + h * tangent))[index] for h in (1e-6, -1e-6))
+            torch.testing.assert_close(product, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-6)
+
+
+SHARED = [name for name in DIRECT if "softmax" in name or "attention" in name or "layer norm" in name]
+
+
+@pytest.mark.parametrize("name", [*SHARED, "group norm", "group norm, weight"])
+def test_large_tensors_one_tangent_after_the_other(name, monkeypatch):
+    function, (x, tangents) = (DIRECT | AT_ONCE)[name], start()
+    with Fused():
+        together = tree_leaves(function(wrap(x, tangents.clone())))
+    monkeypatch.setattr(arguments, "_FEW", 0)
+    hold(in_states(function), x, tangents)
+    with Fused():
+        apart = tree_leaves(function(wrap(x, tangents.clone())))
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one.tangents, other.tangents)
+
+
+EMPTY = {
+    "layer norm": lambda y: F.layer_norm(y, (4,)),
+    "softmax": lambda y: y.softmax(-1),
+    "attention": lambda y: F.scaled_dot_product_attention(y, y, y),
+    "norm": lambda y: y.norm(dim=-1),
+    "quotient": lambda y: y / (y * y + 1),
+    "index": lambda y: y[:, [0, 2]],
+    "gather": lambda y: y.gather(2, PLACES[: len(y)]),
+    "flip": lambda y: y.flip(0),
+    "cumsum": lambda y: y.cumsum(0),
+    "repeat": lambda y: y.repeat(2, 1, 1, 1),
+    "no positions": lambda y: F.scaled_dot_product_attention(y[:, :, :0], y, y),
+    "no entries": lambda y: y[:, [], :],
+    "power": lambda y: y**2,
+    "group norm": lambda y: F.group_norm(y, 3),
+}
+
+
+@pytest.mark.parametrize("images", [0, 2])
+@pytest.mark.parametrize("name", EMPTY)
+def test_tensors_without_entries(name, images):
+    x, tangents = start()
+    hold(EMPTY[name], x[:images], tangents[:, :images])
 
 
 @pytest.mark.parametrize("name", INDIRECT)

@@ -8,7 +8,12 @@ from torch import Tensor
 
 from lie_metric.jacobian.carrying import Dual
 
-__all__ = ["aligned", "behind", "count_of", "holds_dual", "only_first"]
+__all__ = ["aligned", "at_once", "behind", "count_of", "holds_dual", "only_first"]
+
+
+# Elements up to which all tangents are one larger batch, for which what they share is copied: beyond it one tangent
+# after the other takes less time and memory. Accelerators wait for calls rather than for memory.
+_FEW, _FEW_ELSEWHERE = 2**17, 2**24
 
 
 def only_first(args: tuple, kwargs: dict) -> bool:
@@ -48,6 +53,19 @@ def count_of(dual: Dual) -> int:
         The number.
     """
     return len(dual.moving.raw)
+
+
+def at_once(tensor: Tensor, count: int) -> bool:
+    """Whether copies of a tensor for all tangents are cheaper than calls for one tangent after the other.
+
+    Args:
+        tensor: What is copied.
+        count: How many tangents there are.
+
+    Returns:
+        Whether they are.
+    """
+    return count * tensor.numel() <= (_FEW if tensor.device.type == "cpu" else _FEW_ELSEWHERE)
 
 
 def behind(axis: int) -> int:

@@ -90,11 +90,17 @@ def _lasting(factor: Any, value: Tensor) -> Any:
 
 
 def quotient(func: Any, args: tuple, kwargs: dict) -> Any:
-    """A quotient by what is at rest."""
-    if kwargs or not only_first(args, kwargs):
-        return NotImplemented  # also where it rounds
+    """A quotient, of which either may move."""
+    if kwargs:
+        return NotImplemented  # where it rounds
     dual, divisor = args
-    value = func(dual.value, divisor)
+    value = func(plain(dual), plain(divisor))
+    if isinstance(divisor, Dual):
+        moved = aligned(divisor, value.ndim) * value.neg()
+        if isinstance(dual, Dual):
+            moved = aligned(dual, value.ndim) + moved
+        tangents = moved / divisor.value
+        return wrap(value, tangents.expand(tangents.shape[0], *value.shape).to(value.dtype))
     if isinstance(divisor, (int, float)) and divisor:
         return wrap(value, times(dual, value, 1 / divisor), (dual,))
     tangents = aligned(dual, value.ndim) / divisor

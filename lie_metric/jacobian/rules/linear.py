@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lie_metric.jacobian.carrying import Dual, above, carries, plain, wrap, wrap_all
-from lie_metric.jacobian.rules.arguments import behind, count_of, only_first
+from lie_metric.jacobian.rules.arguments import aligned, behind, count_of, only_first
 
-__all__ = ["FOLDED", "LINEAR", "cat", "folded", "linear_in_first", "one_by_one", "padding", "pooled", "reduction"]
+__all__ = [
+    "FOLDED",
+    "LINEAR",
+    "cat",
+    "folded",
+    "gathered",
+    "indexed",
+    "largest",
+    "length",
+    "linear_in_first",
+    "of_matrices",
+    "one_by_one",
+    "padding",
+    "pooled",
+    "reduction",
+    "repeated",
+    "with_axes",
+]
 
 
-LINEAR = (
-    "index", "index_select", "gather", "rot90", "repeat", "tril", "triu", "take", "trace", "diag_embed", "unfold",
-    "masked_select", "cumsum", "roll", "flip", "take_along_dim", "_reshape_alias",
-)  # fmt: skip
+LINEAR = ("rot90", "take", "trace", "diag_embed", "masked_select", "take_along_dim", "_reshape_alias")
 FOLDED = {
     3: ("upsample_nearest1d", "upsample_linear1d", "reflection_pad1d", "replication_pad1d", "avg_pool1d"),
     4: (
@@ -40,6 +54,60 @@ def linear_in_first(func: Any, args: tuple, kwargs: dict) -> Any:
     with above():
         tangents = torch.vmap(lambda t: func(t, *rest, **kwargs))(dual.tangents)
     return wrap_all(value, tangents, (dual,))
+
+
+def with_axes(place: int) -> Callable[[Any, tuple, dict], Any]:
+    """A linear operation along an axis or several, which are the argument at a place.
+
+    Args:
+        place: The place.
+
+    Returns:
+        The rule.
+    """
+
+    def rule(func: Any, args: tuple, kwargs: dict) -> Any:
+        axes = args[place] if len(args) > place else ()
+        if not only_first(args, kwargs) or not args[0].ndim or axes == () or axes == []:
+            return linear_in_first(func, args, kwargs)
+        dual, moved = args[0], list(args)
+        moved[place] = behind(axes) if isinstance(axes, int) else [behind(axis) for axis in axes]
+        return wrap(func(dual.value, *args[1:], **kwargs), func(dual.tangents, *moved[1:], **kwargs), (dual,))
+
+    return rule
+
+
+def of_matrices(func: Any, args: tuple, kwargs: dict) -> Any:
+    """A linear operation on the last two axes."""
+    if not only_first(args, kwargs):
+        return NotImplemented
+    dual = args[0]
+    return wrap(func(dual.value, *args[1:]), func(dual.tangents, *args[1:]))
+
+
+def indexed(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Entries by indices; with axes between two of those, torch puts the chosen ones first."""
+    dual, indices = args
+    given = [place for place, index in enumerate(indices) if index is not None]
+    if not only_first(args, kwargs) or not dual.ndim or not given or given[-1] - given[0] >= len(given):
+        return linear_in_first(func, args, kwargs)
+    return wrap(func(dual.value, indices), func(dual.tangents, [None, *indices]))
+
+
+def gathered(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Entries along one axis."""
+    dual, axis, places = args[:3]
+    if not only_first(args, kwargs) or not dual.ndim or not places.ndim:
+        return linear_in_first(func, args, kwargs)
+    return wrap(
+        func(dual.value, axis, places), func(dual.tangents, behind(axis), places.expand(count_of(dual), *places.shape))
+    )
+
+
+def repeated(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Copies side by side."""
+    dual, times = args
+    return wrap(func(dual.value, times), func(aligned(dual, len(times)), [1, *times]))
 
 
 def folded(axes: int) -> Callable[[Any, tuple, dict], Any]:
@@ -104,9 +172,36 @@ def reduction(func: Any, args: tuple, kwargs: dict) -> Any:
         return NotImplemented
     axes, keep = (args[1] if len(args) > 1 else None), (args[2] if len(args) > 2 else False)
     value = func(dual.value, *args[1:], **kwargs)
-    moved = [behind(axis) for axis in axes] if axes else list(range(1, dual.ndim + 1))
     operation = torch.mean if func._overloadpacket.__name__ == "mean" else torch.sum
-    return wrap(value, operation(dual.tangents, moved, keepdim=keep))
+    return wrap(value, operation(dual.tangents, _behind_all(axes, dual), keepdim=keep))
+
+
+def length(func: Any, args: tuple, kwargs: dict) -> Any:
+    """The Euclidean norm, over all axes or some; where it is zero it is taken to be at rest, as torch does."""
+    dual, order = args[0], args[1] if len(args) > 1 else 2
+    if order != 2 or kwargs.get("dtype") not in {None, dual.dtype} or dual.is_complex() or not dual.ndim:
+        return NotImplemented
+    axes, keep = (args[2] if len(args) > 2 else None), (args[3] if len(args) > 3 else False)
+    value = func(dual.value, *args[1:], **kwargs)
+    moved = (dual.tangents * dual.value).sum(_behind_all(axes, dual), keepdim=keep)
+    return wrap(value, moved.div_(value).masked_fill_(value == 0, 0))
+
+
+def largest(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Maxima or minima over all axes or some, among equals the mean."""
+    dual = args[0]
+    if not dual.ndim:
+        return NotImplemented
+    axes, keep = (args[1] if len(args) > 1 else None), (args[2] if len(args) > 2 else False)
+    value = func(dual.value, *args[1:])
+    over = axes or list(range(dual.ndim))
+    chosen = dual.value == func(dual.value, over, True)
+    moved = torch.where(chosen, dual.tangents, 0).sum(_behind_all(axes, dual), keepdim=keep)
+    return wrap(value, moved.div_(chosen.sum(over, keepdim=keep)))
+
+
+def _behind_all(axes: Sequence[int] | None, dual: Dual) -> list[int]:
+    return [behind(axis) for axis in axes] if axes else list(range(1, dual.ndim + 1))
 
 
 def pooled(func: Any, args: tuple, kwargs: dict) -> Any:

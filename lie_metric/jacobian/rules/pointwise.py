@@ -33,6 +33,13 @@ SLOPES: dict[str, Callable[..., Tensor]] = {
     "sin": lambda x, y: x.cos(),
     "cos": lambda x, y: -x.sin(),
     "erf": lambda x, y: (-x * x).exp() * (2 / math.sqrt(math.pi)),
+    "square": lambda x, y: 2 * x,
+    "pow": lambda x, y, exponent: _power(x, exponent),
+    "clamp": lambda x, y, low=None, high=None: _within(x, low, high),
+    "clamp_min": lambda x, y, low: _within(x, low, None),
+    "clamp_max": lambda x, y, high: _within(x, None, high),
+    "log1p": lambda x, y: (x + 1).reciprocal(),
+    "expm1": lambda x, y: y + 1,
     "silu": lambda x, y: aten.silu_backward(torch.ones_like(x), x),
     "mish": lambda x, y: aten.mish_backward(torch.ones_like(x), x),
     "hardswish": lambda x, y: aten.hardswish_backward(torch.ones_like(x), x),
@@ -43,7 +50,21 @@ SLOPES: dict[str, Callable[..., Tensor]] = {
     "softplus": lambda x, y, beta=1, threshold=20: aten.softplus_backward(torch.ones_like(x), x, beta, threshold),
 }
 
-POINTWISE = ("elu", "pow", "clamp", "clamp_min", "clamp_max", "log1p", "expm1", "log2", "square", "atan", "threshold")
+POINTWISE = ("elu", "log2", "atan", "threshold")
+
+
+def _power(x: Tensor, exponent: Any) -> Any:
+    if not isinstance(exponent, (int, float)):
+        return NotImplemented
+    return exponent * x ** (exponent - 1) if exponent else torch.zeros_like(x)
+
+
+def _within(x: Tensor, low: Any, high: Any) -> Any:
+    """One where a number is not cut, which its bounds are not either."""
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return NotImplemented
+    inside = torch.ones_like(x, dtype=torch.bool) if low is None else x >= low
+    return (inside if high is None else inside & (x <= high)).to(x.dtype)
 
 
 def pointwise(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -57,7 +78,9 @@ def pointwise(func: Any, args: tuple, kwargs: dict) -> Any:
     slope = SLOPES.get(func._overloadpacket.__name__)
     if slope is not None:
         result = func(value, *rest, **kwargs)
-        return wrap(result, times(dual, result, slope(value, result, *rest, **kwargs)))
+        derivative = slope(value, result, *rest, **kwargs)
+        if derivative is not NotImplemented:
+            return wrap(result, times(dual, result, derivative))
     with above():
         result, derivative = cast(
             tuple[Tensor, Tensor],

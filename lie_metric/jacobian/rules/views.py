@@ -11,7 +11,6 @@ from torch import Tensor
 from lie_metric.jacobian.carrying import carries, stands_for_a_view, wrap, wrap_all
 from lie_metric.jacobian.refusals import Unsupported
 from lie_metric.jacobian.rules.arguments import aligned, behind, count_of
-from lie_metric.jacobian.rules.linear import linear_in_first
 
 __all__ = [
     "COPY",
@@ -77,11 +76,11 @@ def along(*places: int) -> Callable[[Any, tuple, dict], Any]:
     def rule(func: Any, args: tuple, kwargs: dict) -> Any:
         if not args[0].ndim:
             return NotImplemented
-        if len(args) <= places[-1]:  # an axis that is left out cannot be counted on
-            return linear_in_first(func, args, kwargs)
-        dual, moved = args[0], list(args)
+        expected = func._schema.arguments
+        given = (*args, *(expected[place].default_value for place in range(len(args), places[-1] + 1)))
+        dual, moved = args[0], list(given)
         for place in places:
-            axis = args[place]
+            axis = given[place]
             if isinstance(axis, int):
                 moved[place] = behind(axis)
             elif axis:
