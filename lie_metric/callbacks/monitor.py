@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lie_metric.binding import bind
+from lie_metric.callbacks.gathered import Weights
+from lie_metric.callbacks.in_tests import InTests
 from lie_metric.callbacks.silence import silence
 from lie_metric.callbacks.trainers import (
     first_batch,
     is_fitting,
     is_testing,
     measured_loaders,
-    outermost,
     refuse_strategy,
 )
 from lie_metric.callbacks.weights import tensors_of
@@ -32,7 +33,7 @@ from lie_metric.curves.keys import validate_prefix
 from lie_metric.measured import function_of, validate_inputs
 from lie_metric.options import Layout, Options
 from lie_metric.resampling import working_precision
-from lie_metric.running import Unsharded, gather, is_sharded, isolated
+from lie_metric.running import isolated
 from lie_metric.warning import warn
 
 __all__ = ["Function", "Monitor"]
@@ -44,7 +45,7 @@ _TEST = "test_"
 _OPTIONS = ("output_representation", "input_representation", "output", "function", "images")
 
 
-class Monitor(Callback):
+class Monitor(InTests):
     """A callback that measures the module on validation images, and shows a misuse before training begins.
 
     In the sanity check, or without one before the first training step, two validation images go through the whole
@@ -96,7 +97,7 @@ class Monitor(Callback):
         self._input_representation = input_representation
         self._rehearsed = self._announced = self._tried = False
         self._failures: list[Exception] = []
-        self._whole: Unsharded | Exception | None = None
+        self._weights = Weights()
 
     def words(self) -> set[str]:
         """The texts before the slash of the keys, those of tests aside."""
@@ -148,7 +149,8 @@ class Monitor(Callback):
             MisconfigurationException: If the strategy is DeepSpeed's, or another monitor writes the same keys.
         """
         self._rehearsed = self._announced = self._tried = False
-        self._failures, self._whole = [], None
+        self._failures = []
+        self._weights.forget()
         refuse_strategy(self, trainer, "validate" if stage == "test" and self.test else stage)
         if stage == "test" and not self.test:
             warn(
@@ -177,12 +179,12 @@ class Monitor(Callback):
         if self._rehearsed:
             return
         if trainer.num_val_batches and not any(map(is_lazy, tensors_of(pl_module).values())):
-            self._gather(trainer, pl_module)
+            self._weights.gather(trainer, pl_module, self._others(trainer))
             for index, loader in enumerate(measured_loaders(trainer)):
                 batch = None if loader is None else first_batch(trainer, pl_module, index)
                 if batch is not None:
                     self._try(trainer, pl_module, batch, index)
-            self._whole = None
+            self._weights.forget()
         self._settle(trainer, pl_module)
 
     @override
@@ -198,8 +200,13 @@ class Monitor(Callback):
             batch_idx: Number of the batch.
             dataloader_idx: Number of the loader.
         """
-        if batch_idx == 0 and self._whole is None and (not self._rehearsed or self.measures_now(trainer)):
-            self._gather(trainer, pl_module)
+        if batch_idx == 0 and (not self._rehearsed or self.measures_now(trainer)):
+            self._weights.gather(trainer, pl_module, self._others(trainer))
+
+    def _others(self, trainer: Trainer) -> Iterator[Weights]:
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, Monitor):
+                yield other._weights
 
     def measures_now(self, trainer: Trainer) -> bool:
         """Whether something is measured in this validation epoch.
@@ -211,18 +218,6 @@ class Monitor(Callback):
             Whether it is.
         """
         raise NotImplementedError
-
-    def _gather(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the whole weights of a module that is sharded, or why they cannot be had; monitors share them."""
-        if not is_sharded(outermost(trainer, pl_module).modules()):
-            return
-        others = (other._whole for other in trainer.callbacks if isinstance(other, Monitor))  # type: ignore[attr-defined]
-        self._whole = next((whole for whole in others if whole is not None), None)
-        if self._whole is None:
-            try:
-                self._whole = gather(outermost(trainer, pl_module), pl_module.device)
-            except (ValueError, RuntimeError) as error:  # of all processes alike
-                self._whole = error
 
     @contextmanager
     def measuring(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
@@ -238,9 +233,7 @@ class Monitor(Callback):
         Raises:
             Exception: Why its whole weights could not be had.
         """
-        if isinstance(self._whole, Exception):
-            raise self._whole
-        with silence(trainer, pl_module), nullcontext() if self._whole is None else self._whole.standing():
+        with silence(trainer, pl_module), self._weights.standing():
             yield
 
     @override
@@ -285,78 +278,7 @@ class Monitor(Callback):
             trainer: The trainer.
             pl_module: The module.
         """
-        self._whole = None
-
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As in validation, if tests are measured.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
-        if self.test:
-            self.on_validation_epoch_start(trainer, pl_module)
-
-    @override
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """As in validation, if tests are measured.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            batch: The batch; not used.
-            batch_idx: Number of the batch.
-            dataloader_idx: Number of the loader.
-        """
-        if self.test:
-            self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Tensor | Mapping[str, Any] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """As in validation, if tests are measured.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            outputs: What ``test_step`` returned; not used.
-            batch: The batch, on the module's device.
-            batch_idx: Number of the batch.
-            dataloader_idx: Number of the loader.
-        """
-        if self.test:
-            self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    @override
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As in validation, if tests are measured.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
-        if self.test:
-            self.on_validation_epoch_end(trainer, pl_module)
-
-    @override
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Frees gathered weights.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
-        self._whole = None
+        self._weights.forget()
 
     def _try(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int) -> None:
         self._tried = True
