@@ -200,7 +200,7 @@ class Monitor(Callback):
         if self._whole is None:
             try:
                 self._whole = gather(outermost(trainer, pl_module), pl_module.device)
-            except (ValueError, RuntimeError) as error:  # of all processes alike
+            except Exception as error:  # of all processes alike
                 self._whole = error
 
     @contextmanager
