@@ -152,7 +152,8 @@ def _plain(module: nn.Module, weights: dict[str, nn.Parameter]) -> Iterator[None
     }
     try:
         if _SHARDED in names:
-            module.__class__ = cls.__mro__[names.index(_SHARDED) + 1]
+            # Wrappers such as Fabric's hand what they are set on to the module inside, whose class it would become.
+            object.__setattr__(module, "__class__", cls.__mro__[names.index(_SHARDED) + 1])
         for key in own:
             del module.__dict__[key]
         _set(tables[0], weights)
@@ -160,7 +161,7 @@ def _plain(module: nn.Module, weights: dict[str, nn.Parameter]) -> Iterator[None
             _set(table, {key: hook for key, hook in hooks.items() if not _is_of(hook, _PACKAGE)})
         yield
     finally:
-        module.__class__ = cls
+        object.__setattr__(module, "__class__", cls)
         module.__dict__.update(own)
         for table, entries in zip(tables, before, strict=True):
             _set(table, entries)

@@ -112,6 +112,21 @@ def network(tied=False):
     return nn.Sequential(nn.Flatten(), first, nn.GELU(), nn.Sequential(second, nn.GELU()), nn.Linear(64, 3)).double()
 
 
+class Passing(nn.Module):
+    """Gives the module inside what is set on it, as Lightning Fabric's wrapper does."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def __setattr__(self, name, value):
+        inside = self.__dict__.get("_modules", {}).get("inside", self)
+        super().__setattr__(name, value) if inside is self else setattr(inside, name, value)
+
+    def forward(self, x):
+        return self.inside(x)
+
+
 class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
@@ -252,6 +267,8 @@ def unusual():
     group = network()
     fully_shard([group[1], group[4]], reshard_after_forward=False)
     yield "group", fully_shard(group)
+    for kind in KINDS:
+        yield f"passing {kind}", Passing(sharded(network(), kind))
 
 
 def recorded(rank, when, on_error, kind):
@@ -396,7 +413,7 @@ def test_a_process_without_room_is_known_on_all(results):
 def test_what_is_around_and_among_sharded_modules(results):
     for found in (each["others"] for each in results):
         unusual = {key[1]: value for key, value in found.items() if key[0] == "unusual"}
-        assert len(unusual) == 7
+        assert len(unusual) == 10
         for derivative, output in unusual.values():
             assert derivative < 1e-12
             assert output < 1e-12
