@@ -301,7 +301,7 @@ def _inside(unit: nn.Module) -> Iterator[nn.Module]:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module in a wrapper of FSDP1, also in one that is compiled, whose calls lead past what stands in its place."""
+    """The module in a wrapper of FSDP1, also in a compiled one, which would call the wrapper itself."""
     found: Any = module
     inside: Any = module
     while True:

@@ -8,11 +8,13 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
+from lie_metric.callbacks import monitor
 from lie_metric.callbacks.baseline import Untrained
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
@@ -79,14 +81,48 @@ class Classifier(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
-def run(how, kind, callbacks, fails_on=None):
+class Beginning(Logger):
+    """Keeps what is logged of the untrained model."""
+
+    name = version = "beginning"
+
+    def __init__(self):
+        super().__init__()
+        self.values = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.values |= metrics if step == 0 else {}
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def counted(kind):
+    """What is logged of a run without sanity check, of its beginning, and how often weights were gathered."""
+    count, gather = [0], monitor.gather
+
+    def counting(*args):
+        count[0] += 1
+        return gather(*args)
+
+    monitor.gather, logger = counting, Beginning()
+    callbacks = [lm.EquivarianceMonitor("rotation", 11, 2, on_error="raise"), lm.LayerwiseMonitor("rotation", 11, 2)]
+    try:
+        values, _, told = run("fit", kind, callbacks, num_sanity_val_steps=0, logger=logger)
+    finally:
+        monitor.gather = gather
+    return values, logger.values, count[0], told
+
+
+def run(how, kind, callbacks, fails_on=None, **settings):
     """The monitors' values, the losses of all steps, and what was warned of."""
     seed_everything(0)
     module = Classifier(kind, fails_on)
     options = {"strategy": strategy(kind) if kind in KINDS else "ddp", "devices": 2} if kind else {"devices": 1}
+    settings = {"max_epochs": 2, "logger": False} | settings
     trainer = Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=callbacks, **options
+        accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=callbacks, **options, **settings
     )  # fmt: skip
     loader = DataLoader(TensorDataset(IMAGES.to(module.stem.weight.dtype), torch.arange(11) % 3), 3)
     with warnings.catch_warnings(record=True) as caught:
@@ -182,7 +218,12 @@ def directly(kind, rank):
 def others(rank):
     """What can be neither gathered nor guessed, and what else FSDP leaves on modules."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        FullyShardedDataParallel,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     found, mesh = {}, init_device_mesh("cpu", (2,))
@@ -244,6 +285,12 @@ def others(rank):
                 float((derivative - expected).norm() / expected.norm()),
                 float((model(IMAGES) - network()(IMAGES)).norm()),
             )
+    narrow = fully_shard(network().float(), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    narrow[1].weight.requires_grad_(False)
+    with torch.no_grad():
+        narrow(IMAGES.float())
+    with lm.unsharded(narrow) as whole:
+        found["kept"] = [(p.dtype, p.requires_grad) for p in whole.parameters()]
     for when, on_error, kind in itertools.product(("first", "later"), ("raise", "warn"), (RuntimeError, ValueError)):
         found["recorder", when, on_error, kind] = recorded(rank, when, on_error, kind)
     return found
@@ -300,6 +347,7 @@ def scenarios(rank):
             found[kind, count] = run("validate", kind, monitors(count))
         found[kind, "without"] = run("fit", kind, [])
         found[kind, "fit"] = run("fit", kind, monitors())
+        found[kind, "counted"] = counted(kind)
         found[kind, "fails"] = run("fit", kind, monitors(on_error="warn"), fails_on=1)
         if kind in KINDS:
             found[kind, "direct"] = directly(kind, rank)
@@ -429,6 +477,23 @@ def test_a_recorder_that_fails_on_one_process_tells_all(results, when, kind):
         assert ("planted" if rank else "another process") in told
         warned = found["recorder", when, "warn", kind]
         assert warned == (raised, told) if misuse else warned != warned
+
+
+def test_weights_are_those_that_are_trained_and_frozen_ones_stay_so(results):
+    for found in (each["others"] for each in results):
+        assert found["kept"] == [(torch.float32, index > 0) for index in range(6)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_gathered_once_an_epoch_that_is_measured(results, kind):
+    for found in results:
+        values, start, count, _ = found[kind, "counted"]
+        whole, whole_start, none, _ = found[WHOLE[kind], "counted"]
+        assert values == pytest.approx(whole, rel=1e-6)
+        assert start == pytest.approx(whole_start, rel=1e-6)
+        assert "equivariance/rotation" in start
+        # Twice before training, where each monitor rehearses; for the first epoch's baseline; for the second epoch.
+        assert (count, none) == (4, 0)
 
 
 def test_a_baseline_that_one_process_cannot_keep_is_given_up_by_all(results):
