@@ -35,7 +35,8 @@ def unsharded(model: nn.Module) -> Iterator[nn.Module]:
 
     Args:
         model: A module to which ``fully_shard`` (FSDP2) or ``FullyShardedDataParallel`` (FSDP1) was applied, the
-            outermost one; any other is yielded as it is.
+            outermost one; any other is yielded as it is. A wrapper of FSDP1 within another one may be given after the
+            first forward pass of that alone: before, it would take itself for the outermost.
 
     Yields:
         The module to measure: the one that was given, or for FSDP1 the one in its wrapper.
