@@ -108,7 +108,7 @@ def counted(kind):
     monitor.gather, logger = counting, Beginning()
     callbacks = [lm.EquivarianceMonitor("rotation", 11, 2, on_error="raise"), lm.LayerwiseMonitor("rotation", 11, 2)]
     try:
-        values, _, told = run("fit", kind, callbacks, num_sanity_val_steps=0, logger=logger)
+        values, _, told = run("fit", kind, callbacks, num_sanity_val_steps=0, logger=logger, max_epochs=3)
     finally:
         monitor.gather = gather
     return values, logger.values, count[0], told
