@@ -211,10 +211,7 @@ class Recorder:
         device, calls = _device_of(model), len(self.history)
         if not calls:
             self._agree(device)
-            few = self._batches[0] if isinstance(self._layout, Mapping) else self._batches[0][:2]
-            local = self.program.rehearse(model, _on(few, device), device, self._rehearsal_failed)
-            name = called_name(model, self.program.options.function)
-            self.described = self.program.told(local, name, f"{self._count} samples")
+            self._rehearse(model, device)
         # As the monitor counts: its baseline is none of the epochs that it measures.
         count = 1 + sum(entry["step"] > 0 for entry in self.history)
         measurement = self.program.measurement(device, self.program.seldom(count) if step > 0 else frozenset())
@@ -294,10 +291,28 @@ class Recorder:
             header = {"version": VERSION, "hyperparameters": self._settings}
             append(self.file, [line], header | ({"seed": seed} if isinstance(seed, int) else {}))
 
-    def _rehearsal_failed(self, name: str, error: Exception) -> None:
-        if isinstance(error, (TypeError, ValueError)) and name not in self.program.built_in:
-            raise error
-        self._tell(name, error)
+    def _rehearse(self, model: Any, device: torch.device) -> None:
+        """Measures two samples. What failed on one process is known on all, before any waits for the others."""
+        few = self._batches[0] if isinstance(self._layout, Mapping) else self._batches[0][:2]
+        failures: dict[str, Exception] = {}
+        try:
+            local = self.program.rehearse(model, _on(few, device), device, failures.__setitem__)
+            name = called_name(model, self.program.options.function)
+            self.described = self.program.told(local, name, f"{self._count} samples")
+        except Exception as error:
+            failures[""] = error
+        names = list(self.program.measurement(device).metrics)
+        misuses = {
+            name: error
+            for name, error in failures.items()
+            if isinstance(error, (TypeError, ValueError)) and name not in self.program.built_in
+        }
+        outcomes = add_up(torch.tensor([[name in failures, name in misuses] for name in names], device=device).float())
+        for name, (failed, misused) in zip(names, outcomes.tolist(), strict=True):
+            if misused:
+                raise misuses.get(name) or ValueError("`Recorder` cannot measure `model`, as another process found.")
+            if failed:
+                self._tell(name, failures.get(name))
 
     def _tell(self, name: str, error: Exception | None) -> None:
         what = f"The companion {name!r} of `Recorder`" if name else "The equivariance of the model"

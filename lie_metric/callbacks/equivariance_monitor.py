@@ -10,6 +10,7 @@ from functools import partial
 from operator import methodcaller
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -325,8 +326,12 @@ class EquivarianceMonitor(Monitor):
             try:
                 with unsharded(outermost(trainer, pl_module)):
                     self._untrained.keep(pl_module)
-            except (ValueError, RuntimeError) as error:  # of all processes alike
+            except Exception as error:
                 self._untrained.give_up(str(error))
+            # Whether it is measured decides what processes exchange: all of them keep it, or none does.
+            lacking = torch.tensor(float(not self._untrained.is_kept), device=pl_module.device)
+            if trainer.strategy.reduce(lacking, reduce_op="sum") and self._untrained.is_kept:
+                self._untrained.give_up("another process could not keep it")
 
     @override
     def measures_now(self, trainer: Trainer) -> bool:

@@ -35,7 +35,8 @@ def unsharded(model: nn.Module) -> Iterator[nn.Module]:
 
     Args:
         model: A module to which ``fully_shard`` (FSDP2) or ``FullyShardedDataParallel`` (FSDP1) was applied, the
-            outermost one; any other is yielded as it is.
+            outermost one; any other is yielded as it is. A wrapper of FSDP1 within another one may be given after the
+            first forward pass of that alone: before, it would take itself for the outermost.
 
     Yields:
         The module to measure: the one that was given, or for FSDP1 the one in its wrapper.
@@ -78,7 +79,9 @@ def is_sharded(modules: Iterable[nn.Module]) -> bool:
         return True
     if "torch.distributed.tensor" not in sys.modules and "torch.distributed.fsdp" not in sys.modules:
         return False
-    return any(_is_dealt(value) or _is_flat(value) for module in modules for value in module._parameters.values())
+    return any(_is_dealt(value) for module in modules for value in module._parameters.values()) or any(
+        map(_has_flat, modules)
+    )
 
 
 def refuse_sharded(modules: Iterable[tuple[str, nn.Module]]) -> None:
@@ -141,15 +144,17 @@ def _plain(module: nn.Module, weights: dict[str, nn.Parameter]) -> Iterator[None
     cls, names = type(module), [cls.__name__ for cls in type(module).__mro__]
     tables = [module.__dict__[name] for name in ("_parameters", *_HOOKS)]
     before = list(map(dict, tables))
-    # `register_fsdp_forward_method` puts a method before that of the class; FSDP1 leaves views of flat weights.
+    # `register_fsdp_forward_method` puts a method before that of the class; FSDP1 leaves views of flat weights, whose
+    # memory is not theirs any more.
     own = {
         key: value
         for key, value in module.__dict__.items()
-        if key in weights or (isinstance(value, MethodType) and _is_of(value, _PACKAGE))
+        if key in weights or _is_view(value) or (isinstance(value, MethodType) and _is_of(value, _PACKAGE))
     }
     try:
         if _SHARDED in names:
-            module.__class__ = cls.__mro__[names.index(_SHARDED) + 1]
+            # Wrappers such as Fabric's hand what they are set on to the module inside, whose class it would become.
+            object.__setattr__(module, "__class__", cls.__mro__[names.index(_SHARDED) + 1])
         for key in own:
             del module.__dict__[key]
         _set(tables[0], weights)
@@ -157,7 +162,7 @@ def _plain(module: nn.Module, weights: dict[str, nn.Parameter]) -> Iterator[None
             _set(table, {key: hook for key, hook in hooks.items() if not _is_of(hook, _PACKAGE)})
         yield
     finally:
-        module.__class__ = cls
+        object.__setattr__(module, "__class__", cls)
         module.__dict__.update(own)
         for table, entries in zip(tables, before, strict=True):
             _set(table, entries)
@@ -173,7 +178,7 @@ def gather(model: nn.Module, device: torch.device | None = None) -> Unsharded:
 
     Args:
         model: As of :func:`unsharded`.
-        device: Where the weights are wanted; by default where they are sharded.
+        device: Where the weights are wanted; by default where the model runs.
 
     Returns:
         The weights, to be put into the model by :meth:`Unsharded.standing`.
@@ -182,12 +187,14 @@ def gather(model: nn.Module, device: torch.device | None = None) -> Unsharded:
         ValueError: If parts of the model are tensor parallel, or it is a part of a wrapper of FSDP1.
         RuntimeError: If a process has not memory enough.
     """
-    modules = [module for module in model.modules() if not _has(type(module), _WRAPPER)]
+    # Scripted modules keep their tables elsewhere; FSDP leaves them as they are.
+    every = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    modules = [module for module in every if not _has(type(module), _WRAPPER)]
     _refuse_tensor_parallel(model)
-    units: list[Any] = [module for module in model.modules() if _has(type(module), _WRAPPER)]
+    units: list[Any] = [module for module in every if _has(type(module), _WRAPPER)]
     wrapped = {id(inner) for unit in units for inner in _inside(unit)}
     for module in modules:
-        if id(module) not in wrapped and any(map(_is_flat, module._parameters.values())):
+        if id(module) not in wrapped and _has_flat(module):
             raise ValueError(
                 f"`model` must be the outermost wrapper of FSDP, got {type(model).__name__}, whose weights belong to a "
                 "wrapper around it. Pass what `FullyShardedDataParallel(...)` returned."
@@ -206,13 +213,12 @@ def gather(model: nn.Module, device: torch.device | None = None) -> Unsharded:
             with unit.summon_full_params(unit, recurse=False, writeback=False):
                 found |= {id(module): made.whole(module) for module in _inside(unit)}
     parents = [
-        (parent, name, child._fsdp_wrapped_module)
+        (parent, name, _unwrapped(child))
         for parent in modules
         for name, child in parent._modules.items()
-        if child is not None and _has(type(child), _WRAPPER)
+        if child is not None and _unwrapped(child) is not child
     ]
-    top = model._fsdp_wrapped_module if _has(type(model), _WRAPPER) else model
-    return Unsharded(top, parents, [(module, found[id(module)]) for module in modules])  # type: ignore[arg-type]
+    return Unsharded(_unwrapped(model), parents, [(module, found[id(module)]) for module in modules])
 
 
 class _Made:
@@ -233,7 +239,8 @@ class _Made:
             if id(parameter) not in self._made:
                 assert parameter is not None
                 value: Any = parameter.detach()
-                value = value.full_tensor() if _is_dealt(value) else value.clone()
+                # Weights that are kept in main memory are exchanged where they are used.
+                value = value.to(value.device_mesh.device_type).full_tensor() if _is_dealt(value) else value.clone()
                 new = nn.Parameter(value.to(self._device or value.device), parameter.requires_grad)
                 self._made[id(parameter)] = parameter, new
         return {name: self._made[id(parameter)][1] for name, parameter in module._parameters.items()}
@@ -246,11 +253,12 @@ def _make_room(modules: list[nn.Module], units: list[Any], device: torch.device 
         id(value): value for module in modules for value in module.parameters(False) if _is_dealt(value)
     }
     needed = sum(value.numel() * value.element_size() for value in dealt.values())
-    place = device or next((value.to_local().device for value in dealt.values()), None)
+    place = device or next((torch.device(value.device_mesh.device_type) for value in dealt.values()), None)
     for unit in units:
         for value in {value for module in _inside(unit) for value in module.parameters(False) if _is_flat(value)}:
-            needed += value.numel() * value.element_size() * unit.process_group.size()
-            place = place or value.device
+            parts = 1 if unit.sharding_strategy.name == "NO_SHARD" else unit.process_group.size()
+            needed += value.numel() * value.element_size() * parts
+        place = place or unit.compute_device
     place = place or torch.device("cpu")
     lacking = torch.zeros(1, device=place)
     try:
@@ -269,7 +277,7 @@ def _make_room(modules: list[nn.Module], units: list[Any], device: torch.device 
 def _refuse_tensor_parallel(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for table in _HOOKS:
-            if any(_is_of(hook, "torch.distributed.tensor") for hook in module.__dict__[table].values()):
+            if any(_is_of(hook, "torch.distributed.tensor") for hook in getattr(module, table).values()):
                 raise ValueError(
                     f"`model` must be sharded by FSDP alone to be measured, got {name or 'a model'!r}, which is tensor "
                     "parallel. Measure a checkpoint of it in one process, or train with `tensor_parallel_size=1`."
@@ -291,6 +299,28 @@ def _inside(unit: nn.Module) -> Iterator[nn.Module]:
         seen.add(id(module))
         yield module
         waiting += module.children()
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module in a wrapper of FSDP1, also in a compiled one, which would call the wrapper itself."""
+    found: Any = module
+    inside: Any = module
+    while True:
+        if _has(type(inside), _WRAPPER):
+            found = inside = inside._fsdp_wrapped_module
+        elif _has(type(inside), "OptimizedModule"):
+            inside = inside._orig_mod
+        else:
+            return found
+
+
+def _has_flat(module: nn.Module) -> bool:
+    """Whether FSDP1 deals the weights of a module out: as its parameters, or as views that stand in their place."""
+    return any(map(_is_flat, module._parameters.values())) or any(map(_is_view, module.__dict__.values()))
+
+
+def _is_view(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and _is_flat(value._base)
 
 
 def _is_flat(value: object) -> bool:

@@ -1,5 +1,6 @@
 """Modules sharded by FSDP on two processes (gloo, CPU): values of one process, training unchanged, no waiting."""
 
+import itertools
 import os
 import pickle
 import warnings
@@ -7,11 +8,14 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
+from lie_metric.callbacks import monitor
+from lie_metric.callbacks.baseline import Untrained
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
 
@@ -77,14 +81,48 @@ class Classifier(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
-def run(how, kind, callbacks, fails_on=None):
+class Beginning(Logger):
+    """Keeps what is logged of the untrained model."""
+
+    name = version = "beginning"
+
+    def __init__(self):
+        super().__init__()
+        self.values = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.values |= metrics if step == 0 else {}
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def counted(kind):
+    """What is logged of a run without sanity check, of its beginning, and how often weights were gathered."""
+    count, gather = [0], monitor.gather
+
+    def counting(*args):
+        count[0] += 1
+        return gather(*args)
+
+    monitor.gather, logger = counting, Beginning()
+    callbacks = [lm.EquivarianceMonitor("rotation", 11, 2, on_error="raise"), lm.LayerwiseMonitor("rotation", 11, 2)]
+    try:
+        values, _, told = run("fit", kind, callbacks, num_sanity_val_steps=0, logger=logger, max_epochs=3)
+    finally:
+        monitor.gather = gather
+    return values, logger.values, count[0], told
+
+
+def run(how, kind, callbacks, fails_on=None, **settings):
     """The monitors' values, the losses of all steps, and what was warned of."""
     seed_everything(0)
     module = Classifier(kind, fails_on)
     options = {"strategy": strategy(kind) if kind in KINDS else "ddp", "devices": 2} if kind else {"devices": 1}
+    settings = {"max_epochs": 2, "logger": False} | settings
     trainer = Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=callbacks, **options
+        accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=callbacks, **options, **settings
     )  # fmt: skip
     loader = DataLoader(TensorDataset(IMAGES.to(module.stem.weight.dtype), torch.arange(11) % 3), 3)
     with warnings.catch_warnings(record=True) as caught:
@@ -108,6 +146,21 @@ def network(tied=False):
     if tied:
         second.weight = first.weight
     return nn.Sequential(nn.Flatten(), first, nn.GELU(), nn.Sequential(second, nn.GELU()), nn.Linear(64, 3)).double()
+
+
+class Passing(nn.Module):
+    """Gives the module inside what is set on it, as Lightning Fabric's wrapper does."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def __setattr__(self, name, value):
+        inside = self.__dict__.get("_modules", {}).get("inside", self)
+        super().__setattr__(name, value) if inside is self else setattr(inside, name, value)
+
+    def forward(self, x):
+        return self.inside(x)
 
 
 class Encoder(nn.Module):
@@ -165,17 +218,25 @@ def directly(kind, rank):
 def others(rank):
     """What can be neither gathered nor guessed, and what else FSDP leaves on modules."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        FullyShardedDataParallel,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     found, mesh = {}, init_device_mesh("cpu", (2,))
     parallel = parallelize_module(network(), mesh, {"1": ColwiseParallel(), "3.0": RowwiseParallel()})
     inner = network()
     FullyShardedDataParallel(inner, device_id=torch.device("cpu"), use_orig_params=True)
+    flat = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
     for name, ask in (
         ("tensor parallel", lambda: lm.unsharded(parallel).__enter__()),
         ("tensor parallel, direct", lambda: lm.lie_derivative(parallel, IMAGES, "rotation")),
         ("inner", lambda: lm.unsharded(inner).__enter__()),
+        ("inner, flat", lambda: lm.unsharded(flat.module).__enter__()),
+        ("inner, flat, direct", lambda: lm.lie_derivative(flat.module[3], IMAGES, "rotation")),
     ):
         try:
             ask()
@@ -194,18 +255,89 @@ def others(rank):
     fully_shard(tied)
     with lm.unsharded(tied) as whole:
         found["tied"] = whole[1].weight is whole[3][0].weight and whole[1].weight.shape == (64, 64)
-    torch.empty, make = lambda *a, **o: short() if rank else make(*a, **o), torch.empty
-    try:
-        lm.unsharded(tied).__enter__()
-    except RuntimeError as error:
-        found["no room"] = str(error)
-    finally:
-        torch.empty = make
+
+    def asked(*shape, **options):
+        """What is asked for whole weights, and that it is not there."""
+        if options.get("dtype") is torch.uint8:
+            found["room"] = shape[0]
+            if rank:
+                raise torch.OutOfMemoryError("planted")
+        return make(*shape, **options)
+
+    strategy = torch.distributed.fsdp.ShardingStrategy.NO_SHARD
+    for name, model in (
+        ("no room", tied),
+        ("no room, whole", FullyShardedDataParallel(network(), None, strategy, device_id=torch.device("cpu"))),
+    ):
+        torch.empty, make = asked, torch.empty
+        try:
+            lm.unsharded(model).__enter__()
+        except RuntimeError as error:
+            found[name] = str(error), found["room"]
+        finally:
+            torch.empty = make
+    for name, model in unusual():
+        derivative = "never"
+        with lm.unsharded(model) as whole:
+            derivative = lm.lie_derivative(whole, IMAGES, "rotation")["rotation"]
+        with torch.no_grad():
+            found["unusual", name] = (
+                float((derivative - expected).norm() / expected.norm()),
+                float((model(IMAGES) - network()(IMAGES)).norm()),
+            )
+    narrow = fully_shard(network().float(), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    narrow[1].weight.requires_grad_(False)
+    with torch.no_grad():
+        narrow(IMAGES.float())
+    with lm.unsharded(narrow) as whole:
+        found["kept"] = [(p.dtype, p.requires_grad) for p in whole.parameters()]
+    for when, on_error, kind in itertools.product(("first", "later"), ("raise", "warn"), (RuntimeError, ValueError)):
+        found["recorder", when, on_error, kind] = recorded(rank, when, on_error, kind)
     return found
 
 
-def short():
-    raise torch.OutOfMemoryError("planted")
+def unusual():
+    """Modules that FSDP leaves as they are among those that it deals out, and what is put around its wrappers."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    scripted, wrapped = network(), network()
+    scripted[2] = torch.jit.script(nn.GELU())
+    yield "scripted", sharded(scripted, "fsdp2")
+    for kind in KINDS:
+        yield f"compiled {kind}", torch.compile(sharded(network(), kind), backend="eager")
+    wrapped[3] = torch.compile(FullyShardedDataParallel(wrapped[3], device_id=torch.device("cpu")), backend="eager")
+    yield "compiled inside", FullyShardedDataParallel(wrapped, device_id=torch.device("cpu"))
+    wrapped = network()
+    wrapped[3] = checkpoint_wrapper(FullyShardedDataParallel(wrapped[3], device_id=torch.device("cpu")))
+    yield "inner wrapper alone", wrapped
+    group = network()
+    fully_shard([group[1], group[4]], reshard_after_forward=False)
+    yield "group", fully_shard(group)
+    for kind in KINDS:
+        yield f"passing {kind}", Passing(sharded(network(), kind))
+
+
+def recorded(rank, when, on_error, kind):
+    """What a recorder says if the model fails on one process."""
+    model = sharded(network(), "fsdp2")
+    recorder = lm.Recorder(IMAGES, "rotation", on_error=on_error)
+    if when == "later":
+        recorder.measure(model, step=0)
+
+    def fail(module, inputs):
+        raise kind("planted")
+
+    if rank:
+        model[4].register_forward_pre_hook(fail)
+    try:
+        return recorder.measure(model, step=1)["equivariance/rotation"]
+    except Exception as error:
+        return type(error), str(error)
+
+
+def failing():
+    raise RuntimeError("planted")
 
 
 def scenarios(rank):
@@ -215,9 +347,14 @@ def scenarios(rank):
             found[kind, count] = run("validate", kind, monitors(count))
         found[kind, "without"] = run("fit", kind, [])
         found[kind, "fit"] = run("fit", kind, monitors())
+        found[kind, "counted"] = counted(kind)
         found[kind, "fails"] = run("fit", kind, monitors(on_error="warn"), fails_on=1)
         if kind in KINDS:
             found[kind, "direct"] = directly(kind, rank)
+    keep = Untrained.keep
+    Untrained.keep = lambda self, module: failing() if rank else keep(self, module)
+    found["fsdp2", "not kept"] = run("fit", "fsdp2", monitors())
+    Untrained.keep = keep
     found["others"] = others(rank)
     return found
 
@@ -298,6 +435,8 @@ def test_what_cannot_be_gathered_is_refused(results):
         assert "which is tensor parallel" in found["tensor parallel"]
         assert "dealt out over processes" in found["tensor parallel, direct"]
         assert "must be the outermost wrapper of FSDP" in found["inner"]
+        assert "must be the outermost wrapper of FSDP" in found["inner, flat"]
+        assert "dealt out over processes" in found["inner, flat, direct"]
 
 
 def test_methods_and_ties_survive(results):
@@ -308,8 +447,61 @@ def test_methods_and_ties_survive(results):
 
 
 def test_a_process_without_room_is_known_on_all(results):
+    sizes = {
+        name: 8 * sum(parameter.numel() for parameter in network(tied).parameters())
+        for name, tied in (("no room", True), ("no room, whole", False))
+    }
     for found in (each["others"] for each in results):
-        assert "1 of 2 processes without room" in found["no room"]
+        for name, size in sizes.items():
+            told, asked = found[name]
+            assert "1 of 2 processes without room" in told
+            assert asked == size
+
+
+def test_what_is_around_and_among_sharded_modules(results):
+    for found in (each["others"] for each in results):
+        unusual = {key[1]: value for key, value in found.items() if key[0] == "unusual"}
+        assert len(unusual) == 10
+        for derivative, output in unusual.values():
+            assert derivative < 1e-12
+            assert output < 1e-12
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_a_recorder_that_fails_on_one_process_tells_all(results, when, kind):
+    misuse = when == "first" and kind is ValueError
+    for rank, found in enumerate(each["others"] for each in results):
+        raised, told = found["recorder", when, "raise", kind]
+        assert raised is (ValueError if misuse else RuntimeError)
+        assert ("planted" if rank else "another process") in told
+        warned = found["recorder", when, "warn", kind]
+        assert warned == (raised, told) if misuse else warned != warned
+
+
+def test_weights_are_those_that_are_trained_and_frozen_ones_stay_so(results):
+    for found in (each["others"] for each in results):
+        assert found["kept"] == [(torch.float32, index > 0) for index in range(6)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_gathered_once_an_epoch_that_is_measured(results, kind):
+    for found in results:
+        values, start, count, _ = found[kind, "counted"]
+        whole, whole_start, none, _ = found[WHOLE[kind], "counted"]
+        assert values == pytest.approx(whole, rel=1e-6)
+        assert start == pytest.approx(whole_start, rel=1e-6)
+        assert "equivariance/rotation" in start
+        # Twice before training, where each monitor rehearses; for the first epoch's baseline; for the second epoch.
+        assert (count, none) == (4, 0)
+
+
+def test_a_baseline_that_one_process_cannot_keep_is_given_up_by_all(results):
+    for rank, found in enumerate(results):
+        values, losses, told = found["fsdp2", "not kept"]
+        assert values == found["fsdp2", "fit"][0]
+        assert losses == found["fsdp2", "without"][1]
+        assert any(("planted" if rank else "another process could not keep it") in message for message in told)
 
 
 def test_models_that_are_not_sharded_are_yielded():
