@@ -164,7 +164,7 @@ class TestActions:
         st.floats(-0.15, 0.15),
     )
     def test_group_law_up_to_interpolation(self, name, s, t):
-        places = torch.meshgrid(*[torch.linspace(-1, 1, 21, dtype=torch.float64)] * 3, indexing="ij")
+        places = torch.meshgrid(*[torch.linspace(-1, 1, 27, dtype=torch.float64)] * 3, indexing="ij")
         blob = torch.exp(-(places[0] ** 2 + 2 * (places[1] - 0.1) ** 2 + (places[2] + 0.1) ** 2) / 0.07)[None]
         (X,) = lm.generators(name, dimension=3)
         twice = T.apply(T.apply(blob, X, t), X, s)
