@@ -32,7 +32,7 @@ from lie_metric.metrics.arguments import accepted, told_apart, validated_groups
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.records import Record, of_images, plain
 from lie_metric.representations import Parts, Representation
-from lie_metric.resampling import Resampling
+from lie_metric.resampling import Resampling, working_precision
 from lie_metric.running import process
 from lie_metric.warning import warn
 
@@ -366,6 +366,8 @@ class ModelMetric(Metric):
         self._grouped = indices.groups is not None
         self.described = self.described or described
         self.input_shapes = self.input_shapes | {tuple(images.shape[1:])}
+        # Images in half precision are measured in float32, and are told apart as these.
+        images = working_precision(images)
         hashes = fingerprints(images)
         if isinstance(carrier, Parts):
             hashes = torch.cat([fingerprints(one) for one in by_sample(carrier, images[None])])

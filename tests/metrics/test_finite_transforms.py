@@ -548,6 +548,19 @@ def test_linearity_is_one_on_what_is_straight_and_less_where_it_bends():
     assert value["rotation_1px"] < 0.9
 
 
+def test_linearity_of_images_in_half_precision():
+    """They are measured in float32, by every metric."""
+    finite, local = lm.FiniteEquivarianceError(lm.orbits.displaced("rotation", (1,))), lm.LocalEquivarianceError()
+    for metric in (finite, local):
+        metric.update(cnn(), images(6).bfloat16())
+    (half,) = finite.linearity(local)[0].values()
+    for metric in (finite, local):
+        metric.reset()
+        metric.update(cnn(), images(6).bfloat16().float())
+    (whole,) = finite.linearity(local)[0].values()
+    assert half.item() == pytest.approx(whole.item(), rel=1e-6)
+
+
 def test_linearity_needs_the_same_images():
     finite = lm.FiniteEquivarianceError(lm.orbits.displaced("rotation", (1,)))
     local, other = lm.LocalEquivarianceError("rotation"), lm.LocalEquivarianceError("scale")
