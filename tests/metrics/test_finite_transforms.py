@@ -552,11 +552,11 @@ def test_linearity_of_images_in_half_precision():
     """They are measured in float32, by every metric."""
     finite, local = lm.FiniteEquivarianceError(lm.orbits.displaced("rotation", (1,))), lm.LocalEquivarianceError()
     for metric in (finite, local):
-        metric.update(cnn(), images(6).bfloat16())
+        metric.update(cnn().float(), images(6).bfloat16())
     (half,) = finite.linearity(local)[0].values()
     for metric in (finite, local):
         metric.reset()
-        metric.update(cnn(), images(6).bfloat16().float())
+        metric.update(cnn().float(), images(6).bfloat16().float())
     (whole,) = finite.linearity(local)[0].values()
     assert half.item() == pytest.approx(whole.item(), rel=1e-6)
 
