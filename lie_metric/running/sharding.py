@@ -80,7 +80,7 @@ def is_sharded(modules: Iterable[nn.Module]) -> bool:
     if "torch.distributed.tensor" not in sys.modules and "torch.distributed.fsdp" not in sys.modules:
         return False
     return any(_is_dealt(value) for module in modules for value in module._parameters.values()) or any(
-        map(_has_flat, modules)
+        _has_flat(module) for module in modules if "_is_fsdp_managed_module" in module.__dict__
     )
 
 
@@ -93,6 +93,9 @@ def refuse_sharded(modules: Iterable[tuple[str, nn.Module]]) -> None:
     Raises:
         RuntimeError: If weights of one are dealt out over processes.
     """
+    modules = list(modules)
+    if not is_sharded(module for _, module in modules):
+        return
     for path, module in modules:
         if is_sharded([module]):
             raise RuntimeError(
