@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
-from lie_metric.callbacks import monitor
+from lie_metric.callbacks import gathered
 from lie_metric.callbacks.baseline import Untrained
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
@@ -99,18 +99,18 @@ class Beginning(Logger):
 
 def counted(kind):
     """What is logged of a run without sanity check, of its beginning, and how often weights were gathered."""
-    count, gather = [0], monitor.gather
+    count, gather = [0], gathered.gather
 
     def counting(*args):
         count[0] += 1
         return gather(*args)
 
-    monitor.gather, logger = counting, Beginning()
+    gathered.gather, logger = counting, Beginning()
     callbacks = [lm.EquivarianceMonitor("rotation", 11, 2, on_error="raise"), lm.LayerwiseMonitor("rotation", 11, 2)]
     try:
         values, _, told = run("fit", kind, callbacks, num_sanity_val_steps=0, logger=logger, max_epochs=3)
     finally:
-        monitor.gather = gather
+        gathered.gather = gather
     return values, logger.values, count[0], told
 
 
