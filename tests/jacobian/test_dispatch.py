@@ -70,6 +70,10 @@ REFUSED = {
     "normal numbers around it": (lambda v: torch.normal(v, 1.0), "draws random numbers"),
     "a sample of it": (lambda v: v[0] * torch.multinomial(v[0, 0].exp(), 1), "draws random numbers"),
     "a side result": (lambda v: torch.native_layer_norm(v * 2, (4,), None, None, 1e-5)[1] * 2, "side result"),
+    "a side result of groups": (
+        lambda v: torch.native_group_norm(v * 2, None, None, 2, 3, 4, 3, 1e-5)[1] * 2,
+        "native_group_norm",
+    ),
     "a copy of a side result": (
         lambda v: (2 * torch.native_layer_norm(v * 2, (4,), None, None, 1e-5)[2]).clone() + 1,
         "side result",
