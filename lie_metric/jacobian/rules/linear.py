@@ -68,7 +68,7 @@ def with_axes(place: int) -> Callable[[Any, tuple, dict], Any]:
 
     def rule(func: Any, args: tuple, kwargs: dict) -> Any:
         axes = args[place] if len(args) > place else ()
-        if not args[0].ndim or axes == () or axes == []:
+        if not args[0].ndim or axes == ():
             return linear_in_first(func, args, kwargs)
         dual, moved = args[0], list(args)
         moved[place] = behind(axes) if isinstance(axes, int) else [behind(axis) for axis in axes]
