@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from lie_metric.jacobian.carrying import Dual, wrap
 from lie_metric.jacobian.pushing import Fused, push_forward
@@ -436,3 +437,54 @@ def test_views_by_strides_of_tangents_laid_out_otherwise():
     found = turned.as_strided((2, 3), (12, 1), 3)
     assert torch.equal(found.value, X[..., 1])
     assert torch.equal(found.tangents, T[..., 1])
+
+
+# Modes of others ------------------------------------------------------------------------------------------------------
+
+
+class Seeing(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda v: F.layer_norm(v.sin(), (4,)),
+        lambda v: torch.maximum(v, X).softmax(-1),
+        lambda v: F.scaled_dot_product_attention(v[None], v[None], v[None]),
+        torch.jit.trace(lambda v: v.sin().softmax(-1), X),
+    ],
+    ids=["layer norm", "any operation", "attention", "traced"],
+)
+def test_modes_see_of_a_function_what_is_its_own(function):
+    with Seeing() as wanted:
+        function(X)
+    found = []
+    with Seeing() as seeing:
+
+        def watched(v):
+            start = len(seeing.names)
+            result = function(v)
+            found.extend(seeing.names[start:])
+            return result
+
+        push(watched)
+    assert set(found) <= set(wanted.names)
+
+
+def test_weights_do_not_make_what_is_found_in_inference_mode_require_gradients():
+    weight = torch.nn.Parameter(X * 2)
+
+    def function(v):
+        with torch.inference_mode():
+            return torch.maximum(v, weight)
+
+    value, products = push(function)
+    assert not value.requires_grad
+    assert not products.requires_grad
