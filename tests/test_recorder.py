@@ -58,6 +58,26 @@ class TestValues:
         assert recorder.described.startswith("Sequential: output (B, 3): invariant, class scores; method ")
         assert recorder.described.endswith("24 samples")
 
+    def test_companions_take_the_part_of_many_images_that_the_monitor_takes(self):
+        images = torch.randn(70, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        assert set(strides_of(70).values()) - {1}
+        monitor = lm.EquivarianceMonitor("rotation", 70, on_error="raise")
+        trainer = Trainer(callbacks=[monitor], logger=False, enable_progress_bar=False, enable_model_summary=False,
+                          accelerator="cpu", num_sanity_val_steps=0)  # fmt: skip
+        module = Module()
+        trainer.validate(module, DataLoader(TensorDataset(images), 35), verbose=False)
+        wanted = {key: value.item() for key, value in trainer.callback_metrics.items()}
+        assert lm.Recorder(images, "rotation").measure(module.net, step=5) == pytest.approx(wanted, rel=1e-6)
+
+    def test_a_stream_is_gone_through_as_far_as_it_is_needed(self):
+        def stream():
+            yield from IMAGES[:12].split(4)
+            raise AssertionError("this batch is not needed")
+
+        recorder = lm.Recorder.of_loader(stream(), "rotation", num_images=10, displacement=None, floor=False)
+        recorder.measure(net(), step=0)
+        assert recorder.described.endswith("10 samples")
+
     def test_named_parts(self):
         batches = [
             {"pos": torch.randn(n, 5, 3, generator=torch.Generator().manual_seed(n)), "charge": torch.rand(n, 5)}
@@ -176,6 +196,16 @@ def test_processes_share_companions_too(monkeypatch, world, count):
         assert max(loads) - min(loads) <= 1
 
 
+def test_processes_share_batches_of_named_parts(monkeypatch):
+    batches = [{"pos": torch.full((count, 5, 3), float(count))} for count in (2, 1, 3)]
+    dealt = []
+    for rank in range(2):
+        monkeypatch.setattr("lie_metric.recorder.process", lambda rank=rank: (rank, 2))
+        recorder = lm.Recorder(batches, "rotation", input_representation={"pos": Points(3)})
+        dealt.append([(len(batch["pos"]), numbers) for batch, numbers in recorder._shares()])
+    assert dealt == [[(2, [0, 1]), (3, [3, 4, 5])], [(1, [2])]]
+
+
 class TestLoop:
     def trained(self, recorder=None):
         model = net().train()
@@ -285,8 +315,9 @@ class TestFailures:
         model.broken = False
         assert all(map(math.isfinite, recorder.measure(model, 2).values()))
 
-    def test_a_companion_that_fails_is_nan_alone(self, monkeypatch):
-        recorder = lm.Recorder(IMAGES, "rotation", metrics={"own": lm.PredictionConsistency()}, floor=False)
+    def test_a_companion_that_fails_is_nan_alone(self, monkeypatch, tmp_path):
+        options = {"metrics": {"own": lm.PredictionConsistency()}, "floor": False}
+        recorder = lm.Recorder(IMAGES, "rotation", folder=tmp_path, **options)
         recorder.measure(net(), 0)
 
         def fails(*_, **__):
@@ -300,6 +331,8 @@ class TestFailures:
             == {key for key in found if key.startswith("equivariance_own")}
             != set()
         )
+        _, *lines = map(json.loads, (tmp_path / "equivariance.jsonl").read_text().splitlines())
+        assert [any("own" in json.dumps(record) for record in line["records"]) for line in lines] == [True, False]
 
 
 def _worker(rank, folder):

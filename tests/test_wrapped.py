@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import lie_metric as lm
+from lie_metric.calling import bare, casting, uncast
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -84,6 +85,28 @@ def test_wrappers_are_taken_off(group, monkeypatch, wrap):
         assert torch.equal(one.grad, two.grad)
 
 
+class Tokens(nn.Module):
+    """Declares its tokens as vision transformers of timm do."""
+
+    num_prefix_tokens = 1
+
+    def __init__(self):
+        super().__init__()
+        self.patch_embed = nn.Identity()
+        self.patch_embed.grid_size = (4, 4)
+
+    def forward(self, x):
+        patches = nn.functional.avg_pool2d(x, 2).flatten(2).mT
+        return torch.cat([patches.mean(1, keepdim=True), patches], 1)
+
+
+def test_wrappers_within_wrappers():
+    model = Tokens()
+    assert bare(everywhere(everywhere(model))) is model
+    found = [lm.lie_derivative(one, IMAGES, "rotation")["rotation"] for one in (model, everywhere(everywhere(model)))]
+    assert torch.equal(*found)
+
+
 @pytest.fixture
 def accelerate():
     """The package, whose state belongs to the process."""
@@ -121,6 +144,10 @@ def test_what_accelerate_casts_is_given_back_after_a_failure(accelerate):
     model.head.forward = fails
     with pytest.raises(RuntimeError, match="planted"):
         measured(model)
+    assert vars(model)["forward"] is patched
+    with pytest.raises(RuntimeError, match="planted"), uncast(casting(model.modules())):
+        assert vars(model)["forward"] is not patched
+        model(IMAGES)
     assert vars(model)["forward"] is patched
 
 

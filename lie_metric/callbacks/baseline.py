@@ -37,17 +37,16 @@ class Untrained:
         self.weights, self.wanted = None, False
 
     def keep(self, module: torch.nn.Module) -> None:
-        """Copies the weights of a module, once, if they are wanted.
+        """Copies the weights of a module.
 
         Args:
             module: The module.
         """
-        if self.wanted and self.weights is None:
-            tensors = tensors_of(module)
-            if any(map(is_lazy, tensors.values())):
-                self.give_up("it has lazy modules that have not been called yet")
-            else:
-                self.weights = copies(tensors)
+        tensors = tensors_of(module)
+        if any(map(is_lazy, tensors.values())):
+            self.give_up("it has lazy modules that have not been called yet")
+        else:
+            self.weights = copies(tensors)
 
     def measure(self, module: torch.nn.Module, start: Measurement, measure: Callable[[], None]) -> None:
         """Measures with these weights in the module.

@@ -84,10 +84,11 @@ class InTests(Callback):
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Frees gathered weights.
+        """As in validation, if tests are measured.
 
         Args:
             trainer: The trainer.
             pl_module: The module.
         """
-        self._whole = None
+        if self.test:
+            self.on_validation_end(trainer, pl_module)

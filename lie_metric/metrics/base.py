@@ -431,8 +431,7 @@ class ModelMetric(Metric):
         Returns:
             The figure and the axis.
         """
-        figure, axis = self._plot(val, ax)
-        return cast("tuple[Figure, Axes]", (figure, axis))
+        return cast("tuple[Figure, Axes]", self._plot(val, ax))
 
 
 def _finite(values: Tensor) -> Tensor:

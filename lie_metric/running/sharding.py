@@ -17,7 +17,7 @@ from lie_metric.running.processes import add_up, process
 __all__ = ["Unsharded", "gather", "is_sharded", "refuse_sharded", "unsharded"]
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_PACKAGE = "torch.distributed.fsdp"
+_PACKAGE, _TENSORS = "torch.distributed.fsdp", "torch.distributed.tensor"
 _SHARDED, _WRAPPER = "FSDPModule", "FullyShardedDataParallel"
 
 
@@ -77,7 +77,7 @@ def is_sharded(modules: Iterable[nn.Module]) -> bool:
     modules = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
     if any(_has(cls, kind) for cls in set(map(type, modules)) for kind in (_SHARDED, _WRAPPER)):
         return True
-    if "torch.distributed.tensor" not in sys.modules and "torch.distributed.fsdp" not in sys.modules:
+    if not {_PACKAGE, _TENSORS} & sys.modules.keys():
         return False
     return any(_is_dealt(value) for module in modules for value in module._parameters.values()) or any(
         _has_flat(module) for module in modules if "_is_fsdp_managed_module" in module.__dict__
@@ -280,7 +280,7 @@ def _make_room(modules: list[nn.Module], units: list[Any], device: torch.device 
 def _refuse_tensor_parallel(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for table in _HOOKS:
-            if any(_is_of(hook, "torch.distributed.tensor") for hook in getattr(module, table).values()):
+            if any(_is_of(hook, _TENSORS) for hook in getattr(module, table).values()):
                 raise ValueError(
                     f"`model` must be sharded by FSDP alone to be measured, got {name or 'a model'!r}, which is tensor "
                     "parallel. Measure a checkpoint of it in one process, or train with `tensor_parallel_size=1`."
@@ -337,7 +337,7 @@ def _has(cls: type, kind: str) -> bool:
 
 def _is_dealt(value: object) -> bool:
     # Whoever has such a tensor has imported its class.
-    made = sys.modules.get("torch.distributed.tensor")
+    made = sys.modules.get(_TENSORS)
     return made is not None and isinstance(value, made.DTensor)
 
 

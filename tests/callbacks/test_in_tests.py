@@ -1,7 +1,10 @@
 """`trainer.test` measures the test loaders where it is asked to."""
 
+import gc
 import importlib
 import warnings
+import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lie_metric as lm
+from lie_metric.callbacks import gathered
 from lie_metric.curves import spread
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -165,3 +169,38 @@ def test_deepspeed_is_refused_in_tests_that_are_measured(package):
 
     with pytest.raises(Exception, match="must have weights that it can gather"):
         lm.EquivarianceMonitor(test=True).setup(Fake(), None, "test")
+
+
+def test_gathered_weights_are_shared_and_freed(package, monkeypatch):
+    """With a stand-in for weights that are dealt out: two monitors hold one copy, while they measure."""
+    made = []
+
+    class Whole:
+        standing = staticmethod(nullcontext)
+
+    def gather(*_):
+        whole = Whole()
+        made.append(weakref.ref(whole))
+        return whole
+
+    monkeypatch.setattr(gathered, "is_sharded", lambda modules: True)
+    monkeypatch.setattr(gathered, "gather", gather)
+    monitors = [lm.EquivarianceMonitor("rotation", test=True), lm.LayerwiseMonitor("rotation", test=True)]
+    trainer, module = trainer_of(package, monitors), module_of(package)
+    for run in (trainer.test, trainer.validate):
+        made.clear()
+        run(module, loader(TEST), verbose=False)
+        gc.collect()
+        assert [whole() for whole in made] == [None]
+
+
+def test_weights_that_cannot_be_gathered_are_nan(package, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(gathered, "is_sharded", lambda modules: True)
+    monkeypatch.setattr(gathered, "gather", fails)
+    trainer = trainer_of(package, [lm.EquivarianceMonitor("rotation", test=True)])
+    with pytest.warns(UserWarning, match="could not be measured.*planted"):
+        (found,) = trainer.test(module_of(package), loader(TEST), verbose=False)
+    assert found["test_equivariance/rotation"] != found["test_equivariance/rotation"]

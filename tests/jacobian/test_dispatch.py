@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from lie_metric.jacobian.carrying import Dual, wrap
 from lie_metric.jacobian.pushing import Fused, push_forward
@@ -70,6 +71,10 @@ REFUSED = {
     "normal numbers around it": (lambda v: torch.normal(v, 1.0), "draws random numbers"),
     "a sample of it": (lambda v: v[0] * torch.multinomial(v[0, 0].exp(), 1), "draws random numbers"),
     "a side result": (lambda v: torch.native_layer_norm(v * 2, (4,), None, None, 1e-5)[1] * 2, "side result"),
+    "a side result of groups": (
+        lambda v: torch.native_group_norm(v * 2, None, None, 2, 3, 4, 3, 1e-5)[1] * 2,
+        "native_group_norm",
+    ),
     "a copy of a side result": (
         lambda v: (2 * torch.native_layer_norm(v * 2, (4,), None, None, 1e-5)[2]).clone() + 1,
         "side result",
@@ -432,3 +437,54 @@ def test_views_by_strides_of_tangents_laid_out_otherwise():
     found = turned.as_strided((2, 3), (12, 1), 3)
     assert torch.equal(found.value, X[..., 1])
     assert torch.equal(found.tangents, T[..., 1])
+
+
+# Modes of others ------------------------------------------------------------------------------------------------------
+
+
+class Seeing(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda v: F.layer_norm(v.sin(), (4,)),
+        lambda v: torch.maximum(v, X).softmax(-1),
+        lambda v: F.scaled_dot_product_attention(v[None], v[None], v[None]),
+        torch.jit.trace(lambda v: v.sin().softmax(-1), X),
+    ],
+    ids=["layer norm", "any operation", "attention", "traced"],
+)
+def test_modes_see_of_a_function_what_is_its_own(function):
+    with Seeing() as wanted:
+        function(X)
+    found = []
+    with Seeing() as seeing:
+
+        def watched(v):
+            start = len(seeing.names)
+            result = function(v)
+            found.extend(seeing.names[start:])
+            return result
+
+        push(watched)
+    assert set(found) <= set(wanted.names)
+
+
+def test_weights_do_not_make_what_is_found_in_inference_mode_require_gradients():
+    weight = torch.nn.Parameter(X * 2)
+
+    def function(v):
+        with torch.inference_mode():
+            return torch.maximum(v, weight)
+
+    value, products = push(function)
+    assert not value.requires_grad
+    assert not products.requires_grad

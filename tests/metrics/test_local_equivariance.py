@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 
 import lie_metric as lm
 from lie_metric import functional as F
+from lie_metric.representations import composite
 
 NAMES = ("translation", "rotation", "shear", "saturation")
 
@@ -655,3 +656,18 @@ def test_pixels_of_outputs_with_named_parts():
 def test_a_class_is_no_representation(measure):
     with pytest.raises(TypeError, match=r"`input_representation` must be a representation, .* Pass an instance"):
         measure(Net(), images(), "rotation", input_representation=lm.representations.Image)
+
+
+@pytest.mark.parametrize("lee_output", ["output", "probabilities"])
+def test_large_outputs_are_summed_a_few_samples_at_a_time(monkeypatch, lee_output):
+    x = torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(1)).double() / 8
+
+    def states():
+        metric = lm.LocalEquivarianceError(("rotation", "scale"), lee_output=lee_output)
+        metric.update(lambda v: (v.flatten(1) @ weight.T).sin(), x)
+        return metric.metric_state
+
+    together = states()
+    monkeypatch.setattr(composite, "_AT_ONCE", 6)
+    torch.testing.assert_close(states(), together, equal_nan=True)

@@ -68,7 +68,7 @@ def with_axes(place: int) -> Callable[[Any, tuple, dict], Any]:
 
     def rule(func: Any, args: tuple, kwargs: dict) -> Any:
         axes = args[place] if len(args) > place else ()
-        if not only_first(args, kwargs) or not args[0].ndim or axes == () or axes == []:
+        if not args[0].ndim or axes == ():
             return linear_in_first(func, args, kwargs)
         dual, moved = args[0], list(args)
         moved[place] = behind(axes) if isinstance(axes, int) else [behind(axis) for axis in axes]
@@ -79,8 +79,6 @@ def with_axes(place: int) -> Callable[[Any, tuple, dict], Any]:
 
 def of_matrices(func: Any, args: tuple, kwargs: dict) -> Any:
     """A linear operation on the last two axes."""
-    if not only_first(args, kwargs):
-        return NotImplemented
     dual = args[0]
     return wrap(func(dual.value, *args[1:]), func(dual.tangents, *args[1:]))
 
@@ -89,7 +87,7 @@ def indexed(func: Any, args: tuple, kwargs: dict) -> Any:
     """Entries by indices; with axes between two of those, torch puts the chosen ones first."""
     dual, indices = args
     given = [place for place, index in enumerate(indices) if index is not None]
-    if not only_first(args, kwargs) or not dual.ndim or not given or given[-1] - given[0] >= len(given):
+    if not dual.ndim or not given or given[-1] - given[0] >= len(given):
         return linear_in_first(func, args, kwargs)
     return wrap(func(dual.value, indices), func(dual.tangents, [None, *indices]))
 
@@ -97,7 +95,7 @@ def indexed(func: Any, args: tuple, kwargs: dict) -> Any:
 def gathered(func: Any, args: tuple, kwargs: dict) -> Any:
     """Entries along one axis."""
     dual, axis, places = args[:3]
-    if not only_first(args, kwargs) or not dual.ndim or not places.ndim:
+    if not dual.ndim or not places.ndim:
         return linear_in_first(func, args, kwargs)
     return wrap(
         func(dual.value, axis, places), func(dual.tangents, behind(axis), places.expand(count_of(dual), *places.shape))

@@ -79,9 +79,7 @@ def group_norm(func: Any, args: tuple, kwargs: dict) -> Any:
         return NotImplemented
     dual, weight, _, _, channels, positions, groups = args[:7]
     value, mean, rstd = func(dual.value, *args[1:])
-    if value.dtype != dual.dtype:
-        return NotImplemented
-    x, moved = dual.value.contiguous(), dual.tangents
+    x = dual.value.contiguous()
 
     def pulled(moved: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         # Groups are rows of their own: weights, which differ from channel to channel, come behind.
@@ -91,7 +89,7 @@ def group_norm(func: Any, args: tuple, kwargs: dict) -> Any:
 
     factor = None if weight is None else weight.view(-1, *[1] * (dual.ndim - 2))
     try:
-        tangents = _normalised(pulled, moved, (x, mean, rstd), factor)
+        tangents = _normalised(pulled, dual.tangents, (x, mean, rstd), factor)
     except NotImplementedError:
         return NotImplemented  # a device without this kernel
     sides = [wrap(side, Unknown(motionless(side, count_of(dual)), str(func))) for side in (mean, rstd)]
@@ -132,7 +130,6 @@ def attention(func: Any, args: tuple, kwargs: dict) -> Any:
         or isinstance(mask, Dual)
         or given.get("is_causal")
         or given.get("dropout_p")
-        or given.get("enable_gqa")
         or len({entry.shape[:-2] for entry in (q, k, v)}) > 1
         or q.ndim != 4
         or torch.is_grad_enabled()
