@@ -23,7 +23,7 @@ from lie_metric.metrics.base import ModelMetric
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.records import VERSION, plain
 from lie_metric.resampling import Resampling
-from lie_metric.running import add_up, found_modules, process, unsharded
+from lie_metric.running import add_up, buffers_of_the_first, found_modules, process, shared_buffers, unsharded
 
 __all__ = ["Recorder"]
 
@@ -44,7 +44,8 @@ class Recorder:
     what is measured is the module inside, in float32, without autocast.
 
     *Several processes* (``torchrun``, accelerate): every process makes the recorder with the same inputs and calls
-    :meth:`measure` at the same time; each measures its share, and all have the values of one process over all inputs.
+    :meth:`measure` at the same time; each measures its share, with the buffers of the first (running statistics of
+    batch normalisation are each process's own in training), and all have the values of one process over all inputs.
     The process of rank 0 logs and writes. Inputs that differ between processes are an error of the first call. Of a
     model that is sharded pass the outermost module, with FSDP1 its wrapper: see :func:`lie_metric.unsharded`.
 
@@ -205,7 +206,9 @@ class Recorder:
             ValueError: If the first call is a misuse, or other processes hold other inputs.
         """
         with unsharded(model) if isinstance(model, torch.nn.Module) else nullcontext(model) as whole:
-            return self._measure(whole, step, len(self.history) if epoch is None else epoch)
+            modules = [module for _, module in found_modules(whole).modules.values()]
+            with shared_buffers(buffers_of_the_first(modules, _device_of(whole))):
+                return self._measure(whole, step, len(self.history) if epoch is None else epoch)
 
     def _measure(self, model: Any, step: int, epoch: float) -> dict[str, float]:
         device, calls = _device_of(model), len(self.history)

@@ -1,5 +1,7 @@
 """Models as loops hold them: compiled, wrapped for data parallelism, prepared by accelerate."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -145,9 +147,11 @@ def test_what_accelerate_casts_is_given_back_after_a_failure(accelerate):
     with pytest.raises(RuntimeError, match="planted"):
         measured(model)
     assert vars(model)["forward"] is patched
-    with pytest.raises(RuntimeError, match="planted"), uncast(casting(model.modules())):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(uncast(casting(model.modules())))
         assert vars(model)["forward"] is not patched
-        model(IMAGES)
+        with pytest.raises(RuntimeError, match="planted"):
+            model(IMAGES)
     assert vars(model)["forward"] is patched
 
 

@@ -115,7 +115,7 @@ STATISTICS: dict[str, Callable[[Sums], Tensor]] = {
 }
 
 _UNDEFINED = {
-    "relative": "the output does not vary over the images, or not by more than rounding",
+    "relative": "the output does not vary over the images (one alone never does), or not by more than rounding",
     "sensitivity": "the output does not respond to noise, or not by more than rounding",
     "lee": "it is not finite",
     "rms": "it is not finite",

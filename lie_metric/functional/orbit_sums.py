@@ -155,8 +155,11 @@ def _relaxed_normalised(sums: Sums) -> Tensor:
 
 
 STATISTICS: dict[str, tuple[Callable[[Sums], Tensor], str]] = {
-    "finite_equivariance_error": (_finite_error, "the output does not vary over the images, or nothing stays inside"),
-    "lattice_equivariance_error": (_finite_error, "the output does not vary over the images"),
+    "finite_equivariance_error": (
+        _finite_error,
+        "the output does not vary over the images (one alone never does), or nothing stays inside",
+    ),
+    "lattice_equivariance_error": (_finite_error, "the output does not vary over the images (one alone never does)"),
     "prediction_consistency": (_agreement, "the output has fewer than two classes, or nothing stays inside the frame"),
     "pairwise_consistency": (_pairs, "the output has fewer than two classes, or the orbit fewer than two elements"),
     "orbit_variance": (_variance, "no position stays inside the frame under all elements"),

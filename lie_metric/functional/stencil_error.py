@@ -123,7 +123,7 @@ def stencil_error_statistic(sums: Sums) -> Tensor:
 def stencil_error_compute(sums: Sums, names: Sequence[str]) -> dict[str, Tensor]:
     """The error of each generator from the sums."""
     total = totals(sums)
-    reason = "the output does not vary over the images, or not by more than rounding"
+    reason = "the output does not vary over the images (one alone never does), or not by more than rounding"
     value = defined(stencil_error_statistic(total), "stencil_error", names, reason, total)
     return dict(zip(names, value.unbind(), strict=True))
 

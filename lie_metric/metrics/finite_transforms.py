@@ -212,7 +212,8 @@ class FiniteEquivarianceError(_FiniteTransforms):
 
         found = self._synced(lambda sums: local._synced(lambda others: read(sums, others)))
         names = [orbit.name for _, orbit in moved]
-        value = defined(found.value, "linearity", names, "the Lie derivative is zero", {"images": found.images.sum()})
+        reason = "the Lie derivative is zero, or outputs have no spread, as that of one image alone"
+        value = defined(found.value, "linearity", names, reason, {"images": found.images.sum()})
         errors = found.standard_error()
         return dict(zip(names, value.unbind(), strict=True)), dict(zip(names, errors.unbind(), strict=True))
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lie_metric.running.processes import add_up, process
+from lie_metric.running.shared import Places, buffers_of_the_first, shared_buffers
 
 __all__ = ["Unsharded", "gather", "is_sharded", "refuse_sharded", "unsharded"]
 
@@ -28,8 +29,9 @@ def unsharded(model: nn.Module) -> Iterator[nn.Module]:
     Under FSDP each forward pass is an exchange among processes, in which all of them have to take part equally often.
     How often a measurement runs a model depends on its images and on the model, so it is run without exchanges: the
     weights are gathered once, and what stands in their place meanwhile is a plain module, whose class, hooks and
-    parameters know nothing of sharding. Each device has to hold the whole weights once more, in the precision in which
-    they are sharded; gradients and the state of the optimizer stay dealt out.
+    parameters know nothing of sharding. Its buffers are those of the first process, because running statistics are each
+    process's own. Each device has to hold the whole weights once more, in the precision in which they are sharded;
+    gradients and the state of the optimizer stay dealt out.
 
     Every process has to enter, at the same time; inside, each may measure what it likes.
 
@@ -112,6 +114,7 @@ class Unsharded:
         model: The model without wrappers.
         wrappers: By parent and name the modules that stand in the place of a wrapper of FSDP1.
         weights: By module the parameters that take the place of its own.
+        buffers: Those of the first process.
 
     Attributes:
         model: What is to be measured, inside :meth:`standing`.
@@ -122,8 +125,9 @@ class Unsharded:
         model: nn.Module,
         wrappers: list[tuple[nn.Module, str, nn.Module]],
         weights: list[tuple[nn.Module, dict[str, nn.Parameter]]],
+        buffers: Places,
     ) -> None:
-        self.model, self._wrappers, self._weights = model, wrappers, weights
+        self.model, self._wrappers, self._weights, self._buffers = model, wrappers, weights, buffers
 
     @contextmanager
     def standing(self) -> Iterator[None]:
@@ -138,6 +142,7 @@ class Unsharded:
                 parent._modules[name] = inner
             for module, weights in self._weights:
                 stack.enter_context(_plain(module, weights))
+            stack.enter_context(shared_buffers(self._buffers))
             yield
 
 
@@ -206,7 +211,7 @@ def gather(model: nn.Module, device: torch.device | None = None) -> Unsharded:
         for module in modules:
             if _has(type(module), _SHARDED):
                 module.reshard()  # type: ignore[operator]
-        _make_room(modules, units, device)
+        place = _make_room(modules, units, device)
         made = _Made(device)
         # What stands outside wrappers, or was left to each process, stays.
         made.keep(value for module in modules for value in module._parameters.values())
@@ -221,7 +226,8 @@ def gather(model: nn.Module, device: torch.device | None = None) -> Unsharded:
         for name, child in parent._modules.items()
         if child is not None and _unwrapped(child) is not child
     ]
-    return Unsharded(_unwrapped(model), parents, [(module, found[id(module)]) for module in modules])
+    weights = [(module, found[id(module)]) for module in modules]
+    return Unsharded(_unwrapped(model), parents, weights, buffers_of_the_first(modules, place))
 
 
 class _Made:
@@ -249,7 +255,7 @@ class _Made:
         return {name: self._made[id(parameter)][1] for name, parameter in module._parameters.items()}
 
 
-def _make_room(modules: list[nn.Module], units: list[Any], device: torch.device | None) -> None:
+def _make_room(modules: list[nn.Module], units: list[Any], device: torch.device | None) -> torch.device:
     """Refuses on all processes if one has no room: in the midst of an exchange others would wait for it for ever."""
     world = process()[1]
     dealt: dict[int, Any] = {
@@ -275,6 +281,7 @@ def _make_room(modules: list[nn.Module], units: list[Any], device: torch.device 
             f"weights and {lacks} of {world} processes without room for them. Measure a checkpoint on a larger device, "
             "or train with smaller batches."
         )
+    return place
 
 
 def _refuse_tensor_parallel(model: nn.Module) -> None:

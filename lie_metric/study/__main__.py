@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -250,7 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     sys.stdout.write(f"{told}. Report: lie-metric report {options.out}\n")
-    return 3 if counts["failed"] else 0
+    # torchrun takes any other status for the end of all processes, whose models would be lost.
+    return 3 if counts["failed"] and "TORCHELASTIC_RUN_ID" not in os.environ else 0
 
 
 if __name__ == "__main__":

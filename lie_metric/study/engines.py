@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lie_metric.warning import warn
+
 __all__ = ["ENGINES", "Done", "run_on", "validate_engine"]
 
 ENGINES = ("local", "ray", "slurm")
@@ -127,6 +129,14 @@ def _on_ray(task: Task, parts: Sequence[int], retries: int, resources: Resources
             remote = ray.remote(**asked)(lambda part: task(part))
         except (TypeError, ValueError) as error:
             raise ValueError(f"`resources` must be options of ray.remote, got {dict(resources)!r}: {error}") from error
+        there = ray.cluster_resources()
+        for name, kind in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+            wanted, given = float(asked.get(name, 0)), there.get(kind, 0)
+            if wanted > given:
+                warn(
+                    f"Each model asks for {name}={wanted:g}, and the cluster of Ray has {given:g}: the study waits "
+                    "until it grows. Stop it and give other --resources if it does not."
+                )
         waiting = {remote.remote(part): part for part in parts}
         while waiting:
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)

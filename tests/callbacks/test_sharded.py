@@ -242,6 +242,12 @@ def others(rank):
             ask()
         except (ValueError, RuntimeError) as error:
             found[name] = str(error)
+    normed = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).double().eval()
+    fully_shard(normed)
+    normed[1].running_mean.fill_(rank + 1)
+    with lm.unsharded(normed) as whole:
+        found["statistics"] = [whole[1].running_mean.tolist()]
+    found["statistics"].append(normed[1].running_mean.tolist())
     encoder = Encoder().double()
     fully_shard(encoder)
     register_fsdp_forward_method(encoder, "encode")
@@ -437,6 +443,11 @@ def test_what_cannot_be_gathered_is_refused(results):
         assert "must be the outermost wrapper of FSDP" in found["inner"]
         assert "must be the outermost wrapper of FSDP" in found["inner, flat"]
         assert "dealt out over processes" in found["inner, flat, direct"]
+
+
+def test_running_statistics_are_those_of_the_first_process(results):
+    for rank, found in enumerate(each["others"] for each in results):
+        assert found["statistics"] == [[1.0, 1.0], [rank + 1.0, rank + 1.0]]
 
 
 def test_methods_and_ties_survive(results):

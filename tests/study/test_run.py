@@ -162,7 +162,7 @@ def test_shards_merge_to_one_run(tmp_path, named, small, monkeypatch):
     assert len(read_rows(tmp_path / "two")) == len(read_rows(tmp_path / "four")) == 45
 
 
-def test_failing_models_are_rows(tmp_path, named, small, capsys):
+def test_failing_models_are_rows(tmp_path, named, small, capsys, monkeypatch):
     names = named(["breaks", "a", "no_model", "out_of_memory", "three_classes"])
     assert study(*names, *small, "--out", tmp_path) == 3
     assert "2 measured, 3 failed, 0 skipped" in capsys.readouterr().out
@@ -178,6 +178,10 @@ def test_failing_models_are_rows(tmp_path, named, small, capsys):
     # Failures are not repeated unless asked for.
     assert study(*names, *small, "--out", tmp_path) == 0
     assert study(*names, *small, "--out", tmp_path, "--retry-failed") == 3
+    assert len(read_rows(tmp_path)) == len(rows)
+    # torchrun ends all processes when one ends otherwise.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert study(*names, *small, "--out", tmp_path, "--retry-failed") == 0
     assert len(read_rows(tmp_path)) == len(rows)
 
 
