@@ -102,6 +102,7 @@ def test_weights_are_of_the_moment(kind):
         first = whole(IMAGES)
         for parameter in whole.parameters():
             parameter.zero_()
+        assert torch.equal(model(IMAGES), first)
     model(IMAGES).square().sum().backward()
     optimizer.step()
     with torch.no_grad():
@@ -109,6 +110,29 @@ def test_weights_are_of_the_moment(kind):
     assert not torch.allclose(value, first)
     with lm.unsharded(model) as whole, torch.no_grad():
         assert torch.equal(whole(IMAGES), value)
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def encode(self, x):
+        return self.net(x)
+
+
+def test_frozen_weights_stay_so_and_methods_are_those_of_the_class():
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    model = Encoder()
+    model.net[1].bias.requires_grad_(False)
+    sharded(model.net, "fsdp2")
+    register_fsdp_forward_method(model.net, "forward")
+    register_fsdp_forward_method(model, "encode")
+    with lm.unsharded(model) as whole:
+        assert "forward" not in vars(whole.net)
+        assert [p.requires_grad for p in whole.parameters()] == [True, False, True, True]
+    assert {"forward"} <= set(vars(model.net))
 
 
 @pytest.mark.parametrize("kind", KINDS)
