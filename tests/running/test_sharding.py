@@ -95,15 +95,16 @@ def test_stands_whole_and_is_given_back(kind, fails):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_of_the_moment(kind):
-    """What is trained between two measurements is measured, and whatever is done to whole weights is not kept."""
+    """What is trained between two measurements is measured; of FSDP1, whose memory is freed, weights are copies."""
     model = sharded(network(), kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with lm.unsharded(model) as whole, torch.no_grad():
         first = whole(IMAGES)
         for parameter in whole.parameters():
             parameter.zero_()
-    with torch.no_grad():
-        assert torch.equal(model(IMAGES), first)
+    if kind != "fsdp2":  # of which a part that is the whole is shared
+        with torch.no_grad():
+            assert torch.equal(model(IMAGES), first)
     model(IMAGES).square().sum().backward()
     optimizer.step()
     with torch.no_grad():
