@@ -257,6 +257,13 @@ class TestLoop:
             assert [entry["step"] for entry in recorder.history if key in entry] == wanted
             assert recorder.keys == [key for key in recorder.history[0] if key not in {"step", "epoch"}]
 
+    def test_what_a_log_does_to_values_is_not_kept(self):
+        recorder = lm.Recorder(
+            IMAGES[:4], "rotation", displacement=None, floor=False, log=lambda values: values.clear()
+        )
+        assert recorder.measure(net(), 0).items() <= recorder.history[0].items()
+        assert recorder.history[0]["step"] == 0
+
     def test_epochs_count_by_themselves(self):
         recorder = lm.Recorder(IMAGES[:4], "rotation", displacement=None, floor=False)
         for step in (0, 10):

@@ -192,6 +192,10 @@ def test_gathered_weights_are_shared_and_freed(package, monkeypatch):
         run(module, loader(TEST), verbose=False)
         gc.collect()
         assert [whole() for whole in made] == [None]
+    made.clear()
+    trainer_of(package, monitors, epochs=2).fit(module, loader(VALIDATION), loader(VALIDATION))
+    gc.collect()
+    assert [whole() for whole in made] == [None] * 3  # in the sanity check, and in each epoch
 
 
 def test_weights_that_cannot_be_gathered_are_nan(package, monkeypatch):

@@ -95,13 +95,16 @@ def test_stands_whole_and_is_given_back(kind, fails):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_of_the_moment(kind):
-    """What is trained between two measurements is measured, and whatever is done to whole weights is not kept."""
+    """What is trained between two measurements is measured; of FSDP1, whose memory is freed, weights are copies."""
     model = sharded(network(), kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with lm.unsharded(model) as whole, torch.no_grad():
         first = whole(IMAGES)
         for parameter in whole.parameters():
             parameter.zero_()
+    if kind != "fsdp2":  # of which a part that is the whole is shared
+        with torch.no_grad():
+            assert torch.equal(model(IMAGES), first)
     model(IMAGES).square().sum().backward()
     optimizer.step()
     with torch.no_grad():
@@ -109,6 +112,29 @@ def test_weights_are_of_the_moment(kind):
     assert not torch.allclose(value, first)
     with lm.unsharded(model) as whole, torch.no_grad():
         assert torch.equal(whole(IMAGES), value)
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def encode(self, x):
+        return self.net(x)
+
+
+def test_frozen_weights_stay_so_and_methods_are_those_of_the_class():
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    model = Encoder()
+    model.net[1].bias.requires_grad_(False)
+    sharded(model.net, "fsdp2")
+    register_fsdp_forward_method(model.net, "forward")
+    register_fsdp_forward_method(model, "encode")
+    with lm.unsharded(model) as whole:
+        assert "forward" not in vars(whole.net)
+        assert [p.requires_grad for p in whole.parameters()] == [True, False, True, True]
+    assert {"forward"} <= set(vars(model.net))
 
 
 @pytest.mark.parametrize("kind", KINDS)
