@@ -1,7 +1,5 @@
 """Models as loops hold them: compiled, wrapped for data parallelism, prepared by accelerate."""
 
-import contextlib
-
 import pytest
 import torch
 from torch import nn
@@ -147,12 +145,7 @@ def test_what_accelerate_casts_is_given_back_after_a_failure(accelerate):
     with pytest.raises(RuntimeError, match="planted"):
         measured(model)
     assert vars(model)["forward"] is patched
-<<<<<<< HEAD
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(uncast(casting(model.modules())))
-=======
     with uncast(casting(model.modules())):
->>>>>>> faults3
         assert vars(model)["forward"] is not patched
         with pytest.raises(RuntimeError, match="planted"):
             model(IMAGES)
