@@ -150,6 +150,10 @@ PASSED = {
 # Cells, like earlier ones but wider, that come last and are left out: which, and how many channels come before.
 WITHOUT = {"pnasnet5large": (range(8, 12), 2160)}
 
+# Bounds of the difference from `vmap` in float64 where it is not 1e-9. Its norm is computed in float32, in another order:
+# with that in float64 the difference is 4e-16.
+DIFFERENCES = {"deepseek_vit_412m": 1e-6}
+
 # Bounds of the completeness error in float64 where it is not 1e-9.
 RESIDUALS = {
     # They compute parts in float32 whatever the weights are.
@@ -253,7 +257,7 @@ def test_every_family(family, capsys):
             f"residual {residual:7.1e}, float32 {residual32:7.1e}  cost {cost:5.2f}  "
             f"{len(report.operations):5d} operations"
         )
-    assert error <= 1e-9
+    assert error <= DIFFERENCES.get(name, 1e-9)
     assert finite <= 1e-3 + rounding or step is None
     assert residual <= bound
     assert residual32 <= 1e-3
