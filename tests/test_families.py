@@ -150,7 +150,7 @@ PASSED = {
 # Cells, like earlier ones but wider, that come last and are left out: which, and how many channels come before.
 WITHOUT = {"pnasnet5large": (range(8, 12), 2160)}
 
-# Bounds of the difference from `vmap` in float64 where it is not 1e-9. Its norm is computed in float32, in another order:
+# Bounds of the difference from `vmap` in float64 where it is not 1e-9. A norm is computed in float32, in another order;
 # with that in float64 the difference is 4e-16.
 DIFFERENCES = {"deepseek_vit_412m": 1e-6}
 
