@@ -1,6 +1,5 @@
 """Two processes (gloo, CPU) give the values of one over the same images, agree on failures, and never wait in vain."""
 
-import os
 import pickle
 import types
 import warnings
@@ -9,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import one_of_two
 from test_named_parts import PACKED, Molecules, Potential, collate
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
@@ -153,16 +153,8 @@ def scenarios(world, rank, directory):
 
 
 def _worker(rank, directory):
-    torch.set_num_threads(1)
-    # As `torchrun` sets them: the Trainer then starts no processes of its own.
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
-    }  # fmt: skip
-    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/init", rank=rank, world_size=2)
-    with open(f"{directory}/{rank}.pickle", "wb") as file:
+    with one_of_two(rank, directory), open(f"{directory}/{rank}.pickle", "wb") as file:
         pickle.dump(scenarios(2, rank, f"{directory}/checkpoints"), file)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import os
 import pickle
 import types
 import warnings
@@ -12,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from processes import one_of_two
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -214,21 +214,15 @@ def test_appending(tmp_path):
 
 
 def _worker(rank, folder):
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
-    }  # fmt: skip
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    _everything(folder, 2)
-    metric = lm.LocalEquivarianceError("rotation")
-    metric.update(nn.Flatten(), IMAGES[rank::2])
-    grouped = LatticeEquivarianceError("flips")
-    grouped.update(nn.Flatten(), IMAGES[rank * 5 : 5 + rank * 7], groups=GROUPS[rank * 5 : 5 + rank * 7])
-    found = metric.images_fingerprint(), metric.record().to_json(), grouped.images_fingerprint()
-    with builtins.open(f"{folder}/{rank}.pickle", "wb") as file:
-        pickle.dump(found, file)
-    torch.distributed.destroy_process_group()
+    with one_of_two(rank, folder):
+        _everything(folder, 2)
+        metric = lm.LocalEquivarianceError("rotation")
+        metric.update(nn.Flatten(), IMAGES[rank::2])
+        grouped = LatticeEquivarianceError("flips")
+        grouped.update(nn.Flatten(), IMAGES[rank * 5 : 5 + rank * 7], groups=GROUPS[rank * 5 : 5 + rank * 7])
+        found = metric.images_fingerprint(), metric.record().to_json(), grouped.images_fingerprint()
+        with builtins.open(f"{folder}/{rank}.pickle", "wb") as file:
+            pickle.dump(found, file)
 
 
 GROUPS = [0, 0, 3, 3, 3, 1, 1, 2, 4, 4, 4, 70]

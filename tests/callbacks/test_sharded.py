@@ -1,7 +1,6 @@
 """Modules sharded by FSDP on two processes (gloo, CPU): values of one process, training unchanged, no waiting."""
 
 import itertools
-import os
 import pickle
 import warnings
 
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from processes import one_of_two
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -366,16 +366,8 @@ def scenarios(rank):
 
 
 def _worker(rank, directory):
-    torch.set_num_threads(1)
-    # As `torchrun` sets them: the Trainer then starts no processes of its own.
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
-    }  # fmt: skip
-    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/init", rank=rank, world_size=2)
-    with open(f"{directory}/{rank}.pickle", "wb") as file:
+    with one_of_two(rank, directory), open(f"{directory}/{rank}.pickle", "wb") as file:
         pickle.dump(scenarios(rank), file)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
