@@ -46,6 +46,19 @@ else:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_importing_differentiates_nothing():
+    """Where there are accelerators, threads of autograd that have run forbid processes that are forked later."""
+    code = """
+import torch, lightning.pytorch, torchmetrics
+def started(*args, **kwargs):
+    raise SystemExit("autograd has run")
+torch.autograd.grad = torch.autograd.backward = torch.Tensor.backward = started
+import lie_metric
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_public_names():
     wanted = {
         "PAPER", "EquivarianceMonitor", "Generator", "LocalEquivarianceError", "Resampling", "functional", "generators",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -59,17 +60,22 @@ def _power(x: Tensor, exponent: Any) -> Any:
     return exponent * x ** (exponent - 1) if exponent else torch.zeros_like(x)
 
 
-with torch.inference_mode(False), torch.enable_grad():
-    # Versions of torch differ in whether a number that is a bound counts as cut; reverse mode follows them as well.
-    _bound = torch.zeros(1, device="cpu", requires_grad=True)
-    _BOUNDS_MOVE = bool(torch.autograd.grad(_bound.clamp(min=0), _bound)[0])
+@functools.cache
+def _bounds_move() -> bool:
+    """Whether a number that is a bound counts as not cut, in which versions of torch differ, in every mode."""
+    bound = torch.zeros((), device="cpu")
+    with above():
+        _, slope = cast(
+            tuple[Tensor, Tensor], torch.func.jvp(lambda v: v.clamp(min=0), (bound,), (torch.ones_like(bound),))
+        )
+    return bool(slope)
 
 
 def _within(x: Tensor, low: Any, high: Any) -> Any:
     """One where a number is not cut."""
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return NotImplemented  # torch has halves there where they are equal
-    over, under = (torch.ge, torch.le) if _BOUNDS_MOVE else (torch.gt, torch.lt)
+    over, under = (torch.ge, torch.le) if _bounds_move() else (torch.gt, torch.lt)
     inside = torch.ones_like(x, dtype=torch.bool) if low is None else over(x, low)
     return (inside if high is None else inside & under(x, high)).to(x.dtype)
 
