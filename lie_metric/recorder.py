@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ from lie_metric.metrics.base import ModelMetric
 from lie_metric.options import Function, Layout, Options, Output
 from lie_metric.records import VERSION, plain
 from lie_metric.resampling import Resampling
-from lie_metric.running import add_up, buffers_of_the_first, found_modules, process, shared_buffers, unsharded
+from lie_metric.running import (
+    add_up,
+    buffers_of_the_first,
+    found_modules,
+    is_sharded,
+    process,
+    shared_buffers,
+    unsharded,
+)
 
 __all__ = ["Recorder"]
 
@@ -205,10 +213,8 @@ class Recorder:
             TypeError: If the first call is a misuse.
             ValueError: If the first call is a misuse, or other processes hold other inputs.
         """
-        with unsharded(model) if isinstance(model, torch.nn.Module) else nullcontext(model) as whole:
-            modules = [module for _, module in found_modules(whole).modules.values()]
-            with shared_buffers(buffers_of_the_first(modules, _device_of(whole))):
-                return self._measure(whole, step, len(self.history) if epoch is None else epoch)
+        with _shared(model) as whole:
+            return self._measure(whole, step, len(self.history) if epoch is None else epoch)
 
     def _measure(self, model: Any, step: int, epoch: float) -> dict[str, float]:
         device, calls = _device_of(model), len(self.history)
@@ -360,6 +366,22 @@ def _on(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields"):
         return type(inputs)(_on(value, device) for value in inputs)
     return inputs
+
+
+@contextmanager
+def _shared(model: Any) -> Iterator[Any]:
+    """The model as all processes have it alike: whole, and with the first one's buffers.
+
+    Yields:
+        The model.
+    """
+    modules = [module for _, module in found_modules(model).modules.values()]
+    if isinstance(model, torch.nn.Module) and is_sharded(modules):
+        with unsharded(model) as whole:  # its buffers are the first one's
+            yield whole
+    else:
+        with shared_buffers(buffers_of_the_first(modules, _device_of(model))):
+            yield model
 
 
 def _device_of(model: Any) -> torch.device:
