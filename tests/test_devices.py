@@ -16,15 +16,14 @@ import lie_metric as lm
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])]
 IMAGES = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 3
 
 
 @pytest.fixture(params=DEVICES)
 def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
     return request.param
 
 
@@ -140,10 +139,9 @@ def test_recorders_and_layers(device):
 
 
 @pytest.mark.gpu
+@NO_CUDA
 def test_updates_wait_for_the_device_only_to_check():
     """Once the first update has checked the model, further ones wait as often for one image as for many."""
-    if not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
     model, waits = network().eval().cuda(), []
     for count in (4, 12):
         metric = lm.LocalEquivarianceError("affine").cuda()
